@@ -1,0 +1,155 @@
+"""PaiNN: polarisable atom interaction network.
+
+Schütt, Unke, Gastegger, "Equivariant message passing for the prediction of tensorial properties
+and molecular spectra", ICML 2021, arXiv:2102.03150.
+
+Channel layout, epsilon and the order of every split follow SchNetPack's PaiNN, so that weights
+trained there import exactly. Vector features have the layout (n_atoms, 3, F) and are only ever
+mixed across channels F: mixing x, y and z would break rotational equivariance.
+
+Symbols: F = hidden_dim, i = receiver (centre), j = sender (neighbour).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mlff_distiller.models.radial import BesselBasis, GaussianBasis, cosine_cutoff
+
+#: Added under the square root of the vector norm, whose gradient is infinite at zero.
+NORM_EPSILON = 1e-8
+
+
+class Interaction(nn.Module):
+    """One message block and one update block.
+
+    Args:
+        hidden_dim: F.
+        num_rbf: radial basis functions.
+    """
+
+    def __init__(self, hidden_dim: int, num_rbf: int) -> None:
+        super().__init__()
+        self.hidden_dim = hidden_dim
+        self.filter = nn.Linear(num_rbf, 3 * hidden_dim)
+        self.message = nn.Sequential(
+            nn.Linear(hidden_dim, hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, 3 * hidden_dim)
+        )
+        self.mix = nn.Linear(hidden_dim, 2 * hidden_dim, bias=False)
+        self.update = nn.Sequential(
+            nn.Linear(2 * hidden_dim, hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, 3 * hidden_dim)
+        )
+
+    def forward(
+        self,
+        scalars: Tensor,
+        vectors: Tensor,
+        edge_index: Tensor,
+        directions: Tensor,
+        radial: Tensor,
+        envelope: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Message passing, then the atom-wise update.
+
+        Args:
+            scalars: (n_atoms, F).
+            vectors: (n_atoms, 3, F).
+            edge_index: (2, n_edges), senders and receivers.
+            directions: (n_edges, 3), unit vectors from receiver to sender.
+            radial: (n_edges, num_rbf).
+            envelope: (n_edges,), cutoff function.
+
+        Returns:
+            scalars and vectors of the same shapes.
+        """
+        senders, receivers = edge_index[0], edge_index[1]
+        filters = self.filter(radial) * envelope.unsqueeze(-1)  # (n_edges, 3F)
+        messages = filters * self.message(scalars).index_select(0, senders)
+        to_scalars, along_edge, along_vectors = torch.split(messages, self.hidden_dim, dim=-1)
+        vector_messages = along_edge.unsqueeze(1) * directions.unsqueeze(
+            -1
+        ) + along_vectors.unsqueeze(1) * vectors.index_select(0, senders)
+        scalars = scalars.index_add(0, receivers, to_scalars)
+        vectors = vectors.index_add(0, receivers, vector_messages)
+
+        normed, mixed = torch.split(self.mix(vectors), self.hidden_dim, dim=-1)  # V v and U v
+        norms = torch.sqrt((normed * normed).sum(dim=1) + NORM_EPSILON)
+        a = self.update(torch.cat([scalars, norms], dim=-1))
+        a_ss, a_vv, a_sv = torch.split(a, self.hidden_dim, dim=-1)
+        scalars = scalars + a_ss + a_sv * (normed * mixed).sum(dim=1)
+        vectors = vectors + a_vv.unsqueeze(1) * mixed
+        return scalars, vectors
+
+
+class PaiNN(nn.Module):
+    """Atomic energies from species and edge vectors.
+
+    Args:
+        num_species: rows of the embedding.
+        hidden_dim: F, a multiple of 8.
+        num_interactions: message + update blocks.
+        num_rbf: radial basis functions.
+        cutoff: Å.
+        rbf: ``gaussian`` or ``bessel``.
+    """
+
+    def __init__(
+        self,
+        num_species: int,
+        hidden_dim: int = 128,
+        num_interactions: int = 3,
+        num_rbf: int = 20,
+        cutoff: float = 5.0,
+        rbf: str = "gaussian",
+    ) -> None:
+        super().__init__()
+        self.hidden_dim = hidden_dim
+        self.cutoff = cutoff
+        self.embedding = nn.Embedding(num_species, hidden_dim)
+        self.rbf = (
+            BesselBasis(num_rbf, cutoff) if rbf == "bessel" else GaussianBasis(num_rbf, cutoff)
+        )
+        self.interactions = nn.ModuleList(
+            Interaction(hidden_dim, num_rbf) for _ in range(num_interactions)
+        )
+        self.readout = nn.Sequential(
+            nn.Linear(hidden_dim, hidden_dim // 2), nn.SiLU(), nn.Linear(hidden_dim // 2, 1)
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier-uniform weights and zero biases, as in the paper's code; embeddings are normal."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Tensor:
+        """Energy of each atom without its reference energy.
+
+        Args:
+            species: (n_atoms,) int64, rows of the embedding.
+            edge_index: (2, n_edges) int64, senders and receivers.
+            edge_vectors: (n_edges, 3), Å, from receiver to sender. Edges at the cutoff and
+                beyond contribute nothing.
+
+        Returns:
+            (n_atoms,), eV.
+        """
+        distances = torch.sqrt((edge_vectors * edge_vectors).sum(dim=-1))
+        directions = edge_vectors / distances.unsqueeze(-1)
+        radial = self.rbf(distances)
+        envelope = cosine_cutoff(distances, self.cutoff)
+
+        scalars = self.embedding(species)
+        vectors = scalars.new_zeros(scalars.shape[0], 3, self.hidden_dim)
+        for interaction in self.interactions:
+            scalars, vectors = interaction(
+                scalars, vectors, edge_index, directions, radial, envelope
+            )
+        return self.readout(scalars).squeeze(-1)
+
+
+__all__ = ["NORM_EPSILON", "Interaction", "PaiNN"]

@@ -1,0 +1,242 @@
+"""StudentForceField: PaiNN + reference energies + optional ZBL repulsion.
+
+| quantity       | shape          | unit    | sign                                        |
+|----------------|----------------|---------|---------------------------------------------|
+| atomic_numbers | (n_atoms,)     |         |                                             |
+| positions      | (n_atoms, 3)   | Å       |                                             |
+| cell           | (3, 3)         | Å       | rows are lattice vectors                    |
+| pbc            | (3,)           |         |                                             |
+| edge_index     | (2, n_edges)   |         | senders, receivers                          |
+| edge_vectors   | (n_edges, 3)   | Å       | r_sender - r_receiver + shift @ cell        |
+| energy         | () or (B,)     | eV      |                                             |
+| forces         | (n_atoms, 3)   | eV/Å    | -dE/dr                                      |
+| stress         | (3, 3)         | eV/Å^3  | dE/dε / volume, positive under tension (ASE)|
+
+Batches hold the atoms of B structures one after another, with ``structure_index`` (n_atoms,).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from ase.data import chemical_symbols, covalent_radii
+from torch import Tensor, nn
+
+from mlff_distiller.config import ModelConfig
+from mlff_distiller.errors import InputError
+from mlff_distiller.models.painn import PaiNN
+from mlff_distiller.models.zbl import ZBLRepulsion
+from mlff_distiller.ops.reference import neighbor_list_reference
+
+if TYPE_CHECKING:
+    from mlff_distiller.data import Batch
+
+
+class StudentForceField(nn.Module):
+    """The distilled potential.
+
+    Args:
+        config: the network.
+        elements: atomic numbers that the student knows; only these can be evaluated.
+        reference_energies: energy per atom of each element, eV, in the order of ``elements``;
+            zero when left out. Kept in float64: totals of large systems need it.
+
+    Raises:
+        InputError: no elements, an element twice, or one outside 1..max_z.
+    """
+
+    reference_energies: Tensor
+    species_of_z: Tensor
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        elements: Sequence[int],
+        reference_energies: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        elements = [int(z) for z in elements]
+        _check_elements(elements, config.max_z)
+        self.config = config
+        self.elements = elements
+        self.cutoff = float(config.cutoff)
+        self.painn = PaiNN(
+            num_species=len(elements),
+            hidden_dim=config.hidden_dim,
+            num_interactions=config.num_interactions,
+            num_rbf=config.num_rbf,
+            cutoff=config.cutoff,
+            rbf=config.rbf,
+        )
+        self.zbl: ZBLRepulsion | None = None
+        if config.zbl:
+            self.zbl = ZBLRepulsion(
+                torch.tensor(elements), torch.as_tensor(covalent_radii[elements])
+            )
+        species_of_z = torch.full((119,), -1, dtype=torch.int64)
+        species_of_z[elements] = torch.arange(len(elements))
+        self.register_buffer("species_of_z", species_of_z, persistent=False)
+        energies = torch.zeros(len(elements), dtype=torch.float64)
+        self.register_buffer("reference_energies", energies)
+        if reference_energies is not None:
+            self.set_reference_energies(reference_energies)
+
+    def set_reference_energies(self, energies: Sequence[float]) -> None:
+        """Set the energy per atom of each element, eV, in the order of ``elements``."""
+        if len(energies) != len(self.elements):
+            raise InputError(
+                f"reference energies: expected {len(self.elements)} values, one for each of "
+                f"{_symbols(self.elements)}, got {len(energies)}"
+            )
+        self.reference_energies.copy_(torch.as_tensor(list(energies), dtype=torch.float64))
+
+    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
+        # `.to(float32)` must not round the reference energies.
+        exact = self.reference_energies
+        super()._apply(fn, recurse)
+        self.reference_energies = exact.to(self.reference_energies.device)
+        return self
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of trained numbers."""
+        return sum(p.numel() for p in self.parameters())
+
+    def species(self, atomic_numbers: Tensor) -> Tensor:
+        """Rows of the embedding, (n_atoms,). Raises InputError for an unknown element."""
+        valid = (atomic_numbers >= 1) & (atomic_numbers <= 118)
+        species = self.species_of_z[torch.where(valid, atomic_numbers, 0)]
+        if not torch.compiler.is_compiling() and bool((species < 0).any()):
+            unknown = sorted({int(z) for z in atomic_numbers[species < 0]})
+            raise InputError(
+                f"the model knows {_symbols(self.elements)}, got {_symbols(unknown)}; "
+                "train with these elements in the data"
+            )
+        return species
+
+    def atomic_energies(
+        self, atomic_numbers: Tensor, edge_index: Tensor, edge_vectors: Tensor
+    ) -> Tensor:
+        """Energy of each atom, reference energies included.
+
+        Args:
+            atomic_numbers: (n_atoms,) int64.
+            edge_index: (2, n_edges) int64.
+            edge_vectors: (n_edges, 3), Å; edges at the cutoff and beyond contribute nothing.
+
+        Returns:
+            (n_atoms,) float64, eV.
+        """
+        species = self.species(atomic_numbers)
+        energies = self.painn(species, edge_index, edge_vectors)
+        if self.zbl is not None:
+            energies = energies + self.zbl(species, edge_index, edge_vectors)
+        return energies.to(torch.float64) + self.reference_energies[species]
+
+    def forward(
+        self, atomic_numbers: Tensor, positions: Tensor, cell: Tensor, pbc: Tensor
+    ) -> Tensor:
+        """Energy of one structure, () float64 in eV, differentiable in positions and cell."""
+        edge_index, shifts = neighbor_list_reference(positions, cell, pbc, self.cutoff)
+        vectors = positions[edge_index[0]] - positions[edge_index[1]]
+        vectors = vectors + shifts.to(positions.dtype) @ cell
+        return self.atomic_energies(atomic_numbers, edge_index, vectors).sum()
+
+    def compute(
+        self,
+        batch: Batch,
+        *,
+        forces: bool = True,
+        stress: bool = True,
+        create_graph: bool = False,
+    ) -> dict[str, Tensor]:
+        """Energies and their derivatives for a batch.
+
+        Args:
+            batch: structures with their neighbour lists.
+            forces: compute forces.
+            stress: compute the stress (zero rows for structures without a volume).
+            create_graph: keep the graph, so that a loss on forces can be differentiated.
+
+        Returns:
+            ``energy`` (B,), ``energies`` (n_atoms,) and, when asked for, ``forces``
+            (n_atoms, 3) and ``stress`` (B, 3, 3).
+        """
+        with torch.enable_grad():
+            vectors = _edge_vectors(batch)
+            if forces or stress:
+                vectors = vectors.detach().requires_grad_(True)
+            energies = self.atomic_energies(batch.atomic_numbers, batch.edge_index, vectors)
+            energy = torch.zeros(
+                batch.num_structures, dtype=energies.dtype, device=energies.device
+            ).index_add(0, batch.structure_index, energies)
+            result = {"energy": energy, "energies": energies}
+            if forces or stress:
+                (gradient,) = torch.autograd.grad(
+                    [energies.sum()], [vectors], create_graph=create_graph
+                )
+                if forces:
+                    result["forces"] = _forces(batch, gradient)
+                if stress:
+                    result["stress"] = _stress(batch, vectors.detach(), gradient)
+        if not create_graph:
+            result = {key: value.detach() for key, value in result.items()}
+        return result
+
+    @staticmethod
+    def load(path: str | Path) -> StudentForceField:
+        """Load a student from a run directory, a checkpoint or an exported ``.pt`` file.
+
+        Raises:
+            InputError: missing, truncated or foreign file, or one written by a newer version.
+        """
+        from mlff_distiller.export import load_student
+
+        return load_student(path)
+
+
+def _edge_vectors(batch: Batch) -> Tensor:
+    senders, receivers = batch.edge_index[0], batch.edge_index[1]
+    cells = batch.cell[batch.structure_index[receivers]]
+    offsets = torch.einsum("es,esx->ex", batch.shifts.to(cells.dtype), cells)
+    return batch.positions[senders] - batch.positions[receivers] + offsets
+
+
+def _forces(batch: Batch, gradient: Tensor) -> Tensor:
+    # r_edge = r_sender - r_receiver, so -dE/dr collects + at the receiver and - at the sender.
+    forces = gradient.new_zeros(batch.positions.shape)
+    forces = forces.index_add(0, batch.edge_index[1], gradient)
+    return forces.index_add(0, batch.edge_index[0], -gradient)
+
+
+def _stress(batch: Batch, vectors: Tensor, gradient: Tensor) -> Tensor:
+    # dE/dε = Σ_edges r ⊗ dE/dr; symmetric because the energy is invariant under rotation.
+    per_edge = vectors.unsqueeze(2) * gradient.unsqueeze(1)
+    strain_gradient = gradient.new_zeros(batch.num_structures, 3, 3).index_add(
+        0, batch.structure_index[batch.edge_index[1]], per_edge
+    )
+    strain_gradient = 0.5 * (strain_gradient + strain_gradient.transpose(1, 2))
+    periodic = batch.pbc.all(dim=1)
+    volume = torch.linalg.det(batch.cell).abs()
+    volume = torch.where(periodic, volume, torch.ones_like(volume))
+    stress = strain_gradient / volume[:, None, None]
+    return torch.where(periodic[:, None, None], stress, torch.zeros_like(stress))
+
+
+def _check_elements(elements: list[int], max_z: int) -> None:
+    if not elements:
+        raise InputError("a student needs at least one element, got none; pass elements=[14]")
+    if len(set(elements)) != len(elements):
+        raise InputError(f"each element must appear once, got {elements}")
+    bad = [z for z in elements if not 1 <= z <= max_z]
+    if bad:
+        raise InputError(f"atomic numbers must be 1..{max_z}, got {bad}; correct the structures")
+
+
+def _symbols(elements: Sequence[int]) -> str:
+    return " ".join(
+        chemical_symbols[z] if 1 <= z < len(chemical_symbols) else f"Z={z}" for z in elements
+    )
