@@ -50,3 +50,17 @@ def sha256(path: str | Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def native_file(name: str) -> Path | None:
+    """Path of a compiled file of this package, such as ``lib/libmlff_ops.so``; None if not built.
+
+    An editable install keeps sources and compiled files in two folders, so all are searched.
+    """
+    import mlff_distiller
+
+    for folder in mlff_distiller.__path__:
+        path = Path(folder) / name
+        if path.exists():
+            return path
+    return None
