@@ -1,15 +1,19 @@
-// The one exception whose message is meant for users.
-#pragma once
+// Errors that a user can act on.
+#ifndef MLFF_CORE_ERROR_H_
+#define MLFF_CORE_ERROR_H_
 
 #include <stdexcept>
 #include <string>
 
 namespace mlff {
 
-// Something the user gave cannot be used. The message is one line: expected, got, remedy.
+// Bad input: one line that says what was expected, what was found and how to mend it. Becomes
+// mlff_distiller.errors.InputError in Python and error->all / error->one in LAMMPS.
 class InputError : public std::runtime_error {
  public:
-  using std::runtime_error::runtime_error;
+  explicit InputError(const std::string& message) : std::runtime_error(message) {}
 };
 
 }  // namespace mlff
+
+#endif  // MLFF_CORE_ERROR_H_

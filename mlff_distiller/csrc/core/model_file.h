@@ -1,0 +1,53 @@
+// Reader of the exported student: TorchScript zip with the entry extra/native.bin, or a bare
+// native.bin. No libtorch needed: the entry is stored uncompressed and guarded by its CRC-32.
+#ifndef MLFF_CORE_MODEL_FILE_H_
+#define MLFF_CORE_MODEL_FILE_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+namespace mlff {
+
+// Newest `mlff-native N` this reader understands.
+constexpr int kNativeFormatVersion = 1;
+
+struct Tensor {
+  std::vector<int64_t> shape;
+  std::vector<double> values;  // row major, converted from f32 or f64
+};
+
+// Parameters of one student, as written by mlff_distiller.export. All tensors were checked for
+// name, shape and finite values when this was read.
+struct ModelFile {
+  int64_t hidden_dim = 0;        // F
+  int64_t num_interactions = 0;  // K
+  int64_t num_rbf = 0;
+  double cutoff = 0.0;       // Angstrom
+  std::string rbf;           // "gaussian" or "bessel"
+  std::string dtype;         // precision of the stored parameters: "float32" or "float64"
+  std::vector<int> elements;  // atomic number of each species index
+  bool zbl = false;
+  double min_distance = 0.0;  // closest pair seen in training, Angstrom; 0 if unknown
+  std::map<std::string, Tensor> tensors;
+
+  // Species index of an atomic number, -1 if the model does not know it.
+  int species_of(int atomic_number) const;
+  // "H, C, O" for messages.
+  std::string element_list() const;
+  // The tensor `name`; throws InputError if the file has none.
+  const Tensor& tensor(const std::string& name) const;
+};
+
+// Reads an exported student (`student.pt`) or a bare native.bin. Throws InputError, one line, if
+// the file is missing, truncated, damaged, not ours or of a newer format version.
+ModelFile read_model_file(const std::string& path);
+
+// Parses the bytes of a native.bin; `label` names the source in messages.
+ModelFile parse_native(const char* data, size_t size, const std::string& label);
+
+}  // namespace mlff
+
+#endif  // MLFF_CORE_MODEL_FILE_H_

@@ -1,0 +1,76 @@
+// Potential energy of an atomistic system: neighbour list with skin, engine, forces, virial.
+// What ASE and OpenMM call; LAMMPS has its own neighbour lists and uses engine.h.
+#ifndef MLFF_CORE_POTENTIAL_H_
+#define MLFF_CORE_POTENTIAL_H_
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine.h"
+
+namespace mlff {
+
+struct PotentialOptions {
+  EngineOptions engine;
+  double skin = 0.3;  // Angstrom; the list is rebuilt when an atom moved more than half of it
+};
+
+struct PotentialResult {
+  double energy = 0.0;                // eV
+  std::vector<double> energies;       // [n] eV, per atom, sums to energy
+  std::vector<double> forces;         // [n][3] eV/Angstrom
+  std::array<double, 9> virial{};     // eV, 3x3 symmetric; stress = -virial / volume
+  std::vector<double> atom_virials;   // [n][9] eV if asked for, sums to virial, not symmetric
+};
+
+enum PotentialOutputs : unsigned {
+  kEnergy = 0,         // always
+  kForces = 1u << 0,   // and virial
+  kAtomVirials = 1u << 1,
+};
+
+class Potential {
+ public:
+  // Loads an exported student. Throws InputError.
+  explicit Potential(const std::string& path, const PotentialOptions& options = {});
+  Potential(ModelFile model, const PotentialOptions& options);
+  ~Potential();
+  Potential(const Potential&) = delete;
+  Potential& operator=(const Potential&) = delete;
+
+  // positions [n][3] Angstrom, need not be wrapped; cell: 9 numbers, rows are lattice vectors
+  // (ignored, may be null, without pbc). Throws InputError, one line, for NaN or infinite
+  // positions, unknown elements, flat or left-handed cells of periodic systems, and atoms on top
+  // of each other. `result` keeps its capacity: no allocation per call once warm.
+  void compute(int64_t n, const int64_t* atomic_numbers, const double* positions,
+               const double* cell, const std::array<bool, 3>& pbc, PotentialResult& result,
+               unsigned outputs = kForces);
+
+  const ModelFile& model() const;
+  Engine& engine();
+  double skin() const;
+  int64_t num_builds() const;       // neighbour lists built so far
+  int64_t num_edges() const;        // in the present list, skin included
+  double neighbor_seconds() const;  // wall time in neighbour search and edge vectors so far
+  size_t memory_bytes() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+// 9-component virials of atoms from pair gradients: each edge gives half of
+// -(x_n - x_c) (outer) D to either end (the gauge of LAMMPS' pairwise potentials; its per-atom
+// numbers are a convention, their sum is the virial). Adds to atom_virials [n_rows][9], row major:
+// component 3 a + b is edge-vector component a times gradient component b.
+void add_atom_virials(int64_t n_local, const int64_t* offsets, const int32_t* senders,
+                      const double* edge_vectors, const double* pair_gradients,
+                      double* atom_virials);
+
+}  // namespace mlff
+
+#endif  // MLFF_CORE_POTENTIAL_H_
