@@ -57,17 +57,13 @@ class ModelConfig:
             f"num_interactions must be >= 1, got {self.num_interactions}; "
             "set model.num_interactions",
         )
-        _require(
-            self.num_rbf >= 2, f"num_rbf must be >= 2, got {self.num_rbf}; set model.num_rbf"
-        )
+        _require(self.num_rbf >= 2, f"num_rbf must be >= 2, got {self.num_rbf}; set model.num_rbf")
         _require(self.cutoff > 0, f"cutoff must be > 0 Å, got {self.cutoff}; set model.cutoff")
         _require(
             self.rbf in ("gaussian", "bessel"),
             f"rbf must be 'gaussian' or 'bessel', got {self.rbf!r}; set model.rbf",
         )
-        _require(
-            1 <= self.max_z <= 118, f"max_z must be 1..118, got {self.max_z}; set model.max_z"
-        )
+        _require(1 <= self.max_z <= 118, f"max_z must be 1..118, got {self.max_z}; set model.max_z")
 
 
 @dataclass(frozen=True)
@@ -204,8 +200,7 @@ class TrainingConfig:
         )
         _require(
             self.schedule in ("cosine", "plateau"),
-            f"schedule must be 'cosine' or 'plateau', got {self.schedule!r}; "
-            "set training.schedule",
+            f"schedule must be 'cosine' or 'plateau', got {self.schedule!r}; set training.schedule",
         )
         _require(
             0 <= self.ema_decay < 1,
@@ -323,7 +318,9 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path} is not valid YAML{line}: {getattr(error, 'problem', '')}") from None
+        raise InputError(
+            f"{path} is not valid YAML{line}: {getattr(error, 'problem', '')}"
+        ) from None
     if mapping is None:
         return {}
     if not isinstance(mapping, dict):

@@ -46,7 +46,7 @@ class ZBLRepulsion(nn.Module):
         scale = (z_i**self.exponent + z_j**self.exponent) / self.length
         x = distances * scale
         screening = torch.zeros_like(x)
-        for amplitude, decay in zip(self.amplitudes, self.decays):
+        for amplitude, decay in zip(self.amplitudes, self.decays):  # noqa: B905 (TorchScript)
             screening = screening + amplitude * torch.exp(-decay * x)
         r6 = reduced**6
         envelope = 1.0 - r6 * (28.0 - 48.0 * reduced + 21.0 * reduced * reduced)
