@@ -1,0 +1,324 @@
+"""Flat arrays <-> structures: what lies in an HDF5 file and in the journal beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from mlff_distiller.data.journal import Record, journal_path, read_journal
+from mlff_distiller.data.splits import SPLITS
+from mlff_distiller.data.structure import Structure, full_stress
+from mlff_distiller.errors import InputError
+from mlff_distiller.units import energy_in_ev, length_in_angstrom
+
+_IN_MEMORY_BYTES = 2**30
+# Name in ArrayStore -> place in the file.
+_PLACES = {
+    "atomic_numbers": "structures/atomic_numbers",
+    "positions": "structures/positions",
+    "cells": "structures/cells",
+    "pbc": "structures/pbc",
+    "info": "structures/info",
+    "energy": "labels/energy",
+    "forces": "labels/forces",
+    "stress": "labels/stress",
+}
+_PER_ATOM = ("atomic_numbers", "positions", "forces")
+
+
+def pack(structures: Sequence[Structure]) -> dict[str, np.ndarray]:
+    """Concatenate structures; labels appear when the first structure has them.
+
+    Returns:
+        ``sizes`` (S,), ``info`` (S,) JSON text and the arrays of the HDF5 layout; ``stress`` has
+        NaN rows for structures without one and is left out when none has any.
+    """
+    rows = np.zeros((0, 3))
+    arrays = {
+        "sizes": np.array([len(s) for s in structures], dtype=np.int64),
+        "atomic_numbers": np.concatenate(
+            [np.zeros(0, np.int64), *(s.atomic_numbers for s in structures)]
+        ),
+        "positions": np.concatenate([rows, *(s.positions for s in structures)]),
+        "cells": np.array([s.cell for s in structures]).reshape(-1, 3, 3),
+        "pbc": np.array([s.pbc for s in structures], dtype=bool).reshape(-1, 3),
+        "info": np.array([json.dumps(s.info) for s in structures], dtype=np.str_),
+    }
+    if structures and structures[0].energy is not None:
+        arrays["energy"] = np.array([s.energy for s in structures], dtype=np.float64)
+        if any(s.stress is not None for s in structures):
+            missing = np.full((3, 3), np.nan)
+            arrays["stress"] = np.array(
+                [missing if s.stress is None else s.stress for s in structures]
+            )
+    if structures and structures[0].forces is not None:
+        arrays["forces"] = np.concatenate([rows, *(s.forces for s in structures)])
+    return arrays
+
+
+class ArrayStore:
+    """The arrays of one HDF5 file followed by those of its journal.
+
+    Args:
+        path: the HDF5 file; it may not exist yet when there is a journal.
+        in_memory: read all at once; None decides by size.
+
+    Raises:
+        InputError: missing, truncated or foreign file, or arrays that do not fit together.
+    """
+
+    def __init__(self, path: Path, *, in_memory: bool | None) -> None:
+        self.path = path
+        self._file: h5py.File | None = None
+        self._process = 0
+        self._length, self._energy = 1.0, 1.0
+        header, self._records = read_journal(journal_path(path))
+        self.attributes: dict[str, Any] = dict(header or {})
+        self.splits: dict[str, np.ndarray] = {}
+        self.units: dict[str, str] = {}
+        self._arrays: dict[str, Any] = {}
+        self._count, self.offsets = 0, np.zeros(1, dtype=np.int64)
+        names: set[str] = set()
+        if path.exists() or header is None:
+            self._open_main(header)
+            names = set(self._arrays)
+        self._records = [r for r in self._records if r.first >= self._count]
+        self._progress_of(self._records)
+        self._add_records(names)
+        wanted = in_memory
+        if wanted is None:
+            wanted = 8 * 7 * int(self.offsets[-1]) < _IN_MEMORY_BYTES
+        self.in_memory = wanted
+        if wanted:
+            self._arrays = {k: v[()] for k, v in self._arrays.items()}
+            self.close()
+
+    @property
+    def num_structures(self) -> int:
+        """S."""
+        return len(self.offsets) - 1
+
+    @property
+    def has_energy(self) -> bool:
+        """Whether energies are stored."""
+        return "energy" in self._names
+
+    @property
+    def has_forces(self) -> bool:
+        """Whether forces are stored."""
+        return "forces" in self._names
+
+    def close(self) -> None:
+        """Close the file; it opens again when it is read from."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {**self.__dict__, "_file": None, "_process": 0}
+        if not self.in_memory:
+            state["_arrays"] = {}
+        return state
+
+    def info(self, index: int) -> dict[str, Any]:
+        """``info`` of one structure."""
+        record, local = self._locate(index)
+        source = record.arrays if record is not None else self._main()
+        if "info" not in source:
+            return {}
+        text = source["info"][local]
+        return dict(json.loads(text.decode() if isinstance(text, bytes) else str(text)))
+
+    def read(self, index: int) -> Structure:
+        """One structure, in eV and Å, not checked."""
+        record, local = self._locate(index)
+        if record is None:
+            source: Any = self._main()
+            start, stop = self.offsets[index : index + 2]
+            length, energy = self._length, self._energy
+        else:
+            source = record.arrays
+            ends = np.cumsum(source["sizes"])
+            start, stop = ends[local] - source["sizes"][local], ends[local]
+            length = energy = 1.0
+        stress = full_stress(source["stress"][local]) if "stress" in source else None
+        if stress is not None and np.all(np.isnan(stress)):
+            stress = None
+        cell = source["cells"][local] * length if "cells" in source else np.zeros((3, 3))
+        pbc = source["pbc"][local] if "pbc" in source else np.full(3, bool(np.any(cell)))
+        return Structure(
+            atomic_numbers=source["atomic_numbers"][start:stop],
+            positions=source["positions"][start:stop] * length,
+            cell=cell,
+            pbc=pbc,
+            energy=float(source["energy"][local]) * energy if "energy" in source else None,
+            forces=source["forces"][start:stop] * (energy / length) if "forces" in source else None,
+            stress=None if stress is None else stress * (energy / length**3),
+            info=self.info(index),
+        )
+
+    def _locate(self, index: int) -> tuple[Record | None, int]:
+        if index < self._count:
+            return None, index
+        r = int(np.searchsorted(self._firsts, index, side="right")) - 1
+        return self._records[r], index - int(self._firsts[r])
+
+    def _main(self) -> dict[str, Any]:
+        # Each process needs a handle of its own: HDF5 files do not survive a fork.
+        if not self.in_memory and self._process != os.getpid() and self.path.exists():
+            self._file = open_hdf5(self.path)
+            self._process = os.getpid()
+            self._arrays = {k: self._file[p] for k, p in _PLACES.items() if p in self._file}
+        return self._arrays
+
+    def _open_main(self, header: dict[str, Any] | None) -> None:
+        file = self._file = open_hdf5(self.path)
+        self._process = os.getpid()
+        try:
+            attributes = {k: _text(v) for k, v in file.attrs.items()}
+            if header is not None and header.get("identity") != attributes.get("identity"):
+                raise InputError(
+                    f"{journal_path(self.path)} must belong to {self.path.name}, got the journal "
+                    "of another file; move it away"
+                )
+            self.attributes = attributes
+            self._arrays = {k: file[p] for k, p in _PLACES.items() if p in file}
+            self._read_units(file)
+            self._check_main(file)
+            self.splits = self._read_splits(file)
+        except InputError:
+            self.close()
+            raise
+        except (OSError, RuntimeError, KeyError, AttributeError, TypeError) as error:
+            self.close()
+            raise _damaged(self.path, error) from None
+
+    def _read_units(self, file: h5py.File) -> None:
+        found: Any = file.attrs.get("units")
+        text = _text(found)
+        if text is None:
+            return
+        try:
+            units = json.loads(text)
+        except (TypeError, ValueError):
+            units = {"energy": text}
+        if not isinstance(units, dict):
+            units = {"energy": str(units)}
+        self.units = {str(k): str(v) for k, v in units.items()}
+        self._energy = energy_in_ev(self.units.get("energy", "eV"))
+        length = self.units.get("length", self.units.get("positions", "Ang"))
+        self._length = length_in_angstrom(length)
+
+    def _check_main(self, file: h5py.File) -> None:
+        a = self._arrays
+        for name in ("atomic_numbers", "positions"):
+            if name not in a:
+                raise InputError(
+                    f"{self.path} must hold {_PLACES[name]}, got the groups "
+                    f"{', '.join(file) or 'none'}; convert it with 'mlff-distiller convert'"
+                )
+        n = len(a["atomic_numbers"])
+        self._count, self.offsets = self._read_offsets(file, n)
+        expected: dict[str, tuple[int, ...]] = {"positions": (n, 3), "forces": (n, 3)}
+        expected |= {"cells": (self._count, 3, 3), "pbc": (self._count, 3)}
+        expected |= {"energy": (self._count,), "info": (self._count,)}
+        for name, shape in expected.items():
+            if name in a and a[name].shape != shape:
+                raise InputError(
+                    f"{self.path}: {_PLACES[name]} must have shape {shape} for {self._count} "
+                    f"structures with {n} atoms, got {a[name].shape}; write the file again"
+                )
+        allowed = [(self._count, 3, 3), (self._count, 6), (self._count, 9)]
+        if "stress" in a and a["stress"].shape not in allowed:
+            raise InputError(
+                f"{self.path}: labels/stress must have shape {allowed[0]} or {allowed[1]}, got "
+                f"{a['stress'].shape}; write the file again"
+            )
+
+    def _read_offsets(self, file: h5py.File, n: int) -> tuple[int, np.ndarray]:
+        place = "structures/atomic_numbers_splits"
+        if place in file:
+            offsets = np.asarray(file[place][()], dtype=np.int64)
+            rising = len(offsets) >= 1 and offsets[0] == 0 and np.all(np.diff(offsets) > 0)
+            if not rising or offsets[-1] != n:
+                raise InputError(
+                    f"{self.path}: {place} must rise from 0 to the {n} atoms of the file, got "
+                    f"{_ends(offsets)}; write the file again"
+                )
+            return len(offsets) - 1, offsets
+        lengths = [len(self._arrays[k]) for k in ("energy", "cells", "pbc") if k in self._arrays]
+        count = lengths[0] if lengths else 1
+        numbers = self._arrays["atomic_numbers"][()]
+        if count < 1 or n % count or np.any(numbers.reshape(count, -1) != numbers[: n // count]):
+            raise InputError(
+                f"{self.path} must hold {place} (offsets of the structures), which is missing; "
+                "it can be left out only when all structures have the same atoms"
+            )
+        return count, np.arange(count + 1, dtype=np.int64) * (n // count)
+
+    def _read_splits(self, file: h5py.File) -> dict[str, np.ndarray]:
+        if "splits" not in file:
+            return {}
+        splits: dict[str, np.ndarray] = {}
+        for name in SPLITS:
+            other = {"valid": "val"}.get(name, name)
+            place = next((p for p in (name, other) if p in file["splits"]), None)
+            indices = file["splits"][place][()] if place else np.zeros(0, np.int64)
+            splits[name] = np.asarray(indices, dtype=np.int64)
+        together = np.concatenate(list(splits.values()))
+        inside = np.all((together >= 0) & (together < self._count))
+        if len(np.unique(together)) != len(together) or not inside:
+            raise InputError(
+                f"{self.path}: splits must be indices below {self._count} that occur once; "
+                "remove the group 'splits' and draw them again"
+            )
+        return splits
+
+    def _progress_of(self, records: list[Record]) -> None:
+        text = self.attributes.get("progress")
+        for record in records:
+            text = str(record.arrays["progress"]) if "progress" in record.arrays else text
+        self.progress: dict[str, Any] = json.loads(text) if isinstance(text, str) else {}
+
+    def _add_records(self, names: set[str]) -> None:
+        self._records = [r for r in self._records if len(r.arrays["sizes"])]
+        self._firsts = np.array([r.first for r in self._records], dtype=np.int64)
+        for record in self._records:
+            names |= set(record.arrays)
+            ends = np.cumsum(record.arrays["sizes"]) + self.offsets[-1]
+            self.offsets = np.concatenate([self.offsets, ends])
+        self._names = names
+
+
+def open_hdf5(path: Path) -> h5py.File:
+    """Open for reading. Raises InputError for a missing, truncated or foreign file."""
+    if not path.exists():
+        raise InputError(f"{path} must be an HDF5 file, got no such file; check the path")
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: BaseException) -> InputError:
+    reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+    return InputError(
+        f"{path} must be a complete HDF5 file, got a truncated or foreign one ({reason}); "
+        "write or copy it again"
+    )
+
+
+def _text(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
+
+
+def _ends(offsets: np.ndarray) -> str:
+    return f"{offsets[0]}..{offsets[-1]}" if len(offsets) else "nothing"

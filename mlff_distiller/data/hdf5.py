@@ -1,0 +1,442 @@
+"""Labelled structures in one HDF5 file.
+
+    structures/atomic_numbers (N,)  atomic_numbers_splits (S+1,) int64, offsets of the structures
+    structures/positions (N, 3)  cells (S, 3, 3)  pbc (S, 3)  info (S,) JSON
+    labels/energy (S,)  forces (N, 3)  stress (S, 3, 3), NaN rows where there is none
+    splits/train, valid, test     indices; stored once, never drawn again
+    attributes: units, teacher, versions, seed, format, identity, progress
+
+Files of this layout written by others open as well: units, splits, info, pbc and stress may be
+missing, stress may be Voigt (S, 6).
+
+A file is never changed in place. HDF5Writer appends to a journal beside it (journal.py) and, when
+closed, writes the whole anew under another name and renames it. Whatever happens, the old file or
+the new one is there; batches still in the journal are read by HDF5Dataset and merged by the next
+writer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import h5py
+import numpy as np
+
+from mlff_distiller.data.arrays import ArrayStore, pack
+from mlff_distiller.data.journal import Journal, journal_path, read_journal, sync_directory
+from mlff_distiller.data.splits import SPLITS, draw_splits
+from mlff_distiller.data.structure import Structure, check_structure
+from mlff_distiller.errors import InputError
+
+FORMAT = "mlff-distiller 1"
+UNITS = {"length": "Ang", "energy": "eV", "forces": "eV/Ang", "stress": "eV/Ang^3"}
+
+
+class HDF5Dataset(Sequence[Structure]):
+    """Structures of an HDF5 file, as a sequence.
+
+    Args:
+        path: file.
+        require_labels: refuse a file without energies.
+        in_memory: read all at once; by default when it takes less than 1 GiB. Structures are
+            then kept too, so that their neighbour lists stay cached.
+
+    Attributes:
+        teacher, units, versions, seed: the attributes of the file, None where missing.
+        progress: what the writer of the last batch noted for resuming.
+        splits: ``train``, ``valid``, ``test`` -> indices; empty when none are stored.
+
+    Raises:
+        InputError: missing, truncated or foreign file, no labels, arrays that do not fit
+            together. Values are checked when a structure is taken.
+    """
+
+    def __init__(
+        self, path: str | Path, *, require_labels: bool = True, in_memory: bool | None = None
+    ) -> None:
+        self.path = Path(path)
+        self._store = ArrayStore(self.path, in_memory=in_memory)
+        attributes = self._store.attributes
+        self.teacher: str | None = attributes.get("teacher")
+        self.units: dict[str, str] = {**UNITS, **self._store.units}
+        self.versions: dict[str, str] = _as_mapping(attributes.get("versions"))
+        self.seed: int | None = _as_int(attributes.get("seed"))
+        self.progress: dict[str, Any] = self._store.progress
+        self.splits: dict[str, np.ndarray] = self._store.splits
+        self._kept: dict[int, Structure] = {}
+        if require_labels and not self._store.has_energy:
+            raise InputError(
+                f"{path} must hold labels/energy, got no labels; make them with "
+                f"'mlff-distiller label {path} --teacher NAME -o labelled.h5'"
+            )
+
+    def __len__(self) -> int:
+        return self._store.num_structures
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        i = int(index)
+        i = i + len(self) if i < 0 else i
+        if not 0 <= i < len(self):
+            raise IndexError(f"{self.path} holds {len(self)} structures, got index {index}")
+        if i in self._kept:
+            return self._kept[i]
+        structure = check_structure(self._store.read(i), f"{self.path}, structure {i}")
+        if self._store.in_memory:
+            self._kept[i] = structure
+        return structure
+
+    def __iter__(self) -> Iterator[Structure]:
+        return (self[i] for i in range(len(self)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": {}}
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether energies are stored."""
+        return self._store.has_energy
+
+    def sizes(self) -> np.ndarray:
+        """Atoms of each structure, (S,) int64."""
+        return np.diff(self._store.offsets)
+
+    def groups(self) -> list[str]:
+        """Group of each structure (``info["group"]``); structures without one are alone."""
+        return [str(self._store.info(i).get("group", f"#{i}")) for i in range(len(self))]
+
+    def subset(self, split: str) -> list[Structure]:
+        """Structures of the stored split ``train``, ``valid`` or ``test``."""
+        if split not in self.splits:
+            raise InputError(
+                f"{self.path} holds no split {split!r}; draw them with ensure_splits(path)"
+            )
+        return [self[int(i)] for i in self.splits[split]]
+
+    def hash(self) -> str:
+        """SHA-256 over atoms, cells and labels: the same for every way to store them."""
+        return structures_hash(self)
+
+
+class HDF5Writer:
+    """Append-only writer; what :meth:`append` returned from is on disk and stays.
+
+    Use as a context manager, or call :meth:`close`. Opening an existing file continues it.
+
+    Args:
+        path: file; a missing directory is made.
+        teacher: name of what made the labels.
+        versions: package -> version.
+        seed: of the sampling, if any.
+
+    Raises:
+        InputError: the file was written by something else or by another teacher, or another
+            process is writing to it.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        teacher: str | None = None,
+        versions: dict[str, str] | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._attributes: dict[str, Any] = {
+            "format": FORMAT,
+            "units": json.dumps(UNITS),
+            "versions": json.dumps(versions or {}),
+        }
+        if teacher is not None:
+            self._attributes["teacher"] = teacher
+        if seed is not None:
+            self._attributes["seed"] = int(seed)
+        self._journal = Journal(journal_path(self.path))
+        try:
+            self._continue(teacher)
+        except BaseException:
+            self._journal.close(remove=False)
+            raise
+        self._closed = False
+
+    def _continue(self, teacher: str | None) -> None:
+        self._count = 0
+        self._labels: tuple[bool, bool] | None = None
+        self.progress: dict[str, Any] = {}
+        header = self._journal.header
+        if self.path.exists() or header is not None:
+            store = ArrayStore(self.path, in_memory=False)
+            written = store.attributes
+            if written.get("format") != FORMAT:
+                raise InputError(
+                    f"{self.path} was not written by mlff-distiller and cannot be appended to; "
+                    "write to another file"
+                )
+            if teacher is not None and written.get("teacher") not in (None, teacher):
+                raise InputError(
+                    f"{self.path} was labelled by {written['teacher']!r}, got {teacher!r}; "
+                    "write to another file"
+                )
+            self._count = store.num_structures
+            self.progress = store.progress
+            if self._count:
+                self._labels = (store.has_energy, store.has_forces)
+            self._attributes = {**self._attributes, **written}
+            store.close()
+        self._attributes.setdefault("identity", uuid.uuid4().hex)
+        if header is None:
+            self._journal.start(self._attributes)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def append(
+        self, structures: Sequence[Structure], *, progress: dict[str, Any] | None = None
+    ) -> None:
+        """Commit structures: all of them or, when this raises, none.
+
+        Args:
+            structures: checked here. Within one file all or none have an energy, and all or
+                none have forces; stress may be missing from some.
+            progress: plain JSON that is committed together with them, for resuming.
+
+        Raises:
+            InputError: invalid structure, labels that the others lack, or a full disk.
+        """
+        arrays = self._pack(structures)
+        if progress is not None:
+            arrays["progress"] = np.array(json.dumps(progress))
+        try:
+            self._journal.append(self._count, arrays)
+        except OSError as error:
+            raise InputError(
+                f"cannot write {self._journal.path}: {error.strerror}; the {self._count} "
+                "structures written before are safe, make room and run the same again"
+            ) from None
+        self._count += len(structures)
+        if progress is not None:
+            self.progress = progress
+        if structures:
+            s = structures[0]
+            self._labels = (s.energy is not None, s.forces is not None)
+
+    def _pack(self, structures: Sequence[Structure]) -> dict[str, np.ndarray]:
+        expected = self._labels
+        for i, s in enumerate(structures):
+            name = f"structure {self._count + i} for {self.path}"
+            check_structure(s, name)
+            found = (s.energy is not None, s.forces is not None)
+            if expected is None:
+                expected = found
+            if found != expected:
+                raise InputError(
+                    f"{name} must have {_label_names(expected)} like the ones before, got "
+                    f"{_label_names(found)}; write it to another file"
+                )
+        return pack(structures)
+
+    def close(self) -> None:
+        """Merge the journal into the HDF5 file.
+
+        Raises:
+            InputError: no room for the new file. Nothing is lost: the old file and the journal
+                stay, HDF5Dataset reads both and the next writer merges them.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        merged = False
+        try:
+            merge(self.path, self._attributes)
+            merged = True
+        finally:
+            self._journal.close(remove=merged)
+
+    def __enter__(self) -> HDF5Writer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self.close()
+        except InputError:
+            if kind is None:  # otherwise the first error says more, and nothing is lost
+                raise
+
+
+def merge(
+    path: Path, attributes: dict[str, Any], splits: dict[str, np.ndarray] | None = None
+) -> None:
+    """Write ``path`` anew, with the records of its journal, and rename it into place."""
+    _, records = read_journal(journal_path(path))
+    if path.exists() and not records and splits is None:
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        if path.exists():
+            shutil.copyfile(path, temporary)
+        with contextlib.closing(h5py.File(temporary, "a")) as file:
+            for key, value in attributes.items():
+                file.attrs[key] = value
+            for first, arrays in records:
+                if first >= _count_in(file):  # else merged before, and killed before removal
+                    _extend(file, arrays)
+            if splits is not None:
+                _store_splits(file, splits)
+        with open(temporary, "rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+        sync_directory(path.parent)
+    except (OSError, RuntimeError) as error:  # h5py raises RuntimeError when closing fails
+        number = getattr(error, "errno", None)
+        raise InputError(
+            f"cannot write {path}: {os.strerror(number) if number else error}; "
+            f"all structures are safe in {journal_path(path).name}, make room and run the same "
+            "again"
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def ensure_splits(
+    path: str | Path, valid_fraction: float = 0.1, test_fraction: float = 0.1, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """The stored splits of a file; drawn and stored when there are none.
+
+    Stored splits are never drawn again. Structures appended later follow their group, new groups
+    are drawn. Relatives (one ``info["group"]``) are always on the same side.
+
+    Args:
+        path: an HDF5 file.
+        valid_fraction: of the structures.
+        test_fraction: of the structures.
+        seed: of the drawing.
+
+    Returns:
+        ``train``, ``valid``, ``test`` -> ascending int64 indices.
+
+    Raises:
+        InputError: too few groups for the fractions that were asked for.
+    """
+    path = Path(path)
+    dataset = HDF5Dataset(path, require_labels=False)
+    known = sum(len(v) for v in dataset.splits.values())
+    if dataset.splits and known >= len(dataset):
+        return dataset.splits
+    splits = draw_splits(
+        dataset.groups(), valid_fraction, test_fraction, seed, stored=dataset.splits, name=str(path)
+    )
+    journal = Journal(journal_path(path))
+    merged = False
+    try:
+        merge(path, dict(dataset._store.attributes), splits)
+        merged = True
+    finally:
+        journal.close(remove=merged or journal.header is None)
+    return splits
+
+
+def structures_hash(structures: Sequence[Structure]) -> str:
+    """SHA-256 of atoms, cells and labels, independent of how they are stored.
+
+    Args:
+        structures: in order.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for s in structures:
+        digest.update(len(s).to_bytes(8, "little"))
+        digest.update(s.atomic_numbers.astype("<i8").tobytes())
+        for array in (s.positions, s.cell):
+            digest.update(array.astype("<f8").tobytes())
+        digest.update(s.pbc.astype("u1").tobytes())
+        for label in (s.energy, s.forces, s.stress):
+            digest.update(b"-" if label is None else np.asarray(label, dtype="<f8").tobytes())
+    return digest.hexdigest()
+
+
+def _extend(file: h5py.File, arrays: dict[str, np.ndarray]) -> None:
+    if "progress" in arrays:
+        file.attrs["progress"] = str(arrays["progress"])
+    count = len(arrays["sizes"])
+    if count == 0 and "structures" in file:
+        return
+    start = file["structures/positions"].shape[0] if "structures" in file else 0
+    offsets = np.cumsum(arrays["sizes"]) + start
+    if "structures" not in file:
+        offsets = np.concatenate([[0], offsets])
+    _append_rows(file, "structures/atomic_numbers_splits", offsets.astype(np.int64))
+    for name in ("atomic_numbers", "positions", "cells", "pbc"):
+        _append_rows(file, f"structures/{name}", arrays[name])
+    _append_rows(file, "structures/info", arrays["info"], h5py.string_dtype())
+    if "energy" not in arrays:
+        return
+    has_stress = "labels/stress" in file
+    if "stress" in arrays and not has_stress and "labels/energy" in file:
+        _append_rows(file, "labels/stress", np.full((len(file["labels/energy"]), 3, 3), np.nan))
+    elif "stress" not in arrays and has_stress:
+        arrays = {**arrays, "stress": np.full((count, 3, 3), np.nan)}
+    for name in ("energy", "forces", "stress"):
+        if name in arrays:
+            _append_rows(file, f"labels/{name}", arrays[name])
+
+
+def _append_rows(file: h5py.File, name: str, rows: np.ndarray, dtype: Any = None) -> None:
+    if name not in file:
+        file.create_dataset(
+            name,
+            shape=(0, *rows.shape[1:]),
+            maxshape=(None, *rows.shape[1:]),
+            chunks=(1024, *rows.shape[1:]),
+            dtype=dtype or rows.dtype,
+        )
+    dataset = file[name]
+    old = dataset.shape[0]
+    dataset.resize(old + len(rows), axis=0)
+    dataset[old:] = rows.astype(object) if dtype is not None else rows
+
+
+def _store_splits(file: h5py.File, splits: dict[str, np.ndarray]) -> None:
+    if "splits" in file:
+        del file["splits"]
+    for name in SPLITS:
+        file[f"splits/{name}"] = np.asarray(splits[name], dtype=np.int64)
+
+
+def _count_in(file: h5py.File) -> int:
+    return int(file["structures/cells"].shape[0]) if "structures/cells" in file else 0
+
+
+def _label_names(labels: tuple[bool, bool]) -> str:
+    names = [n for n, there in zip(("energy", "forces"), labels, strict=True) if there]
+    return " and ".join(names) or "no labels"
+
+
+def _as_mapping(value: Any) -> dict[str, str]:
+    try:
+        mapping = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return {"": str(value)}
+    return dict(mapping) if isinstance(mapping, dict) else {}
+
+
+def _as_int(value: Any) -> int | None:
+    return int(value) if isinstance(value, (int, np.integer)) else None

@@ -1,0 +1,294 @@
+"""Structure: one configuration of atoms with its labels, and the checks that it must pass.
+
+| field          | shape  | unit    |                                          |
+|----------------|--------|---------|------------------------------------------|
+| atomic_numbers | (n,)   |         | int64                                    |
+| positions      | (n, 3) | Å       |                                          |
+| cell           | (3, 3) | Å       | rows are lattice vectors, 0 where open   |
+| pbc            | (3,)   |         | bool                                     |
+| energy         |        | eV      | or None                                  |
+| forces         | (n, 3) | eV/Å    | or None                                  |
+| stress         | (3, 3) | eV/Å^3  | ASE's sign (positive: tension), or None  |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import PropertyNotImplementedError
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.data import chemical_symbols
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from mlff_distiller.errors import InputError
+
+MAX_Z = 118
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """Atoms, cell and labels; see the table at the top of this file.
+
+    ``info`` carries what is worth keeping besides: ``group`` (frames of one group are relatives
+    and never lie on both sides of a split), ``source``, ``temperature`` ...  It must be plain
+    JSON. Objects compare by identity, so that neighbour lists can be cached for them.
+    """
+
+    atomic_numbers: np.ndarray
+    positions: np.ndarray
+    cell: np.ndarray = field(default_factory=lambda: np.zeros((3, 3)))
+    pbc: np.ndarray = field(default_factory=lambda: np.zeros(3, dtype=bool))
+    energy: float | None = None
+    forces: np.ndarray | None = None
+    stress: np.ndarray | None = None
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        def convert(name: str, dtype: type, shape: tuple[int, ...] | None = None) -> None:
+            value = getattr(self, name)
+            if value is None:
+                return
+            try:
+                array: np.ndarray = np.array(value, dtype=dtype)
+            except (TypeError, ValueError):
+                raise InputError(
+                    f"{name} must be an array of numbers, got {value!r:.60}; correct it"
+                ) from None
+            if shape is not None and array.shape != shape:
+                raise InputError(f"{name} must have shape {shape}, got {array.shape}; correct it")
+            object.__setattr__(self, name, array)
+
+        convert("atomic_numbers", np.int64)
+        convert("positions", np.float64)
+        convert("forces", np.float64)
+        convert("cell", np.float64, (3, 3))
+        convert("stress", np.float64, (3, 3))
+        if np.ndim(self.pbc) == 0:
+            object.__setattr__(self, "pbc", [bool(self.pbc)] * 3)
+        convert("pbc", np.bool_, (3,))
+        if self.energy is not None:
+            object.__setattr__(self, "energy", float(self.energy))
+
+    def __len__(self) -> int:
+        return len(self.atomic_numbers)
+
+    @property
+    def formula(self) -> str:
+        """Chemical formula, for messages."""
+        return str(Atoms(numbers=self.atomic_numbers).get_chemical_formula())
+
+    def with_labels(
+        self,
+        energy: float | None,
+        forces: np.ndarray | None = None,
+        stress: np.ndarray | None = None,
+        **info: Any,
+    ) -> Structure:
+        """A copy with other labels; ``info`` is added to the existing one."""
+        return replace(
+            self, energy=energy, forces=forces, stress=stress, info={**self.info, **info}
+        )
+
+    def to_atoms(self, *, labels: bool = True) -> Atoms:
+        """ASE atoms; labels, if any, sit in a SinglePointCalculator."""
+        atoms = Atoms(
+            numbers=self.atomic_numbers, positions=self.positions, cell=self.cell, pbc=self.pbc
+        )
+        atoms.info.update(self.info)
+        if labels and (self.energy is not None or self.forces is not None):
+            results: dict[str, Any] = {}
+            if self.energy is not None:
+                results["energy"] = self.energy
+            if self.forces is not None:
+                results["forces"] = self.forces
+            if self.stress is not None:
+                results["stress"] = full_3x3_to_voigt_6_stress(self.stress)
+            atoms.calc = SinglePointCalculator(atoms, **results)
+        return atoms
+
+    @classmethod
+    def from_atoms(cls, atoms: Atoms) -> Structure:
+        """From ASE atoms; takes labels that are already computed, never computes any.
+
+        Labels come from the attached calculator or, failing that, from the entries ``energy``,
+        ``stress`` (eV/Å^3) or ``virial`` (eV) of ``info`` and the array ``forces``.
+        """
+        energy, forces, stress = _labels_of(atoms)
+        used = {"energy", "stress", "virial", "forces", "free_energy"}
+        info = {k: _plain(v) for k, v in atoms.info.items() if k not in used}
+        return cls(
+            atomic_numbers=atoms.get_atomic_numbers(),
+            positions=atoms.get_positions(),
+            cell=np.asarray(atoms.get_cell()),
+            pbc=atoms.get_pbc(),
+            energy=energy,
+            forces=forces,
+            stress=stress,
+            info={k: v for k, v in info.items() if v is not None},
+        )
+
+
+def full_stress(stress: np.ndarray) -> np.ndarray:
+    """(..., 6) Voigt (xx yy zz yz xz xy) or (..., 3, 3) stress as (..., 3, 3)."""
+    stress = np.asarray(stress, dtype=np.float64)
+    if stress.shape[-2:] == (3, 3):
+        return stress
+    if stress.shape[-1:] == (9,):
+        return stress.reshape(*stress.shape[:-1], 3, 3)
+    if stress.shape[-1:] == (6,):
+        return stress[..., [[0, 5, 4], [5, 1, 3], [4, 3, 2]]]
+    raise InputError(f"stress must have shape (3, 3) or (6,), got {stress.shape}; convert it")
+
+
+def check_structure(structure: Structure, name: str = "structure") -> Structure:
+    """Return ``structure`` if it can be used.
+
+    Args:
+        structure: what to check.
+        name: what to call it in messages, e.g. ``frames.xyz, frame 3``.
+
+    Raises:
+        InputError: no atoms, mismatched lengths, atomic numbers outside 1..118, NaN or infinite
+            numbers, a zero, flat or left-handed cell with periodic directions.
+    """
+    s = structure
+    n = len(s.atomic_numbers)
+    if s.atomic_numbers.ndim != 1 or n == 0:
+        raise InputError(f"{name} must have at least one atom, got {n}; remove it")
+    for label, array in (("positions", s.positions), ("forces", s.forces)):
+        if array is not None and array.shape != (n, 3):
+            raise InputError(
+                f"{name}: {label} must have shape ({n}, 3) to match {n} atomic numbers, got "
+                f"{array.shape}; correct the file"
+            )
+    bad_z = s.atomic_numbers[(s.atomic_numbers < 1) | (s.atomic_numbers > MAX_Z)]
+    if len(bad_z):
+        raise InputError(
+            f"{name}: atomic numbers must be 1..{MAX_Z}, got {int(bad_z[0])}; correct the file"
+        )
+    _check_finite(s, name)
+    check_cell(s.cell, s.pbc, name)
+    return structure
+
+
+def check_cell(cell: np.ndarray, pbc: np.ndarray, name: str = "structure") -> None:
+    """Raise InputError for a periodic cell that is zero, flat or left-handed.
+
+    Args:
+        cell: (3, 3), Å; rows of open directions may be zero.
+        pbc: (3,) bool.
+        name: what to call it in messages.
+    """
+    if not np.any(pbc):
+        return
+    lengths = np.linalg.norm(cell, axis=1)
+    missing = [i for i in range(3) if pbc[i] and lengths[i] == 0]
+    if missing:
+        raise InputError(
+            f"{name}: lattice vector {missing[0]} is periodic and must not be zero; "
+            "set the cell, or pbc to false"
+        )
+    # An open direction may have no vector: complete it with a unit normal for the check.
+    full = complete_cell(cell)
+    volume = float(np.linalg.det(full))
+    scale = float(np.prod(np.linalg.norm(full, axis=1)))
+    if abs(volume) < 1e-6 * scale:
+        raise InputError(
+            f"{name}: the lattice vectors must span a volume, got {abs(volume):.3g} Å^3; "
+            "correct the cell, or set pbc to false"
+        )
+    if volume < 0:
+        raise InputError(
+            f"{name}: the cell must be right-handed, got a determinant of {volume:.6g} Å^3; "
+            "exchange two lattice vectors (and their pbc)"
+        )
+
+
+def complete_cell(cell: np.ndarray) -> np.ndarray:
+    """(3, 3) cell whose zero rows are replaced by unit vectors that keep it right-handed, Å."""
+    full = np.array(cell, dtype=np.float64)
+    missing = [i for i in range(3) if not np.any(full[i])]
+    if len(missing) == 3:
+        return np.eye(3)
+    if len(missing) == 2:
+        (i,) = set(range(3)) - set(missing)
+        axis = np.eye(3)[int(np.argmin(np.abs(full[i])))]
+        j, k = (i + 1) % 3, (i + 2) % 3
+        full[j] = np.cross(full[i], axis)
+        full[j] /= np.linalg.norm(full[j])
+        missing = [k]
+    if len(missing) == 1:
+        k = missing[0]
+        normal = np.cross(full[(k + 1) % 3], full[(k + 2) % 3])
+        length = np.linalg.norm(normal)
+        full[k] = normal / length if length > 0 else 0.0
+    return full
+
+
+def elements_of(structures: Sequence[Structure]) -> list[int]:
+    """Atomic numbers that occur, ascending."""
+    return sorted({int(z) for s in structures for z in np.unique(s.atomic_numbers)})
+
+
+def _check_finite(s: Structure, name: str) -> None:
+    for label, value in (
+        ("positions", s.positions),
+        ("cell", s.cell),
+        ("energy", s.energy),
+        ("forces", s.forces),
+        ("stress", s.stress),
+    ):
+        if value is not None and not np.all(np.isfinite(value)):
+            where = ""
+            if label in ("positions", "forces"):
+                atom = int(np.argmin(np.isfinite(np.asarray(value)).all(axis=1)))
+                symbol = chemical_symbols[int(s.atomic_numbers[atom])]
+                where = f" at atom {atom} ({symbol})"
+            raise InputError(
+                f"{name}: {label} must be finite, got NaN or infinity{where}; remove or mend it"
+            )
+
+
+def _labels_of(atoms: Atoms) -> tuple[float | None, np.ndarray | None, np.ndarray | None]:
+    results: dict[str, Any] = {}
+    if atoms.calc is not None:
+        for key in ("energy", "forces", "stress"):
+            try:
+                results[key] = atoms.calc.get_property(key, atoms, allow_calculation=False)
+            except (PropertyNotImplementedError, NotImplementedError):
+                results[key] = None
+    energy = results.get("energy")
+    if energy is None:
+        energy = atoms.info.get("energy")
+    forces = results.get("forces")
+    if forces is None:
+        forces = atoms.arrays.get("forces")
+    stress = results.get("stress")
+    if stress is None:
+        stress = atoms.info.get("stress")
+    if stress is not None:
+        return energy, forces, full_stress(stress)
+    virial = atoms.info.get("virial")
+    if virial is not None and abs(atoms.cell.volume) > 0:
+        stress = -full_stress(virial) / atoms.cell.volume
+    return energy, forces, stress
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as plain JSON types, or None where that is impossible."""
+    if isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        return value.tolist()
+    if isinstance(value, (list, tuple)):
+        items = [_plain(v) for v in value]
+        return None if any(v is None for v in items) else items
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return None
