@@ -1,0 +1,138 @@
+"""The portable path: exported TorchScript, autograd, pure-torch neighbour list with a skin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mlff_distiller.errors import InputError
+from mlff_distiller.export import load_exported, read_metadata
+from mlff_distiller.ops.reference import neighbor_list_reference
+
+
+class PortablePotential:
+    """Evaluate an exported student with torch alone.
+
+    Args:
+        path: exported student.
+        device: where to compute.
+        dtype: ``float32`` or ``float64``; None takes that of the file. Energies are summed, and
+            edge vectors formed, in float64 in either case.
+        skin: Å; the neighbour list is rebuilt when an atom has moved half of it.
+
+    Raises:
+        InputError: the file cannot be used, or the device does not exist.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        device: str = "cpu",
+        dtype: str | None = None,
+        skin: float = 0.3,
+    ) -> None:
+        metadata = read_metadata(path)
+        if not np.isfinite(skin) or skin < 0:
+            raise InputError(f"skin must be a length >= 0 Å, got {skin}; 0.3 is a good value")
+        self.elements: list[int] = list(metadata["elements"])
+        self.cutoff = float(metadata["cutoff"])
+        self.skin = float(skin)
+        self.num_builds = 0
+        torch_dtype = getattr(torch, dtype or metadata["dtype"])
+        try:
+            self._device = torch.device(device)
+            torch.zeros(1, device=self._device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(
+                f"torch cannot compute on device {device!r} ({reason}); use device='cpu'"
+            ) from None
+        self._module = load_exported(path, self._device, torch_dtype)
+        self._listed: tuple[np.ndarray, ...] | None = None
+        self._edge_index = torch.empty(2, 0, dtype=torch.int64)
+        self._shifts = torch.empty(0, 3, dtype=torch.int64)
+
+    def compute(
+        self,
+        atomic_numbers: np.ndarray,
+        positions: np.ndarray,
+        cell: np.ndarray,
+        pbc: np.ndarray,
+    ) -> dict[str, Any]:
+        """See :meth:`mlff_distiller.potential.Potential.compute`."""
+        from mlff_distiller.data.structure import Structure, check_structure
+
+        s = check_structure(Structure(atomic_numbers, positions, cell, pbc), "atoms")
+        check_elements(s.atomic_numbers, self.elements)
+        x = torch.as_tensor(s.positions, device=self._device)
+        lattice = torch.as_tensor(s.cell, device=self._device)
+        self._update_list(s.atomic_numbers, s.positions, s.cell, s.pbc, x, lattice)
+
+        # enable_grad: a caller's torch.no_grad() must not take the forces away.
+        with torch.enable_grad():
+            senders, receivers = self._edge_index[0], self._edge_index[1]
+            vectors = x[senders] - x[receivers] + self._shifts.to(x.dtype) @ lattice
+            inside = (vectors * vectors).sum(1) < self.cutoff**2
+            edge_index = self._edge_index[:, inside]
+            vectors = vectors[inside].detach().requires_grad_(True)
+            numbers = torch.as_tensor(s.atomic_numbers, device=self._device)
+            energies = self._module.atomic_energies(numbers, edge_index, vectors)
+            gradient = torch.zeros_like(vectors)
+            if vectors.shape[0]:
+                (gradient,) = torch.autograd.grad(energies.sum(), vectors)
+        forces = torch.zeros_like(x)
+        forces.index_add_(0, edge_index[1], gradient)
+        forces.index_add_(0, edge_index[0], -gradient)
+        virial = -(vectors.detach().T @ gradient)
+        energies_out = _numpy(energies)
+        return {
+            "energy": float(energies_out.sum()),
+            "energies": energies_out,
+            "forces": _numpy(forces),
+            "virial": _numpy(0.5 * (virial + virial.T)),
+        }
+
+    def _update_list(
+        self,
+        atomic_numbers: np.ndarray,
+        positions: np.ndarray,
+        cell: np.ndarray,
+        pbc: np.ndarray,
+        x: Tensor,
+        lattice: Tensor,
+    ) -> None:
+        if self._listed is not None:
+            numbers_0, positions_0, cell_0, pbc_0 = self._listed
+            same = np.array_equal(numbers_0, atomic_numbers) and np.array_equal(pbc_0, pbc)
+            if same and np.array_equal(cell_0, cell):
+                moved = float(((positions - positions_0) ** 2).sum(axis=1).max())
+                if moved <= (0.5 * self.skin) ** 2:
+                    return
+        self._edge_index, self._shifts = neighbor_list_reference(
+            x, lattice, torch.as_tensor(pbc, device=x.device), self.cutoff + self.skin
+        )
+        self._listed = (atomic_numbers.copy(), positions.copy(), cell.copy(), pbc.copy())
+        self.num_builds += 1
+
+
+def check_elements(atomic_numbers: np.ndarray, elements: list[int]) -> None:
+    """Raise InputError that names the atomic numbers which are not among ``elements``."""
+    from ase.data import chemical_symbols
+
+    unknown = sorted({int(z) for z in np.unique(atomic_numbers)} - set(elements))
+    if unknown:
+        names = [f"{chemical_symbols[z]} (Z={z})" if 1 <= z <= 118 else f"Z={z}" for z in unknown]
+        known = " ".join(chemical_symbols[z] for z in elements)
+        raise InputError(
+            f"the model knows {known}, got {', '.join(names)}; "
+            "train with these elements in the data or use another model"
+        )
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(tensor.detach().cpu().numpy(), dtype=np.float64)

@@ -1,0 +1,316 @@
+"""StudentCalculator: both backends against the pure-torch student, and ASE's habits."""
+
+import copy
+import gc
+import multiprocessing
+import pickle
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms, units
+from ase.build import bulk, molecule
+from ase.calculators.calculator import PropertyNotImplementedError
+from ase.filters import FrechetCellFilter
+from ase.io import read
+from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+from ase.md.verlet import VelocityVerlet
+from ase.optimize import BFGS
+
+from mlff_distiller.calculator import StudentCalculator
+from mlff_distiller.config import ModelConfig
+from mlff_distiller.errors import InputError
+from mlff_distiller.export import export_student
+from mlff_distiller.models.student_model import StudentForceField
+from mlff_distiller.potential import native_is_built
+
+BACKENDS = ["portable"] + (["native"] if native_is_built() else [])
+
+
+def make_student(elements, dtype=torch.float64, **config):
+    torch.manual_seed(3)
+    settings = {"hidden_dim": 16, "num_interactions": 2, "num_rbf": 8, "cutoff": 4.0, "zbl": True}
+    student = StudentForceField(
+        ModelConfig(**{**settings, **config}), elements, [-1.5 * z for z in elements]
+    )
+    return student.to(dtype)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "student.pt"
+    student = make_student([1, 6, 8, 14])
+    export_student(student, path)
+    return student, path
+
+
+def silicon():
+    atoms = bulk("Si", cubic=True) * (2, 1, 1)
+    atoms.set_cell(atoms.cell.array @ [[1, 0.05, 0.1], [0, 1, 0.07], [0, 0, 1]], scale_atoms=True)
+    atoms.rattle(0.1, seed=1)
+    return atoms
+
+
+def ethanol():
+    atoms = molecule("CH3CH2OH")
+    atoms.rattle(0.05, seed=2)
+    return atoms
+
+
+def slab():
+    atoms = silicon()
+    atoms.pbc = [True, True, False]
+    return atoms
+
+
+def tiny_cell():
+    return Atoms("SiC", [[0, 0, 0], [1.2, 1.1, 1.3]], cell=[2.5, 2.6, 2.4], pbc=True)
+
+
+SYSTEMS = [
+    silicon,
+    ethanol,
+    slab,
+    tiny_cell,
+    lambda: Atoms("O"),
+    lambda: Atoms("H2", [[0] * 3, [9] * 3]),
+]
+
+
+def direct(student, atoms):
+    """Energy, forces and strain gradient by autograd through ``StudentForceField.forward``."""
+    x = torch.tensor(atoms.positions, requires_grad=True)
+    strain = torch.zeros(3, 3, dtype=torch.float64, requires_grad=True)
+    symmetric = torch.eye(3, dtype=torch.float64) + 0.5 * (strain + strain.T)
+    cell = torch.tensor(atoms.cell.array)
+    energy = student(
+        torch.tensor(atoms.numbers), x @ symmetric, cell @ symmetric, torch.tensor(atoms.pbc)
+    )
+    if not energy.requires_grad:
+        return energy.item(), np.zeros((len(atoms), 3)), np.zeros((3, 3))
+    gradient, strain_gradient = torch.autograd.grad(energy, (x, strain), allow_unused=True)
+    zero = torch.zeros(3, 3)
+    strain_gradient = zero if strain_gradient is None else strain_gradient
+    forces = torch.zeros_like(x) if gradient is None else -gradient
+    return energy.item(), forces.numpy(), strain_gradient.numpy()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-9), (torch.float32, 2e-4)])
+def test_equals_the_student(model, system, backend, dtype, tolerance):
+    student, path = model
+    atoms = system()
+    energy, forces, strain_gradient = direct(student, atoms)
+    atoms.calc = StudentCalculator(path, "cpu", dtype, backend=backend)
+    assert atoms.get_potential_energy() == pytest.approx(energy, abs=tolerance * len(atoms))
+    np.testing.assert_allclose(atoms.get_forces(), forces, atol=10 * tolerance)
+    assert atoms.get_potential_energy(force_consistent=True) == atoms.get_potential_energy()
+    assert atoms.get_potential_energies().sum() == pytest.approx(energy, abs=tolerance * len(atoms))
+    if atoms.pbc.all():
+        stress = strain_gradient / atoms.get_volume()
+        np.testing.assert_allclose(atoms.get_stress(voigt=False), stress, atol=10 * tolerance)
+    else:
+        with pytest.raises(PropertyNotImplementedError, match="periodic in all three"):
+            atoms.get_stress()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_stress_is_the_strain_derivative(model, backend):
+    atoms = silicon()
+    atoms.calc = StudentCalculator(model[1], dtype="float64", backend=backend)
+    stress, step = atoms.get_stress(voigt=False), 1e-5
+    for a, b in [(0, 0), (1, 2), (0, 1)]:
+        energies = []
+        for sign in (1, -1):
+            strain = np.eye(3)
+            strain[a, b] += sign * step / 2
+            strain[b, a] += sign * step / 2
+            moved = atoms.copy()
+            moved.set_cell(atoms.cell.array @ strain, scale_atoms=True)
+            moved.calc = atoms.calc
+            energies.append(moved.get_potential_energy())
+        slope = (energies[0] - energies[1]) / (2 * step) / atoms.get_volume()
+        assert stress[a, b] == pytest.approx(slope, abs=1e-7)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_run_with_a_cached_list_equals_fresh_lists(model, backend):
+    atoms = silicon()
+    atoms.calc = StudentCalculator(model[1], dtype="float64", backend=backend, skin=0.5)
+    MaxwellBoltzmannDistribution(atoms, temperature_K=800, rng=np.random.default_rng(0))
+    dynamics = VelocityVerlet(atoms, 1.0 * units.fs)
+    for _ in range(5):
+        dynamics.run(8)
+        fresh = atoms.copy()
+        fresh.calc = StudentCalculator(model[1], dtype="float64", backend=backend, skin=0.0)
+        assert fresh.get_potential_energy() == pytest.approx(atoms.get_potential_energy(), abs=1e-9)
+        np.testing.assert_allclose(fresh.get_forces(), atoms.get_forces(), atol=1e-9)
+
+
+def test_only_changes_of_the_structure_lead_to_a_calculation(model, monkeypatch):
+    atoms = ethanol()
+    calc = atoms.calc = StudentCalculator(model[1], backend="portable")
+    calls = []
+    compute = calc._potential.compute
+    monkeypatch.setattr(
+        calc._potential, "compute", lambda *arguments: calls.append(1) or compute(*arguments)
+    )
+    atoms.get_potential_energy()
+    atoms.get_forces()
+    atoms.set_momenta(np.ones((len(atoms), 3)))
+    atoms.set_initial_magnetic_moments(np.ones(len(atoms)))
+    atoms.get_forces()
+    assert len(calls) == 1
+    assert not calc.calculation_required(atoms, ["energy", "forces"])
+    for change in ("positions", "cell", "pbc", "numbers"):
+        before = len(calls)
+        if change == "positions":
+            atoms.positions[3, 1] += 1e-14 + np.spacing(atoms.positions[3, 1])
+        elif change == "cell":
+            atoms.set_cell([9.0, 9.0, 9.0])
+        elif change == "pbc":
+            atoms.pbc = [True, False, True]
+        else:
+            atoms.numbers[0] = 14
+        assert calc.check_state(atoms) == [change]
+        assert calc.get_property("forces", atoms, allow_calculation=False) is None
+        atoms.get_forces()
+        assert len(calls) == before + 1
+
+
+def test_results_belong_to_the_caller(model):
+    atoms = ethanol()
+    atoms.calc = StudentCalculator(model[1])
+    forces = atoms.get_forces()
+    kept = forces.copy()
+    forces += 1.0
+    np.testing.assert_array_equal(atoms.get_forces(), kept)
+    positions = atoms.positions.copy()
+    atoms.get_potential_energy()
+    np.testing.assert_array_equal(atoms.positions, positions)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_optimiser_with_a_moving_cell_finds_zero_forces(model, backend):
+    atoms = bulk("Si", cubic=True)
+    atoms.calc = StudentCalculator(model[1], dtype="float64", backend=backend)
+    atoms.rattle(0.02, seed=0)
+    before = atoms.get_potential_energy()
+    BFGS(FrechetCellFilter(atoms, mask=[1, 1, 1, 0, 0, 0]), logfile=None).run(fmax=1e-3, steps=8)
+    assert atoms.get_potential_energy() < before
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_copies_and_pickles_compute_alike(model, backend):
+    atoms = ethanol()
+    calc = StudentCalculator(model[1], dtype="float64", backend=backend, skin=0.7)
+    atoms.calc = calc
+    energy = atoms.get_potential_energy()
+    for twin in (copy.deepcopy(calc), copy.copy(calc), pickle.loads(pickle.dumps(calc))):
+        assert twin._potential is not calc._potential
+        assert (twin.backend, twin.skin, twin.dtype) == (calc.backend, 0.7, "float64")
+        assert twin.get_property("energy", ethanol()) == energy
+
+
+def _child(queue, calc, atoms):
+    queue.put(calc.get_property("forces", atoms))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_forked_child_computes(model, backend):
+    atoms = silicon()
+    calc = StudentCalculator(model[1], dtype="float64", backend=backend, threads=2)
+    forces = calc.get_property("forces", atoms)
+    atoms.rattle(0.01, seed=5)
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_child, args=(queue, calc, atoms))
+    child.start()
+    received = queue.get(timeout=60)
+    child.join(timeout=60)
+    np.testing.assert_allclose(received, calc.get_property("forces", atoms), atol=1e-10)
+    assert np.abs(received - forces).max() > 1e-6
+
+
+def test_a_calculator_is_freed_without_the_garbage_collector(model):
+    calc = StudentCalculator(model[1])
+    calc.get_property("energy", ethanol())
+    alive = weakref.ref(calc)
+    gc.disable()
+    try:
+        del calc
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
+def test_trajectory_records_what_was_computed(model, tmp_path):
+    atoms = silicon()
+    atoms.calc = StudentCalculator(model[1])
+    energy, forces, stress = atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress()
+    atoms.write(tmp_path / "frame.traj")
+    frame = read(tmp_path / "frame.traj")
+    assert frame.get_potential_energy() == energy
+    np.testing.assert_array_equal(frame.get_forces(), forces)
+    np.testing.assert_array_equal(frame.get_stress(), stress)
+
+
+def _bad_atoms():
+    nan = ethanol()
+    nan.positions[4, 2] = np.nan
+    left_handed = silicon()
+    left_handed.set_cell(left_handed.cell.array[[1, 0, 2]])
+    flat = silicon()
+    flat.set_cell([[5, 0, 0], [0, 5, 0], [5, 5, 0]])
+    no_cell = Atoms("Si", pbc=True)
+    return [
+        (Atoms("Au2", [[0] * 3, [2] * 3]), r"knows H C O Si, got Au \(Z=79\)"),
+        (Atoms("XSi", [[0] * 3, [2] * 3]), "Z=0"),
+        (nan, "positions"),
+        (left_handed, "right-handed|left-handed"),
+        (flat, "volume|flat"),
+        (no_cell, "zero|flat|volume"),
+        (Atoms(), "at least one atom"),
+    ]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("atoms", "message"), _bad_atoms())
+def test_bad_atoms(model, backend, atoms, message):
+    calc = StudentCalculator(model[1], backend=backend)
+    atoms.calc = calc
+    with pytest.raises(InputError, match=message) as error:
+        atoms.get_potential_energy()
+    assert "\n" not in str(error.value)
+    good = ethanol()
+    good.calc = calc
+    assert np.isfinite(good.get_potential_energy())
+
+
+def test_bad_files(model, tmp_path):
+    with pytest.raises(InputError, match=r"no such model file: .*nowhere\.pt"):
+        StudentCalculator(tmp_path / "nowhere.pt")
+    data = model[1].read_bytes()
+    (tmp_path / "short.pt").write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match="truncated"):
+        StudentCalculator(tmp_path / "short.pt")
+    (tmp_path / "text.pt").write_text("no model at all")
+    with pytest.raises(InputError, match="no exported student"):
+        StudentCalculator(tmp_path / "text.pt")
+
+
+def test_bad_options(model):
+    with pytest.raises(InputError, match="float32 or float64, got 'int8'"):
+        StudentCalculator(model[1], dtype="int8")
+    with pytest.raises(InputError, match="auto, native, portable, got 'fast'"):
+        StudentCalculator(model[1], backend="fast")
+    with pytest.raises(InputError, match="skin"):
+        StudentCalculator(model[1], backend="portable", skin=-1.0)
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="device 'cuda'"):
+            StudentCalculator(model[1], device="cuda")
+    if native_is_built():
+        with pytest.raises(InputError, match="runs on the CPU"):
+            StudentCalculator(model[1], device="cuda", backend="native")
