@@ -1,0 +1,14 @@
+"""Teachers: the slow, accurate potentials that label structures."""
+
+from mlff_distiller.teachers.base import CalculatorTeacher, Teacher
+from mlff_distiller.teachers.label import LabelReport, label_dataset
+from mlff_distiller.teachers.registry import get_teacher, list_teachers
+
+__all__ = [
+    "CalculatorTeacher",
+    "LabelReport",
+    "Teacher",
+    "get_teacher",
+    "label_dataset",
+    "list_teachers",
+]

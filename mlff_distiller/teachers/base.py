@@ -1,0 +1,137 @@
+"""What a teacher is, and the one made of any ASE calculator."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Collection, Sequence
+from importlib import metadata
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from ase.calculators.calculator import Calculator
+from ase.data import chemical_symbols
+
+from mlff_distiller.data.structure import Structure, check_structure, elements_of
+from mlff_distiller.errors import InputError
+
+
+@runtime_checkable
+class Teacher(Protocol):
+    """Labels structures with energy (eV), forces (eV/Å) and, when periodic, stress (eV/Å^3)."""
+
+    name: str
+    """What the data set remembers as its source."""
+    versions: dict[str, str]
+    """Package -> version."""
+    calculator: Calculator
+    """For molecular dynamics and timing."""
+
+    def check(self, structures: Sequence[Structure]) -> None:
+        """Raise InputError for structures that the teacher cannot label, before any work."""
+
+    def label(self, structures: Sequence[Structure]) -> list[Structure]:
+        """The same structures in the same order, with labels. Raises InputError."""
+
+
+class CalculatorTeacher:
+    """A teacher made of an ASE calculator.
+
+    Args:
+        name: of the teacher.
+        calculator: any ASE calculator with energy and forces.
+        packages: distributions whose versions are worth remembering.
+        elements: atomic numbers that it knows; None when unknown or all.
+        periodic_only: it needs a cell with three periodic directions.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        calculator: Calculator,
+        *,
+        packages: Sequence[str] = (),
+        elements: Collection[int] | None = None,
+        periodic_only: bool = False,
+    ) -> None:
+        self.name = name
+        self.calculator = calculator
+        self.versions = versions_of(packages)
+        self.elements = None if elements is None else frozenset(int(z) for z in elements)
+        self.periodic_only = periodic_only
+
+    def check(self, structures: Sequence[Structure]) -> None:
+        """Raise InputError for an unknown element or a missing cell, naming it."""
+        unknown = (
+            [] if self.elements is None else sorted(set(elements_of(structures)) - self.elements)
+        )
+        if unknown:
+            symbols = " ".join(chemical_symbols[z] for z in unknown)
+            raise InputError(
+                f"{self.name} does not know {symbols}; it labels {_known(self.elements or ())}, "
+                "choose another teacher"
+            )
+        open_one = next((s for s in structures if not s.pbc.all()), None)
+        if self.periodic_only and open_one is not None:
+            raise InputError(
+                f"{self.name} labels structures with three periodic directions, got "
+                f"{open_one.formula} with pbc {open_one.pbc.tolist()}; put it into a cell or "
+                "choose another teacher"
+            )
+
+    def label(self, structures: Sequence[Structure]) -> list[Structure]:
+        """Label structures one by one, each without memory of the one before.
+
+        Raises:
+            InputError: the calculator fails or returns something that is not finite.
+        """
+        self.check(structures)
+        return [self._label(s) for s in structures]
+
+    def _label(self, structure: Structure) -> Structure:
+        atoms = structure.to_atoms(labels=False)
+        # A warm start from the last frame would make labels depend on their order.
+        self.calculator.reset()
+        atoms.calc = self.calculator
+        try:
+            energy = float(atoms.get_potential_energy())
+            forces = np.array(atoms.get_forces(), dtype=np.float64)
+            stress = None
+            if structure.pbc.all() and "stress" in self.calculator.implemented_properties:
+                stress = np.array(atoms.get_stress(voigt=False), dtype=np.float64)
+        except Exception as error:  # calculators raise whatever they like
+            raise InputError(
+                f"{self.name} cannot label {structure.formula}: {_first_line(error)}; remove the "
+                "structure or choose another teacher"
+            ) from error
+        labelled = structure.with_labels(energy, forces, stress)
+        return check_structure(labelled, f"{structure.formula} labelled by {self.name}")
+
+
+def versions_of(packages: Sequence[str]) -> dict[str, str]:
+    """Installed versions of distributions; absent ones are left out."""
+    versions: dict[str, str] = {}
+    for package in ("mlff-distiller", "ase", "torch", *packages):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions
+
+
+@contextlib.contextmanager
+def quiet() -> Any:
+    """Hold back what packages print while they load; failures carry their own message."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def _known(elements: Collection[int]) -> str:
+    numbers = sorted(elements)
+    if len(numbers) > 20 and numbers[-1] - numbers[0] == len(numbers) - 1:
+        return f"{chemical_symbols[numbers[0]]} to {chemical_symbols[numbers[-1]]}"
+    symbols = [chemical_symbols[z] for z in numbers]
+    return " ".join(symbols) if len(symbols) <= 20 else f"{len(symbols)} elements"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0][:200] if lines else "").rstrip(".;") or type(error).__name__

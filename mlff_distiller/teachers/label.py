@@ -1,0 +1,215 @@
+"""Labelling a set of structures into an HDF5 file: resumable after anything."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mlff_distiller.data.hdf5 import HDF5Writer, structures_hash
+from mlff_distiller.data.journal import journal_path
+from mlff_distiller.data.structure import Structure, check_structure
+from mlff_distiller.errors import InputError
+from mlff_distiller.teachers.base import Teacher
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+@dataclass
+class LabelReport:
+    """What :func:`label_dataset` did."""
+
+    path: Path
+    num_labelled: int = 0
+    """Structures in the file now."""
+    num_resumed: int = 0
+    """Inputs that an earlier call had dealt with."""
+    rejected: dict[str, int] = field(default_factory=dict)
+    """Reason -> number of structures that were left out, over all calls."""
+    seconds: float = 0.0
+    seconds_per_structure: float = 0.0
+    """Of this call; 0 when there was nothing left to do."""
+
+    def __str__(self) -> str:
+        text = f"labelled {self.num_labelled} structures in {self.path}"
+        if self.num_resumed:
+            text += f" ({self.num_resumed} inputs were done before)"
+        for reason, count in self.rejected.items():
+            text += f"; rejected {count}: {reason}"
+        return text
+
+
+def label_dataset(
+    structures: Sequence[Structure],
+    teacher: Teacher,
+    output: str | Path,
+    *,
+    batch_size: int = 8,
+    resume: bool = True,
+    progress: bool | Callable[[int, int], None] = True,
+    max_force: float | None = 30.0,
+    seed: int | None = None,
+    console: Console | None = None,
+) -> LabelReport:
+    """Label structures and write them to an HDF5 file.
+
+    Each batch is on disk before the next begins. After Ctrl-C, a crash or a full disk the same
+    call goes on where it stopped and ends with the same file as an uninterrupted one.
+
+    Args:
+        structures: in order; ``info`` is kept.
+        teacher: see :func:`get_teacher`.
+        output: the HDF5 file.
+        batch_size: structures between two commits.
+        resume: go on with an existing file; False starts anew.
+        progress: show a bar (plain lines where the output is not a terminal); or call this with
+            (done, total).
+        max_force: eV/Å; structures with a larger force are left out, None keeps all.
+        seed: of the sampling, remembered in the file.
+        console: where the bar goes; standard error by default.
+
+    Raises:
+        InputError: structures that the teacher cannot label, a file that holds labels of other
+            structures or of another teacher, no structure that could be labelled, a full disk.
+        KeyboardInterrupt: after everything that was committed is in the file.
+    """
+    output = Path(output)
+    if not structures:
+        raise InputError("label needs at least one structure, got none; check the input file")
+    if batch_size < 1:
+        raise InputError(f"batch_size must be >= 1, got {batch_size}; set teacher.batch_size")
+    for i, s in enumerate(structures):
+        check_structure(s, f"structure {i}")
+    teacher.check(structures)
+    if not resume:
+        output.unlink(missing_ok=True)
+        journal_path(output).unlink(missing_ok=True)
+    inputs = structures_hash(structures)
+    begin = time.monotonic()
+    report = LabelReport(output)
+    versions = dict(teacher.versions)
+    with HDF5Writer(output, teacher=teacher.name, versions=versions, seed=seed) as writer:
+        done = _resume(writer, inputs, report)
+        with _shown(progress, console, f"label with {teacher.name}", len(structures)) as update:
+            update(done)
+            while done < len(structures):
+                batch = structures[done : done + batch_size]
+                labelled = _label(teacher, batch, max_force, report)
+                done += len(batch)
+                state = {"inputs": inputs, "done": done, "rejected": report.rejected}
+                writer.append(labelled, progress=state)
+                update(done)
+        report.num_labelled = len(writer)
+    report.seconds = time.monotonic() - begin
+    fresh = len(structures) - report.num_resumed
+    report.seconds_per_structure = report.seconds / fresh if fresh else 0.0
+    if report.num_labelled == 0:
+        raise InputError(
+            f"no structure could be labelled with {teacher.name}: {_reasons(report.rejected)}; "
+            "check the structures, or raise max_force"
+        )
+    return report
+
+
+def _resume(writer: HDF5Writer, inputs: str, report: LabelReport) -> int:
+    state = writer.progress
+    if not state and len(writer) == 0:
+        return 0
+    if state.get("inputs") != inputs:
+        raise InputError(
+            f"{writer.path} must hold labels of the same structures to go on, got others; write "
+            "to another file, or start anew with resume=False (--no-resume)"
+        )
+    report.num_resumed = int(state["done"])
+    report.rejected = dict(state["rejected"])
+    return report.num_resumed
+
+
+def _label(
+    teacher: Teacher, batch: Sequence[Structure], max_force: float | None, report: LabelReport
+) -> list[Structure]:
+    try:
+        labelled = teacher.label(batch)
+    except InputError as error:
+        if len(batch) == 1:
+            _count(report, f"the teacher failed ({_shorten(str(error))})")
+            return []
+        # One bad structure must not take its batch along.
+        return [s for one in batch for s in _label(teacher, [one], max_force, report)]
+    kept = []
+    for s in labelled:
+        largest = 0.0 if s.forces is None else float(np.linalg.norm(s.forces, axis=1).max())
+        if max_force is not None and largest > max_force:
+            _count(report, f"a force above {max_force:g} eV/Å")
+        else:
+            kept.append(s)
+    return kept
+
+
+def _count(report: LabelReport, reason: str) -> None:
+    report.rejected[reason] = report.rejected.get(reason, 0) + 1
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def _reasons(rejected: dict[str, int]) -> str:
+    return ", ".join(f"{count} x {reason}" for reason, count in rejected.items()) or "none given"
+
+
+class _shown:
+    """Progress as a bar, as plain lines, as calls of a function, or not at all."""
+
+    def __init__(
+        self,
+        how: bool | Callable[[int, int], None],
+        console: Console | None,
+        title: str,
+        total: int,
+    ) -> None:
+        self._call = how if callable(how) else None
+        self._title, self._total = title, total
+        self._console = console or Console(stderr=True)
+        self._bar: Progress | None = None
+        self._lines = how is True and not self._console.is_terminal
+        self._last = time.monotonic()
+        if how is True and self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+
+    def __enter__(self) -> Callable[[int], None]:
+        if self._bar is not None:
+            self._bar.start()
+            self._task = self._bar.add_task(self._title, total=self._total)
+        return self._update
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _update(self, done: int) -> None:
+        if self._call is not None:
+            self._call(done, self._total)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done)
+        now = time.monotonic()
+        if self._lines and (done == self._total or now - self._last > _SECONDS_BETWEEN_LINES):
+            self._last = now
+            self._console.print(f"{self._title}: {done}/{self._total}", highlight=False)
