@@ -1,0 +1,141 @@
+"""What all commands share: one-line errors, Ctrl-C, JSON output, help texts with an example."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from mlff_distiller.errors import InputError
+
+if TYPE_CHECKING:
+    from mlff_distiller.data import Structure
+
+JSON = typer.Option(False, "--json", help="Print one JSON object instead of text.")
+
+
+def example(text: str, *commands: str) -> dict[str, Any]:
+    """Keyword arguments for ``app.command`` that put examples under the help text."""
+    lines = "\n\n".join(f"[cyan]mlff-distiller {command}[/cyan]" for command in commands)
+    title = "Example" if len(commands) == 1 else "Examples"
+    return {"help": text, "epilog": f"[bold]{title}[/bold]\n\n{lines}"}
+
+
+@contextlib.contextmanager
+def user_errors(interrupted: str | Callable[[], str] = "nothing was written") -> Iterator[None]:
+    """Turn errors that a user can mend into one red line and exit status 2.
+
+    Args:
+        interrupted: what Ctrl-C leaves behind and how to go on; printed with exit status 130.
+    """
+    try:
+        with _terminate_like_ctrl_c():
+            yield
+    except InputError as error:
+        fail(str(error))
+    except OSError as error:
+        if error.errno is None:
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        fail(f"cannot use the file{where}: {os.strerror(error.errno)}; check the path and the disk")
+    except KeyboardInterrupt:
+        kept = interrupted if isinstance(interrupted, str) else interrupted()
+        _red("interrupted", kept, "yellow")
+        raise typer.Exit(130) from None
+
+
+def fail(message: str) -> None:
+    """Print one red line on stderr and exit with status 2."""
+    _red("error", message, "red")
+    raise typer.Exit(2) from None
+
+
+def _red(word: str, message: str, colour: str) -> None:
+    line = " ".join(message.split())
+    typer.secho(f"{word}: ", fg=colour, bold=True, nl=False, err=True)
+    typer.secho(line, fg=colour, err=True)
+
+
+@contextlib.contextmanager
+def _terminate_like_ctrl_c() -> Iterator[None]:
+    """Batch systems send SIGTERM before they kill: treat it as Ctrl-C, so that work is kept."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        old = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread (tests)
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
+def emit(result: dict[str, Any], as_json: bool, text: str | None = None) -> None:
+    """Print the result of a command: JSON for scripts, else ``text``."""
+    if as_json:
+        typer.echo(json.dumps(jsonable(result), indent=1))
+    elif text is not None:
+        typer.echo(text)
+
+
+def wrote(path: str | Path, detail: str = "") -> str:
+    """Line that says which file was written and how large it is."""
+    size = Path(path).stat().st_size if Path(path).is_file() else 0
+    what = f"{size / 1e6:.2f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+    more = ", ".join(part for part in (detail, what if size else "") if part)
+    return f"wrote {path}" + (f" ({more})" if more else "")
+
+
+def jsonable(value: Any) -> Any:
+    """Plain JSON: arrays become lists, NaN becomes null, paths become text."""
+    if isinstance(value, dict):
+        return {str(k): jsonable(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(v) for v in value]
+    if hasattr(value, "tolist"):
+        return jsonable(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, (str, int, float, bool)) or value is None:
+        return value
+    return str(value)
+
+
+def say(text: str) -> None:
+    """Progress for people, on stderr, so that stdout stays clean for scripts."""
+    typer.echo(text, err=True)
+
+
+def load_structures(source: str) -> list[Structure]:
+    """Structures of a file or ``builtin:NAME``."""
+    if source.startswith("builtin:"):
+        from mlff_distiller.sampling import builtin
+
+        return [builtin(source.removeprefix("builtin:"))]
+    from mlff_distiller.data.io import read_structures
+
+    return read_structures(source)
+
+
+def parse_options(options: list[str]) -> dict[str, Any]:
+    """``["dispersion=true", "k=3"]`` -> ``{"dispersion": True, "k": 3}``. Raises InputError."""
+    import yaml
+
+    parsed: dict[str, Any] = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals or not key:
+            raise InputError(f"options are written KEY=VALUE, got {option!r}; e.g. -O k=3")
+        parsed[key] = yaml.safe_load(value)
+    return parsed

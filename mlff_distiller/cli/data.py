@@ -1,0 +1,175 @@
+"""``sample``, ``label`` and ``convert``: from structures to labelled data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from mlff_distiller.cli.common import (
+    JSON,
+    emit,
+    example,
+    load_structures,
+    parse_options,
+    say,
+    user_errors,
+    wrote,
+)
+from mlff_distiller.errors import InputError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    app.command(
+        **example(
+            "Make new structures: rattle, strain and molecular dynamics.",
+            "sample si.cif -o frames.extxyz --rattle 200",
+            "sample builtin:aspirin -o frames.extxyz --md 200 --teacher gfn2-xtb",
+        )
+    )(sample)
+    app.command(
+        **example(
+            "Label structures with a teacher: energy, forces, stress. Ctrl-C and run it again to "
+            "go on.",
+            "label frames.extxyz --teacher sevennet-0 -o data.h5",
+            "label frames.extxyz --teacher 'ase.calculators.lj:LennardJones(sigma=3.4)' -o lj.h5",
+        )
+    )(label)
+    app.command(
+        **example(
+            "Convert between structure files and HDF5, keeping labels.",
+            "convert frames.xyz data.h5",
+            "convert data.h5 frames.extxyz",
+        )
+    )(convert)
+
+
+def sample(
+    structures: str = typer.Argument(
+        help="Structure file, or builtin:NAME (silicon, aspirin ...)."
+    ),
+    output: Path = typer.Option(..., "-o", "--output", help="File to write (.extxyz or .h5)."),
+    config: Path | None = typer.Option(
+        None, "--config", help="YAML with the keys of the `sampling` section."
+    ),
+    rattle: int | None = typer.Option(None, help="Rattled (and strained) copies in total."),
+    md: int | None = typer.Option(None, help="Frames from molecular dynamics in total."),
+    teacher: str | None = typer.Option(
+        None, "--teacher", help="What drives the dynamics: a teacher's name, or a student file."
+    ),
+    device: str = typer.Option("cpu", help="Where the teacher runs."),
+    seed: int | None = typer.Option(None, help="Seed of all random numbers."),
+    as_json: bool = JSON,
+) -> None:
+    """Make new structures."""
+    with user_errors("no frames were written; run the command again to start over"):
+        import dataclasses
+        from collections import Counter
+
+        from mlff_distiller.config import SamplingConfig, from_dict, load_yaml
+        from mlff_distiller.data.io import write_structures
+        from mlff_distiller.sampling import sample as draw
+
+        mapping = load_yaml(config) if config else {}
+        settings = from_dict(SamplingConfig, mapping.get("sampling", mapping), "sampling")
+        given: dict[str, Any] = {"num_rattle": rattle, "num_md": md, "seed": seed}
+        settings = dataclasses.replace(
+            settings, **{k: v for k, v in given.items() if v is not None}
+        )
+        base = load_structures(structures)
+        if teacher is None and settings.num_md:
+            if md is not None:
+                raise InputError(
+                    "dynamics needs a potential, got none; add --teacher NAME or --md 0"
+                )
+            settings = dataclasses.replace(settings, num_md=0)
+            say("no --teacher given: only rattled copies are made")
+        calculator = _calculator(teacher, device) if teacher and settings.num_md else None
+        frames = draw(base, settings, calculator)
+        write_structures(output, frames)
+        kinds = Counter(str(s.info.get("source", "frame")) for s in frames)
+        detail = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        result = {"path": output, "num_structures": len(frames), "sources": dict(kinds)}
+        emit(result, as_json, wrote(output, f"{len(frames)} structures: {detail}"))
+
+
+def label(
+    structures: str = typer.Argument(help="Structure file, or builtin:NAME."),
+    teacher: str = typer.Option(
+        ..., "--teacher", help="Registry name (see info --teachers) or module:Class(kwargs)."
+    ),
+    output: Path = typer.Option(..., "-o", "--output", help="HDF5 file to write or to continue."),
+    device: str = typer.Option("cpu", help="cpu or cuda."),
+    batch_size: int = typer.Option(8, min=1, help="Structures between two writes to disk."),
+    option: list[str] = typer.Option(
+        [], "-O", "--option", metavar="KEY=VALUE", help="Keyword argument of the teacher."
+    ),
+    max_force: float = typer.Option(30.0, help="eV/Å; frames with a larger force are left out."),
+    resume: bool = typer.Option(True, help="Go on with an existing file, or start anew."),
+    as_json: bool = JSON,
+) -> None:
+    """Label structures with a teacher."""
+
+    def kept() -> str:
+        return f"finished batches are kept beside {output}; run the same command again to go on"
+
+    with user_errors(kept):
+        from mlff_distiller.data import HDF5Dataset
+        from mlff_distiller.teachers import get_teacher, label_dataset
+
+        frames = load_structures(structures)
+        labeller = get_teacher(teacher, device=device, **parse_options(option))
+        report = label_dataset(
+            frames,
+            labeller,
+            output,
+            batch_size=batch_size,
+            resume=resume,
+            max_force=max_force,
+        )
+        data = HDF5Dataset(output)
+        result = {
+            "path": output,
+            "num_structures": len(data),
+            "num_resumed": report.num_resumed,
+            "rejected": report.rejected,
+            "teacher": data.teacher,
+            "seconds": report.seconds,
+            "seconds_per_structure": report.seconds_per_structure,
+        }
+        emit(result, as_json, f"{report}\n{wrote(output, f'labels of {data.teacher}')}")
+
+
+def convert(
+    source: Path = typer.Argument(help="extxyz, xyz, ASE db, CIF, POSCAR or HDF5 file."),
+    target: Path = typer.Argument(help="File to write: .h5, .extxyz ..."),
+    as_json: bool = JSON,
+) -> None:
+    """Convert between structure files and HDF5."""
+    with user_errors(f"{target} was not written"):
+        # Other kinds of conversion (foreign models, say) join here, chosen by the source's type.
+        _convert_structures(source, target, as_json)
+
+
+def _convert_structures(source: Path, target: Path, as_json: bool) -> None:
+    from mlff_distiller.data.io import read_structures, write_structures
+
+    if source.resolve() == target.resolve():
+        raise InputError(f"source and target are the same file, got {source}; name another target")
+    structures = read_structures(source)
+    write_structures(target, structures)
+    labelled = sum(s.energy is not None for s in structures)
+    result = {"path": target, "num_structures": len(structures), "num_labelled": labelled}
+    emit(result, as_json, wrote(target, f"{len(structures)} structures, {labelled} labelled"))
+
+
+def _calculator(name: str, device: str):  # type: ignore[no-untyped-def]
+    if Path(name).is_file():
+        from mlff_distiller.calculator import StudentCalculator
+
+        return StudentCalculator(name, device=device)
+    from mlff_distiller.teachers import get_teacher
+
+    return get_teacher(name, device=device).calculator

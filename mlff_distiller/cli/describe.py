@@ -1,0 +1,240 @@
+"""What ``mlff-distiller info`` says about each kind of file."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase.data import chemical_symbols
+
+from mlff_distiller.errors import InputError
+
+Description = tuple[dict[str, Any], str]
+
+
+def anything(path: Path) -> Description:
+    """Describe a file or directory by its content. Raises InputError for unknown kinds."""
+    if path.is_dir():
+        return checkpoint(path)
+    if not path.exists():
+        raise InputError(f"no such file: {path}; check the path")
+    if path.suffix == ".ckpt":
+        return checkpoint(path)
+    with path.open("rb") as file:
+        magic = file.read(8)
+    if magic == b"\x89HDF\r\n\x1a\n" or path.suffix in (".h5", ".hdf5"):
+        return dataset(path)
+    if path.suffix in (".pt", ".pth") or zipfile.is_zipfile(path):
+        return student(path)
+    return structures(path)
+
+
+def student(path: Path) -> Description:
+    """An exported student."""
+    from mlff_distiller.export import read_metadata
+
+    card = read_metadata(path)
+    result = {"kind": "student", "path": path, **card, "native_engine": _native(path)}
+    config = card.get("model_config", {})
+    rows = {
+        "kind": f"exported student (format {card['format_version']})",
+        "elements": _symbols(card["elements"]),
+        "cutoff": f"{card['cutoff']:g} Å",
+        "network": f"PaiNN, {config.get('hidden_dim')} channels, "
+        f"{config.get('num_interactions')} interactions, {config.get('num_rbf')} "
+        f"{config.get('rbf')} functions" + (", ZBL repulsion" if config.get("zbl") else ""),
+        "parameters": f"{card['num_parameters']:,}",
+        "dtype": card["dtype"],
+        "teacher": card.get("teacher") or "unknown",
+        "E0": ", ".join(
+            f"{chemical_symbols[z]} {e:.4f} eV"
+            for z, e in zip(card["elements"], card["reference_energies"], strict=True)
+        ),
+        "accuracy": _accuracy(card),
+        "closest pair": f"{card['min_distance']:.3f} Å in training"
+        if card.get("min_distance")
+        else "unknown",
+        "data hash": str(card.get("data_hash") or "unknown")[:16],
+        "written by": f"mlff_distiller {card.get('package_version')}, "
+        f"torch {card.get('torch_version')}",
+        "native engine": _native_text(result["native_engine"]),
+    }
+    return result, _rows(path, rows)
+
+
+def dataset(path: Path) -> Description:
+    """An HDF5 file."""
+    from mlff_distiller.data import HDF5Dataset, elements_of
+
+    data = HDF5Dataset(path, require_labels=False)
+    frames = list(data)
+    sizes = [len(s) for s in frames]
+    labels = {
+        name: sum(getattr(s, name) is not None for s in frames)
+        for name in ("energy", "forces", "stress")
+    }
+    result: dict[str, Any] = {
+        "kind": "data",
+        "path": path,
+        "num_structures": len(frames),
+        "num_atoms": int(sum(sizes)),
+        "elements": elements_of(frames),
+        "num_periodic": sum(bool(s.pbc.any()) for s in frames),
+        "labels": labels,
+        "splits": {name: len(indices) for name, indices in data.splits.items()},
+        "teacher": data.teacher,
+        "units": data.units,
+        "versions": data.versions,
+        "seed": data.seed,
+        "data_hash": data.hash(),
+    }
+    span = f"{min(sizes)}–{max(sizes)} each" if sizes else "none"
+    rows = {
+        "kind": "HDF5 data",
+        "structures": f"{len(frames)} ({result['num_periodic']} periodic)",
+        "atoms": f"{sum(sizes):,} ({span})",
+        "elements": _symbols(result["elements"]),
+        "labels": ", ".join(f"{name} {count}" for name, count in labels.items()),
+        "splits": ", ".join(f"{name} {count}" for name, count in result["splits"].items())
+        or "none stored",
+        "teacher": data.teacher or "unknown",
+        "units": ", ".join(f"{key} {unit}" for key, unit in data.units.items()),
+        "data hash": result["data_hash"][:16],
+    }
+    forces = [s.forces for s in frames if s.forces is not None]
+    if forces:
+        largest = max(float(np.linalg.norm(f, axis=1).max()) for f in forces)
+        result["max_force_ev_per_ang"] = largest
+        rows["largest force"] = f"{largest:.3g} eV/Å"
+    return result, _rows(path, rows)
+
+
+def checkpoint(path: Path) -> Description:
+    """A run directory or a checkpoint of training."""
+    from mlff_distiller.models import StudentForceField
+    from mlff_distiller.training.checkpoint import read_checkpoint
+
+    if path.is_dir() and not any(path.glob("*.ckpt")):
+        if (path / "metrics.json").exists():
+            return distillation(path)
+        raise InputError(
+            f"{path} holds no checkpoint (best.ckpt, last.ckpt); name a run directory of train"
+        )
+    content = read_checkpoint(path)
+    card = content.get("metadata", {})
+    model = StudentForceField.load(path)
+    result = {
+        "kind": "checkpoint",
+        "path": path,
+        "elements": model.elements,
+        "cutoff": model.cutoff,
+        "num_parameters": model.num_parameters,
+        "model_config": content.get("model_config"),
+        "metadata": card,
+    }
+    rows = {
+        "kind": "run directory" if path.is_dir() else "checkpoint",
+        "elements": _symbols(model.elements),
+        "cutoff": f"{model.cutoff:g} Å",
+        "parameters": f"{model.num_parameters:,}",
+        "epoch": str(card.get("epoch", content.get("epoch", "unknown"))),
+        "teacher": card.get("teacher") or "unknown",
+        "accuracy": _accuracy(card),
+        "data hash": str(card.get("data_hash") or "unknown")[:16],
+    }
+    return result, _rows(path, rows)
+
+
+def distillation(path: Path) -> Description:
+    """The output directory of ``distill``."""
+    import json
+
+    from mlff_distiller.evaluation.summary import summary_lines
+
+    metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
+    return {"kind": "distillation", "path": path, **metrics}, "\n".join(summary_lines(metrics))
+
+
+def structures(path: Path) -> Description:
+    """Any structure file that ASE reads."""
+    from mlff_distiller.data import elements_of
+    from mlff_distiller.data.io import read_structures
+
+    frames = read_structures(path)
+    result = {
+        "kind": "structures",
+        "path": path,
+        "num_structures": len(frames),
+        "num_atoms": sum(len(s) for s in frames),
+        "elements": elements_of(frames),
+        "num_labelled": sum(s.energy is not None for s in frames),
+    }
+    rows = {
+        "kind": "structures",
+        "structures": f"{len(frames)}, {result['num_labelled']} labelled",
+        "atoms": f"{result['num_atoms']:,}",
+        "elements": _symbols(elements_of(frames)),
+    }
+    return result, _rows(path, rows)
+
+
+def teachers() -> Description:
+    """The registry: what is installed and how to install the rest."""
+    from mlff_distiller.teachers import list_teachers
+
+    entries = [
+        {"name": name, "about": about, "installed": installed, "install": install}
+        for name, about, installed, install in list_teachers()
+    ]
+    lines = [f"{'teacher':<15}{'installed':<11}what it is, or how to install it"]
+    for entry in entries:
+        mark = "yes" if entry["installed"] else "no"
+        lines.append(f"{entry['name']:<15}{mark:<11}{entry['about']}")
+        if not entry["installed"]:
+            lines.append(f"{'':<26}{entry['install']}")
+    lines.append(f"{'module:Class(k=v)':<26}any ASE calculator that can be imported")
+    return {"teachers": entries}, "\n".join(lines)
+
+
+def _native(path: Path) -> dict[str, Any] | None:
+    """What the native engine reports about the file; None where it is not built."""
+    try:
+        from mlff_distiller._native import Potential
+    except ImportError:
+        return None
+    report: dict[str, Any] = {}
+    potential = Potential(str(path))
+    for name in ("table_error", "tabulation_error", "max_table_error", "info"):
+        value = getattr(potential, name, None)
+        if value is not None:
+            report[name] = value() if callable(value) else value
+    return report
+
+
+def _native_text(report: dict[str, Any] | None) -> str:
+    if report is None:
+        return "not built; pip install mlff-distiller builds it"
+    shown = [f"{k.replace('_', ' ')} {v}" for k, v in report.items()]
+    return "reads this file" + (f" ({', '.join(shown)})" if shown else "")
+
+
+def _accuracy(card: dict[str, Any]) -> str:
+    known = card.get("accuracy") or card.get("validation") or {}
+    names = {
+        "force_mae_mev_per_ang": "forces {:.3g} meV/Å",
+        "energy_mae_mev_per_atom": "energy {:.3g} meV/atom",
+        "stress_mae_gpa": "stress {:.3g} GPa",
+    }
+    parts = [text.format(known[k]) for k, text in names.items() if known.get(k) is not None]
+    return ("MAE " + ", ".join(parts)) if parts else "not recorded"
+
+
+def _symbols(elements: list[int]) -> str:
+    return " ".join(chemical_symbols[z] for z in elements)
+
+
+def _rows(path: Path, rows: dict[str, str]) -> str:
+    width = max(len(key) for key in rows) + 2
+    return "\n".join([str(path), *(f"  {key:<{width}}{value}" for key, value in rows.items())])

@@ -1,0 +1,134 @@
+"""``train``, ``distill`` and ``export``: making students."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from mlff_distiller.cli.common import JSON, emit, example, user_errors, wrote
+from mlff_distiller.errors import InputError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    app.command(
+        **example(
+            "Train a student on labelled data. Ctrl-C keeps the state; --resume goes on.",
+            "train --data data.h5 --preset base --max-minutes 20 -o runs/si",
+            "train --data data.h5 -o runs/si train.yaml",
+        )
+    )(train)
+    app.command(
+        **example(
+            "The whole line from structures to a report, stage by stage; finished stages are kept.",
+            "distill examples/demo_silicon.yaml",
+        )
+    )(distill)
+    app.command(
+        **example(
+            "Write a trained student as one file for LAMMPS, OpenMM and ASE.",
+            "export runs/si -o student.pt",
+        )
+    )(export)
+
+
+def train(
+    config: Path | None = typer.Argument(
+        None, help="YAML with the sections data, model and training."
+    ),
+    data: Path | None = typer.Option(None, "--data", help="Labelled HDF5 file."),
+    preset: str | None = typer.Option(None, help="Size of the network: small, base or large."),
+    max_minutes: float | None = typer.Option(None, help="Stop after this time."),
+    max_epochs: int | None = typer.Option(None, help="Stop after this many epochs."),
+    output: Path = typer.Option(Path("runs/train"), "-o", "--output", help="Run directory."),
+    device: str | None = typer.Option(None, help="auto, cpu or cuda."),
+    seed: int | None = typer.Option(None, help="Seed of weights and batches."),
+    resume: bool = typer.Option(False, "--resume", help="Go on from the last checkpoint."),
+    as_json: bool = JSON,
+) -> None:
+    """Train a student on labelled data."""
+
+    def kept() -> str:
+        if (output / "last.ckpt").exists():
+            return f"the state is kept in {output}; go on with the same command and --resume"
+        return "stopped before the first checkpoint; nothing is kept"
+
+    with user_errors(kept):
+        from mlff_distiller.config import PRESETS, TrainConfig, from_dict, load_yaml
+
+        mapping = load_yaml(config) if config else {}
+        if preset is not None:
+            if preset not in PRESETS:
+                raise InputError(f"unknown preset {preset!r}; use one of: {', '.join(PRESETS)}")
+            mapping["model"] = {**PRESETS[preset], **(mapping.get("model") or {})}
+        given: dict[str, dict[str, Any]] = {
+            "data": {"path": str(data) if data else None},
+            "training": {
+                "max_minutes": max_minutes,
+                "max_epochs": max_epochs,
+                "device": device,
+                "seed": seed,
+            },
+        }
+        for section, values in given.items():
+            chosen = {k: v for k, v in values.items() if v is not None}
+            if chosen:
+                mapping[section] = {**(mapping.get(section) or {}), **chosen}
+        settings = from_dict(TrainConfig, mapping)
+        if settings.data.path is None:
+            raise InputError("training needs labelled data, got none; add --data data.h5")
+        from mlff_distiller.training import train as fit
+
+        result = fit(settings, output, resume=resume)
+        summary = {"run_dir": output, **_training_summary(result)}
+        emit(summary, as_json, f"wrote {output}/best.ckpt; next: mlff-distiller export {output}")
+
+
+def distill(
+    config: Path = typer.Argument(help="YAML with all sections; see examples/."),
+    output: Path | None = typer.Option(
+        None, "-o", "--output", help="Run directory instead of the one in the file."
+    ),
+    fresh: bool = typer.Option(False, "--fresh", help="Do finished stages again as well."),
+    as_json: bool = JSON,
+) -> None:
+    """Structures -> labels -> student -> engines -> report."""
+    run_dir = [output or Path("the run directory")]
+
+    def kept() -> str:
+        return f"finished stages are kept in {run_dir[0]}; run the same command again to go on"
+
+    with user_errors(kept):
+        import dataclasses
+
+        from mlff_distiller.config import DistillConfig, load_config
+
+        settings = load_config(config, DistillConfig)
+        if output is not None:
+            settings = dataclasses.replace(settings, output=str(output))
+        run_dir[0] = Path(settings.output)
+        from mlff_distiller.distill import run_distillation
+
+        metrics = run_distillation(settings, fresh=fresh, quiet=as_json)
+        emit(metrics, as_json)
+
+
+def export(
+    run_dir: Path = typer.Argument(help="Run directory of `train`, or a checkpoint."),
+    output: Path = typer.Option(Path("student.pt"), "-o", "--output", help="File to write."),
+    dtype: str | None = typer.Option(None, help="float32 or float64; as trained if left out."),
+    as_json: bool = JSON,
+) -> None:
+    """Write a trained student as one file."""
+    with user_errors(f"{output} was not written"):
+        from mlff_distiller.distill import export_run
+
+        metadata = export_run(run_dir, output, dtype)
+        text = wrote(output, f"{metadata['num_parameters']:,} parameters, {metadata['dtype']}")
+        emit({"path": output, **metadata}, as_json, text)
+
+
+def _training_summary(result: object) -> dict[str, object]:
+    return dict(result) if isinstance(result, dict) else {}

@@ -1,0 +1,13 @@
+"""Running a student: one call for molecular dynamics or a single point in any engine.
+
+    trajectory = run_md("lammps", "student.pt", structure, MDSettings(ensemble="npt", steps=1000))
+    labelled = single_point("openmm", "student.pt", structure, dtype="float64")
+
+``ase``, ``lammps`` and ``openmm`` are the real programs: LAMMPS is the ``lmp`` executable reading
+an input script and OpenMM integrates on its own. ``torchscript`` (single points only) is the
+portable form of the exported file, which shares no code with the native engine.
+"""
+
+from mlff_distiller.dynamics.common import ENGINES, MDSettings, Trajectory, run_md, single_point
+
+__all__ = ["ENGINES", "MDSettings", "Trajectory", "run_md", "single_point"]

@@ -1,0 +1,113 @@
+"""The student inside ASE."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms, units
+from ase.stress import voigt_6_to_full_3x3_stress
+
+from mlff_distiller.data import Structure
+from mlff_distiller.dynamics.common import MDSettings, Trajectory, initial_velocities
+
+
+def single_point(model: Path, structure: Structure, dtype: str) -> Structure:
+    """See :func:`mlff_distiller.dynamics.single_point`."""
+    atoms = structure.to_atoms(labels=False)
+    atoms.calc = _calculator(model, dtype, 0)
+    return _labelled(structure, atoms)
+
+
+def run_md(model: Path, structure: Structure, settings: MDSettings) -> Trajectory:
+    """See :func:`mlff_distiller.dynamics.run_md`."""
+    atoms = structure.to_atoms(labels=False)
+    atoms.calc = _calculator(model, settings.dtype, settings.threads)
+    velocities = initial_velocities(structure, settings.temperature, settings.seed)
+    atoms.set_velocities(velocities / units.fs)
+    if settings.warmup_steps:
+        _integrator(atoms, settings, "nvt").run(settings.warmup_steps)
+    records: list[tuple[float, float, float, float]] = []
+    frames: list[Structure] = []
+
+    def record() -> None:
+        potential, kinetic = atoms.get_potential_energy(), atoms.get_kinetic_energy()
+        volume = atoms.get_volume() if structure.pbc.all() else 0.0
+        records.append((potential, potential + kinetic, _temperature(atoms), volume))
+        frames.append(_labelled(structure, atoms))
+
+    integrator = _integrator(atoms, settings, settings.ensemble)
+    integrator.attach(record, interval=settings.interval)
+    start = time.perf_counter()
+    integrator.run(settings.steps)
+    seconds = time.perf_counter() - start
+    columns = np.array(records).T
+    return Trajectory(
+        engine="ase",
+        ensemble=settings.ensemble,
+        num_atoms=len(atoms),
+        time=np.arange(len(records)) * settings.interval * settings.timestep,
+        potential_energy=columns[0],
+        total_energy=columns[1],
+        temperature=columns[2],
+        volume=columns[3],
+        seconds_per_step=seconds / settings.steps,
+        frames=frames,
+    )
+
+
+def _calculator(model: Path, dtype: str, threads: int):  # type: ignore[no-untyped-def]
+    from mlff_distiller.calculator import StudentCalculator
+
+    return StudentCalculator(str(model), dtype=dtype, threads=threads)
+
+
+def _integrator(atoms: Atoms, settings: MDSettings, ensemble: str):  # type: ignore[no-untyped-def]
+    timestep = settings.timestep * units.fs
+    if ensemble == "nve":
+        from ase.md.verlet import VelocityVerlet
+
+        return VelocityVerlet(atoms, timestep)
+    if ensemble == "nvt":
+        from ase.md.langevin import Langevin
+
+        return Langevin(
+            atoms,
+            timestep,
+            temperature_K=settings.temperature,
+            friction=0.01 / units.fs,
+            rng=np.random.default_rng(settings.seed),
+        )
+    from ase.md.nose_hoover_chain import IsotropicMTKNPT
+
+    return IsotropicMTKNPT(
+        atoms,
+        timestep,
+        temperature_K=settings.temperature,
+        pressure_au=settings.pressure * 1e5 * units.Pascal,
+        tdamp=100 * timestep,
+        pdamp=1000 * timestep,
+    )
+
+
+def _temperature(atoms: Atoms) -> float:
+    # The centre of mass is at rest: 3 n - 3 degrees of freedom, as LAMMPS counts.
+    degrees = max(3 * len(atoms) - 3, 3)
+    return float(2 * atoms.get_kinetic_energy() / (degrees * units.kB))
+
+
+def _labelled(structure: Structure, atoms: Atoms) -> Structure:
+    stress = None
+    if structure.pbc.all():
+        stress = voigt_6_to_full_3x3_stress(atoms.get_stress())
+    return Structure(
+        atomic_numbers=structure.atomic_numbers,
+        positions=atoms.get_positions(),
+        cell=np.asarray(atoms.get_cell()),
+        pbc=structure.pbc,
+        energy=atoms.get_potential_energy(),
+        forces=atoms.get_forces(),
+        stress=stress,
+        info=dict(structure.info),
+    )

@@ -1,0 +1,243 @@
+"""Settings and results that all engines share, and the dispatch to them."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlff_distiller.data import Structure
+from mlff_distiller.errors import InputError
+
+#: engine -> module with ``run_md`` and ``single_point``
+ENGINES = {
+    "ase": "mlff_distiller.dynamics.ase_engine",
+    "lammps": "mlff_distiller.dynamics.lammps_engine",
+    "openmm": "mlff_distiller.dynamics.openmm_engine",
+}
+ENSEMBLES = ("nve", "nvt", "npt")
+
+
+@dataclass(frozen=True)
+class MDSettings:
+    """One molecular-dynamics run."""
+
+    ensemble: str = "nvt"
+    """``nve``, ``nvt`` or ``npt`` (isotropic; periodic systems)."""
+    steps: int = 1000
+    temperature: float = 300.0
+    """K; also of the starting velocities."""
+    pressure: float = 1.0
+    """bar."""
+    timestep: float = 1.0
+    """fs."""
+    interval: int = 10
+    """Steps between two records."""
+    warmup_steps: int = 0
+    """Thermostatted steps before the run that are not recorded (time for an NVE run to melt
+    the potential and kinetic energy into equilibrium)."""
+    dtype: str = "float32"
+    """Arithmetic of the network: ``float32`` or ``float64``."""
+    threads: int = 0
+    """Threads of the network; 0 leaves the choice to the engine."""
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if self.ensemble not in ENSEMBLES:
+            raise InputError(
+                f"ensemble must be one of {', '.join(ENSEMBLES)}, got {self.ensemble!r}; "
+                "use e.g. --ensemble nvt"
+            )
+        for name, least in (("steps", 1), ("interval", 1), ("warmup_steps", 0), ("threads", 0)):
+            value = getattr(self, name)
+            if value < least:
+                raise InputError(f"{name} must be >= {least}, got {value}; correct it")
+        if self.timestep <= 0:
+            raise InputError(f"timestep must be > 0 fs, got {self.timestep}; use e.g. 1.0")
+        if self.temperature < 0:
+            raise InputError(f"temperature must be >= 0 K, got {self.temperature}; use e.g. 300")
+        if self.dtype not in ("float32", "float64"):
+            raise InputError(f"dtype must be float32 or float64, got {self.dtype!r}")
+
+
+@dataclass
+class Trajectory:
+    """What a run left behind. Arrays have one entry per record, the first at time zero."""
+
+    engine: str
+    ensemble: str
+    num_atoms: int
+    time: np.ndarray
+    """(k,), fs."""
+    potential_energy: np.ndarray
+    """(k,), eV."""
+    total_energy: np.ndarray
+    """(k,), eV."""
+    temperature: np.ndarray
+    """(k,), K."""
+    volume: np.ndarray
+    """(k,), Å^3; 0 without a periodic cell."""
+    seconds_per_step: float
+    """Wall time of the recorded part divided by its steps."""
+    frames: list[Structure] = field(default_factory=list)
+    """Positions at the records, with energy and forces of the student."""
+
+    @property
+    def microseconds_per_atom_step(self) -> float:
+        """Cost in µs per atom and step."""
+        return 1e6 * self.seconds_per_step / self.num_atoms
+
+    def drift(self) -> float:
+        """Slope of the total energy by a linear fit, meV/atom/ps; NaN with fewer than 3 records."""
+        if len(self.time) < 3:
+            return float("nan")
+        slope = np.polyfit(self.time, self.total_energy, 1)[0]  # eV/fs
+        return float(slope * 1e6 / self.num_atoms)
+
+    def summary(self) -> dict[str, Any]:
+        """Plain numbers for JSON and tables; means are over the second half of the run."""
+        half = slice(len(self.time) // 2, None)
+        result = {
+            "engine": self.engine,
+            "ensemble": self.ensemble,
+            "num_atoms": self.num_atoms,
+            "picoseconds": float(self.time[-1]) / 1000.0,
+            "mean_temperature_k": float(self.temperature[half].mean()),
+            "microseconds_per_atom_step": self.microseconds_per_atom_step,
+            "seconds_per_step": self.seconds_per_step,
+        }
+        if self.ensemble == "nve":
+            result["drift_mev_per_atom_per_ps"] = self.drift()
+        if self.volume[-1] > 0:
+            result["mean_volume_ang3_per_atom"] = float(self.volume[half].mean()) / self.num_atoms
+        return result
+
+
+def run_md(
+    engine: str, model: str | Path, structure: Structure, settings: MDSettings
+) -> Trajectory:
+    """Run molecular dynamics with an exported student.
+
+    Args:
+        engine: ``ase``, ``lammps`` or ``openmm``.
+        model: exported student.
+        structure: starting positions; velocities are drawn at the temperature of ``settings``.
+        settings: ensemble, length, temperature ...
+
+    Raises:
+        InputError: unknown or missing engine, an element that the model does not know, NPT of a
+            system that is not periodic, or a run that blew up.
+    """
+    _check(model, structure)
+    if settings.ensemble == "npt" and not structure.pbc.all():
+        raise InputError(
+            "NPT needs a system that is periodic in three directions, got "
+            f"pbc={structure.pbc.tolist()}; use --ensemble nvt"
+        )
+    trajectory: Trajectory = _module(engine).run_md(Path(model), structure, settings)
+    _check_sane(trajectory)
+    return trajectory
+
+
+def single_point(
+    engine: str, model: str | Path, structure: Structure, dtype: str = "float32"
+) -> Structure:
+    """Energy, forces and (not OpenMM, which has no stress) stress of one structure.
+
+    Args:
+        engine: ``ase``, ``lammps``, ``openmm`` or ``torchscript``.
+        model: exported student.
+        structure: what to evaluate.
+        dtype: arithmetic of the network.
+
+    Returns:
+        ``structure`` with the labels of the student.
+    """
+    _check(model, structure)
+    if engine == "torchscript":
+        return _torchscript(Path(model), structure, dtype)
+    labelled: Structure = _module(engine).single_point(Path(model), structure, dtype)
+    return labelled
+
+
+def initial_velocities(structure: Structure, temperature: float, seed: int) -> np.ndarray:
+    """Maxwell-Boltzmann velocities without drift of the centre of mass, (n, 3) in Å/fs.
+
+    The same for every engine, so that their runs can be compared.
+    """
+    from ase import units
+
+    atoms = structure.to_atoms(labels=False)
+    masses = atoms.get_masses()[:, None]
+    generator = np.random.default_rng(seed)
+    momenta = generator.standard_normal((len(atoms), 3)) * np.sqrt(masses * units.kB * temperature)
+    if len(atoms) > 1:
+        momenta -= momenta.sum(axis=0) * masses / masses.sum()
+        kinetic = float((momenta**2 / (2 * masses)).sum())
+        wanted = 1.5 * (len(atoms) - 1) * units.kB * temperature
+        momenta *= np.sqrt(wanted / kinetic) if kinetic > 0 else 1.0
+    velocities: np.ndarray = momenta / masses * units.fs
+    return velocities
+
+
+def _module(engine: str) -> Any:
+    if engine not in ENGINES:
+        raise InputError(f"unknown engine {engine!r}; use one of: {', '.join(ENGINES)}")
+    return importlib.import_module(ENGINES[engine])
+
+
+def _check(model: str | Path, structure: Structure) -> None:
+    from ase.data import chemical_symbols
+
+    from mlff_distiller.data import check_structure
+    from mlff_distiller.export import read_metadata
+
+    check_structure(structure)
+    known = read_metadata(model)["elements"]
+    unknown = sorted({int(z) for z in structure.atomic_numbers} - set(known))
+    if unknown:
+
+        def names(numbers: list[int]) -> str:
+            return " ".join(chemical_symbols[z] for z in numbers)
+
+        raise InputError(
+            f"{model} knows {names(known)}, the structure holds {names(unknown)}; "
+            "train with these elements in the data"
+        )
+
+
+def _check_sane(trajectory: Trajectory) -> None:
+    finite = np.isfinite(trajectory.total_energy) & np.isfinite(trajectory.temperature)
+    if not finite.all():
+        when = trajectory.time[int(np.argmin(finite))]
+        raise InputError(
+            f"the {trajectory.engine} run blew up at {when:.0f} fs (energy is not finite); "
+            "shorten the time step or train on hotter frames"
+        )
+
+
+def _torchscript(model: Path, structure: Structure, dtype: str) -> Structure:
+    import torch
+
+    from mlff_distiller.export import load_exported
+
+    kind = getattr(torch, dtype)
+    module = load_exported(model, dtype=kind)
+    positions = torch.tensor(structure.positions, dtype=kind)
+    strain = torch.zeros(3, 3, dtype=kind, requires_grad=True)
+    deform = torch.eye(3, dtype=kind) + 0.5 * (strain + strain.T)
+    positions.requires_grad_(True)
+    cell = torch.tensor(structure.cell, dtype=kind)
+    numbers = torch.tensor(structure.atomic_numbers)
+    pbc = torch.tensor(structure.pbc)
+    energy = module(numbers, positions @ deform, cell @ deform, pbc)
+    gradient, strain_gradient = torch.autograd.grad(
+        energy, [positions, strain], allow_unused=True, materialize_grads=True
+    )
+    stress = None
+    if structure.pbc.all():
+        stress = strain_gradient.numpy() / abs(np.linalg.det(structure.cell))
+    return structure.with_labels(energy.item(), -gradient.numpy(), stress)

@@ -1,0 +1,177 @@
+"""The student inside OpenMM, integrated by OpenMM itself."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import units as ase_units
+from ase.data import chemical_symbols
+
+from mlff_distiller.data import Structure
+from mlff_distiller.dynamics.common import MDSettings, Trajectory, initial_velocities
+from mlff_distiller.errors import InputError
+from mlff_distiller.units import EV_IN_KJ_PER_MOL
+
+_STEP_OF_BAROSTAT = 25
+
+
+def single_point(model: Path, structure: Structure, dtype: str) -> Structure:
+    """See :func:`mlff_distiller.dynamics.single_point`."""
+    mm = _import()
+    system, rotation = _system(mm, model, structure, dtype)
+    context = _context(mm, system, mm.VerletIntegrator(0.001), structure, rotation, 0)
+    state = context.getState(energy=True, forces=True)
+    return structure.with_labels(_energy(state), _forces(state) @ rotation.T, engine="openmm")
+
+
+def run_md(model: Path, structure: Structure, settings: MDSettings) -> Trajectory:
+    """See :func:`mlff_distiller.dynamics.run_md`."""
+    mm, s = _import(), settings
+    system, rotation = _system(mm, model, structure, s.dtype)
+    velocities = initial_velocities(structure, s.temperature, s.seed) @ rotation * 100.0  # nm/ps
+    positions = structure.positions @ rotation / 10.0
+    box = None
+    if s.warmup_steps:
+        context = _context(mm, system, _integrator(mm, s, "nvt"), structure, rotation, s.threads)
+        context.setVelocities(velocities)
+        context.getIntegrator().step(s.warmup_steps)
+        state = context.getState(positions=True, velocities=True)
+        positions = state.getPositions(asNumpy=True)._value
+        velocities = state.getVelocities(asNumpy=True)._value
+        del context
+    if s.ensemble == "npt":
+        barostat = mm.MonteCarloBarostat(s.pressure, s.temperature, _STEP_OF_BAROSTAT)
+        barostat.setRandomNumberSeed(s.seed)
+        system.addForce(barostat)
+    integrator = _integrator(mm, s, s.ensemble)
+    context = _context(mm, system, integrator, structure, rotation, s.threads)
+    context.setPositions(positions)
+    context.setVelocities(velocities)
+    context.getState(energy=True)  # the first evaluation sets things up
+
+    rows, frames = [], []
+    seconds = 0.0
+    for record in range(s.steps // s.interval + 1):
+        if record:
+            start = time.perf_counter()
+            integrator.step(s.interval)
+            seconds += time.perf_counter() - start
+        state = context.getState(energy=True, forces=True, positions=True, enforcePeriodicBox=False)
+        potential = _energy(state)
+        kinetic = state.getKineticEnergy()._value / EV_IN_KJ_PER_MOL
+        box = np.array(state.getPeriodicBoxVectors(asNumpy=True)._value) * 10.0
+        periodic = bool(structure.pbc.all())
+        volume = float(np.linalg.det(box)) if periodic else 0.0
+        degrees = max(3 * len(structure) - 3, 3)
+        temperature = 2 * kinetic / (degrees * ase_units.kB)
+        rows.append((potential, potential + kinetic, temperature, volume))
+        frames.append(
+            Structure(
+                atomic_numbers=structure.atomic_numbers,
+                positions=state.getPositions(asNumpy=True)._value * 10.0 @ rotation.T,
+                cell=box @ rotation.T if periodic else structure.cell,
+                pbc=structure.pbc,
+                energy=potential,
+                forces=_forces(state) @ rotation.T,
+                info=dict(structure.info),
+            )
+        )
+    columns = np.array(rows).T
+    return Trajectory(
+        engine="openmm",
+        ensemble=s.ensemble,
+        num_atoms=len(structure),
+        time=np.arange(len(rows)) * s.interval * s.timestep,
+        potential_energy=columns[0],
+        total_energy=columns[1],
+        temperature=columns[2],
+        volume=columns[3],
+        seconds_per_step=seconds / max(1, s.steps // s.interval * s.interval),
+        frames=frames,
+    )
+
+
+def _import() -> Any:
+    try:
+        import openmm
+    except ImportError:
+        raise InputError("OpenMM is not installed; run: pip install openmm") from None
+    return openmm
+
+
+def _system(mm: Any, model: Path, structure: Structure, dtype: str) -> tuple[Any, np.ndarray]:
+    """System with the student as its only force, and the rotation into OpenMM's reduced box."""
+    from openmm import app
+
+    from mlff_distiller.openmm import painn_force
+
+    if structure.pbc.any() and not structure.pbc.all():
+        raise InputError(
+            "OpenMM runs systems that are periodic in all directions or in none, got "
+            f"pbc={structure.pbc.tolist()}; use --engine lammps or ase"
+        )
+    topology = app.Topology()
+    residue = topology.addResidue("MOL", topology.addChain())
+    system = mm.System()
+    for z in structure.atomic_numbers:
+        element = app.Element.getByAtomicNumber(int(z))
+        topology.addAtom(chemical_symbols[int(z)], element, residue)
+    for mass in structure.to_atoms(labels=False).get_masses():
+        system.addParticle(float(mass))
+    rotation = np.eye(3)
+    if structure.pbc.all():
+        box, rotation = _reduced_box(structure.cell)
+        topology.setPeriodicBoxVectors(box / 10.0)
+        system.setDefaultPeriodicBoxVectors(*(mm.Vec3(*row) for row in box / 10.0))
+    precision = "double" if dtype == "float64" else "single"
+    system.addForce(
+        painn_force(topology, str(model), precision=precision, periodic=bool(structure.pbc.all()))
+    )
+    return system, rotation
+
+
+def _reduced_box(cell: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The lattice in OpenMM's form: lower triangular and reduced, and ``cell -> cell @ rotation``."""
+    box = np.linalg.cholesky(cell @ cell.T)
+    rotation = np.linalg.solve(cell, box)
+    box[2] -= box[1] * np.round(box[2, 1] / box[1, 1])
+    box[2] -= box[0] * np.round(box[2, 0] / box[0, 0])
+    box[1] -= box[0] * np.round(box[1, 0] / box[0, 0])
+    return box, rotation
+
+
+def _integrator(mm: Any, settings: MDSettings, ensemble: str) -> Any:
+    timestep = settings.timestep / 1000.0  # ps
+    if ensemble == "nve":
+        return mm.VerletIntegrator(timestep)
+    integrator = mm.LangevinMiddleIntegrator(settings.temperature, 10.0, timestep)
+    integrator.setRandomNumberSeed(settings.seed)
+    return integrator
+
+
+def _context(
+    mm: Any,
+    system: Any,
+    integrator: Any,
+    structure: Structure,
+    rotation: np.ndarray,
+    threads: int,
+) -> Any:
+    platform = mm.Platform.getPlatformByName("CPU")
+    properties = {"Threads": str(threads)} if threads else {}
+    context = mm.Context(system, integrator, platform, properties)
+    context.setPositions(structure.positions @ rotation / 10.0)
+    return context
+
+
+def _energy(state: Any) -> float:
+    return float(state.getPotentialEnergy()._value) / EV_IN_KJ_PER_MOL
+
+
+def _forces(state: Any) -> np.ndarray:
+    # kJ/mol/nm -> eV/Å
+    forces: np.ndarray = state.getForces(asNumpy=True)._value / (EV_IN_KJ_PER_MOL * 10.0)
+    return forces

@@ -1,0 +1,79 @@
+"""The one-screen summary at the end of ``distill``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mlff_distiller.evaluation.metrics import verdicts
+from mlff_distiller.evaluation.report import UNITS, number
+
+
+def print_summary(metrics: dict[str, Any], output: Path) -> None:
+    """Print what was reached, against the targets, and what to do next."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    table = Table(title=_title(metrics), title_style="bold", title_justify="left", show_edge=False)
+    table.add_column("")
+    table.add_column("reached", justify="right")
+    table.add_column("target", justify="right")
+    table.add_column("")
+    for key, label, value, limit, passed in verdicts(metrics):
+        if value is None and key not in ("speedup_vs_teacher_lammps",):
+            continue
+        relation = "≥" if key.startswith("speedup") else "≤"
+        mark = "[dim]–[/]" if passed is None else "[green]✓[/]" if passed else "[bold red]✗[/]"
+        unit = UNITS[key]
+        table.add_row(label, f"{number(value)} {unit}", f"{relation} {number(limit)} {unit}", mark)
+    console.print()
+    console.print(table)
+    for line in _details(metrics):
+        console.print(line, style="dim")
+    console.print(f"\nreport   [bold]{output / 'report.html'}[/]\nstudent  {output / 'student.pt'}")
+    console.print(
+        f"next     mlff-distiller md {output / 'student.pt'} START.xyz --engine lammps", style="dim"
+    )
+
+
+def summary_lines(metrics: dict[str, Any]) -> list[str]:
+    """The same as plain lines, for ``info`` on the output directory."""
+    lines = [_title(metrics)]
+    for key, label, value, limit, passed in verdicts(metrics):
+        mark = "–" if passed is None else "✓" if passed else "✗"
+        relation = "≥" if key.startswith("speedup") else "≤"
+        reached = f"{number(value)} {UNITS[key]}"
+        lines.append(f"  {mark} {label:<26}{reached:>22}   target {relation} {number(limit)}")
+    return lines + [f"  {line}" for line in _details(metrics)]
+
+
+def _title(metrics: dict[str, Any]) -> str:
+    system = str(metrics.get("structures", "")).removeprefix("builtin:")
+    return f"{metrics.get('teacher')} distilled on {Path(system).name}"
+
+
+def _details(metrics: dict[str, Any]) -> list[str]:
+    lines = []
+    counts = metrics.get("num_frames") or {}
+    if counts:
+        lines.append("frames: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+    engines = metrics.get("engines") or {}
+    costs = engines.get("seconds_per_step") or {}
+    if costs:
+        atoms = engines["num_atoms"]
+        parts = [f"{name} {1e6 * seconds / atoms:.3g}" for name, seconds in costs.items()]
+        if engines.get("teacher_seconds"):
+            parts.append(f"teacher {1e6 * engines['teacher_seconds'] / atoms:.4g}")
+        threads = engines.get("threads")
+        lines.append(
+            f"µs per atom and step ({atoms} atoms, {threads} thread{'s' if threads != 1 else ''}): "
+            + ", ".join(parts)
+        )
+    for engine, reason in (engines.get("not_run") or {}).items():
+        lines.append(f"✗ {engine} was not run: {reason}")
+    stages = metrics.get("stage_seconds") or {}
+    if stages:
+        parts = [f"{name} {seconds:.0f}" for name, seconds in stages.items()]
+        lines.append(f"seconds: {', '.join(parts)}; together {sum(stages.values()):.0f}")
+    return lines
