@@ -1,0 +1,580 @@
+// Cell-list neighbour list. Interface and guarantees: neighbors.h; reference twin:
+// ops/reference.py.
+//
+// 1. Reduce the periodic lattice vectors (Gauss, pairwise), so that skewed cells cost no more than
+//    compact ones, and wrap the atoms into the reduced cell.
+// 2. Write down every image within the cutoff of the box around the wrapped atoms and sort the
+//    images into bins of cutoff/4 × cutoff/2 × cutoff/2. No case distinction remains after that:
+//    open, periodic and tiny cells are all "atoms among images".
+// 3. For each centre, walk the rows of bins that the cutoff sphere touches. Image distances carry
+//    rounding errors, so pairs within that error of the cutoff are decided by `exact_inside`,
+//    which uses the positions as given.
+// 4. Sort each centre's neighbours by (sender, shift) and write them where the counts say.
+//
+// Centres are visited in the order of bins, whatever their order in memory, and handled in blocks;
+// what a block finds depends on nothing but the input, so neither does the result.
+
+// The twin in Python rounds after every operation; so must this file.
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#elif defined(__GNUC__)
+#pragma GCC optimize("fp-contract=off")
+#endif
+
+#include "neighbors.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <string>
+
+#include "error.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+// The loops below gain from wide vectors; the dispatch keeps one binary for every x86-64.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__gnu_linux__)
+#define MLFF_WIDE_VECTORS __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
+#else
+#define MLFF_WIDE_VECTORS
+#endif
+
+namespace mlff {
+namespace {
+
+using Vec3 = std::array<double, 3>;
+using Shift = std::array<std::int32_t, 3>;
+
+constexpr std::int64_t kBlock = 64;           // centres per block, the unit of work of a thread
+constexpr std::int64_t kRankSortLimit = 256;  // more neighbours than this go through std::sort
+constexpr std::int64_t kMaxImages = std::numeric_limits<std::int32_t>::max();
+
+double dot(const Vec3& a, const Vec3& b) { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]; }
+
+Vec3 cross(const Vec3& a, const Vec3& b) {
+  return {a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]};
+}
+
+// Unit vectors normal to the periodic rows (and to each other) in place of the open rows.
+void complete_basis(std::array<Vec3, 3>& rows, std::array<bool, 3> known) {
+  for (int k = 0; k < 3; ++k) {
+    if (known[k]) continue;
+    const int a = (k + 1) % 3, b = (k + 2) % 3;
+    Vec3 normal{};
+    if (known[a] && known[b]) {
+      normal = cross(rows[a], rows[b]);
+    } else if (known[a] || known[b]) {
+      const Vec3& v = known[a] ? rows[a] : rows[b];
+      int least = 0;
+      for (int x = 1; x < 3; ++x) {
+        if (std::abs(v[x]) < std::abs(v[least])) least = x;
+      }
+      Vec3 axis{};
+      axis[least] = 1.0;
+      normal = cross(v, axis);
+    } else {
+      normal[k] = 1.0;
+    }
+    const double length = std::sqrt(dot(normal, normal));
+    for (double& x : normal) x /= length;
+    rows[k] = normal;
+    known[k] = true;
+  }
+}
+
+// The periodic part of a cell: reduced vectors, their dual, and the way back to the given rows.
+struct Lattice {
+  std::array<bool, 3> periodic{};
+  std::array<Vec3, 3> given{};    // zero for open directions
+  std::array<Vec3, 3> reduced{};  // reduced[k] = Σ_l transform[k][l] given[l]
+  std::array<Vec3, 3> dual{};     // reduced[k]·dual[l] = δ_kl; zero for open directions
+  std::array<std::array<std::int64_t, 3>, 3> transform{};
+
+  Lattice(const double* cell, const std::array<bool, 3>& pbc) : periodic(pbc) {
+    for (int k = 0; k < 3; ++k) {
+      transform[k][k] = 1;
+      if (periodic[k]) given[k] = {cell[3 * k], cell[3 * k + 1], cell[3 * k + 2]};
+    }
+    check();
+    reduced = given;
+    reduce();
+    std::array<Vec3, 3> basis = reduced;
+    complete_basis(basis, periodic);
+    const double volume = dot(basis[0], cross(basis[1], basis[2]));
+    for (int k = 0; k < 3; ++k) {
+      if (!periodic[k]) continue;
+      dual[k] = cross(basis[(k + 1) % 3], basis[(k + 2) % 3]);
+      for (double& x : dual[k]) x /= volume;
+    }
+  }
+
+  Shift to_given(const std::array<std::int64_t, 3>& shift) const {
+    Shift result{};
+    for (int l = 0; l < 3; ++l) {
+      std::int64_t sum = 0;
+      for (int k = 0; k < 3; ++k) sum += shift[k] * transform[k][l];
+      if (std::abs(sum) > std::numeric_limits<std::int32_t>::max() / 4) {
+        throw InputError("expected positions within 5e8 cells of the origin, got an atom " +
+                         std::to_string(sum) + " lattice vectors away; wrap the positions");
+      }
+      result[l] = static_cast<std::int32_t>(sum);
+    }
+    return result;
+  }
+
+ private:
+  void check() const {
+    double lengths = 1.0;
+    for (int k = 0; k < 3; ++k) {
+      if (!periodic[k]) continue;
+      const double length = std::sqrt(dot(given[k], given[k]));
+      if (!std::isfinite(length) || length <= 0.0) {
+        throw InputError("cell row " + std::to_string(k) + " must be a finite, non-zero vector " +
+                         "where pbc is true, got length " + std::to_string(length) +
+                         " Å; set the cell or switch pbc off");
+      }
+      lengths *= length;
+    }
+    std::array<Vec3, 3> basis = given;
+    complete_basis(basis, periodic);
+    const double volume = dot(basis[0], cross(basis[1], basis[2]));
+    if (!(std::abs(volume) > 1e-10 * lengths)) {
+      throw InputError(
+          "cell must have linearly independent rows where pbc is true, got volume 0; "
+          "set the cell or switch pbc off");
+    }
+    if (periodic[0] && periodic[1] && periodic[2] && volume < 0.0) {
+      throw InputError("cell must be right-handed, got volume " + std::to_string(volume) +
+                       " Å^3; swap two lattice vectors");
+    }
+  }
+
+  void reduce() {
+    bool changed = true;
+    while (changed) {
+      changed = false;
+      for (int k = 0; k < 3; ++k) {
+        for (int l = 0; l < 3; ++l) {
+          if (k == l || !periodic[k] || !periodic[l]) continue;
+          const double ratio = dot(reduced[k], reduced[l]) / dot(reduced[l], reduced[l]);
+          // Strictly above one half: every step shortens a vector, so the loop ends.
+          if (std::abs(ratio) < 0.5 + 1e-6 || std::abs(ratio) > 1e9) continue;
+          const auto m = static_cast<std::int64_t>(std::llround(ratio));
+          for (int x = 0; x < 3; ++x) {
+            transform[k][x] -= m * transform[l][x];
+            reduced[k][x] -= static_cast<double>(m) * reduced[l][x];
+          }
+          changed = true;
+        }
+      }
+    }
+  }
+};
+
+// Uniform bins over a box; coordinates outside of the box fall into the outermost bins.
+struct Grid {
+  Vec3 lower{}, width{};
+  std::array<std::int32_t, 3> bins{1, 1, 1};
+
+  std::int32_t along(int axis, double value) const {
+    const double bin = (value - lower[axis]) / width[axis];
+    return static_cast<std::int32_t>(std::min(std::max(bin, 0.0), bins[axis] - 1.0));
+  }
+  std::int64_t size() const { return std::int64_t{bins[0]} * bins[1] * bins[2]; }
+};
+
+// An image and where it is; one cache line holds two.
+struct Image {
+  double x, y, z;
+  std::int64_t key;  // atom << 32 | code
+};
+
+// Work buffers, kept from call to call.
+struct Workspace {
+  std::vector<Vec3> wrapped;           // n
+  std::vector<Shift> wraps;            // n, lattice vectors added to wrap an atom
+  std::vector<Shift> code_shifts;      // image shifts in lexicographic order
+  std::vector<Vec3> code_vectors;      // and the translations that belong to them
+  std::vector<std::int64_t> unsorted;  // images as atom << 32 | code
+  std::vector<std::int32_t> image_bins;
+  std::vector<std::int32_t> bin_starts;
+  std::vector<Image> images;                       // in the order of bins
+  std::vector<std::int32_t> centres;               // atoms in the order of bins
+  std::vector<std::vector<std::int32_t>> found;    // per block of centres, indices of images
+  std::vector<std::vector<std::int64_t>> scratch;  // per thread
+};
+
+// Order by rank: n²/vector width comparisons without a branch beat any sort for a shell of
+// neighbours. Keys are distinct.
+MLFF_WIDE_VECTORS void rank_sort(const std::int64_t* keys, std::int64_t n, std::int64_t* sorted) {
+  for (std::int64_t a = 0; a < n; ++a) {
+    const std::int64_t key = keys[a];
+    std::int64_t rank = 0;
+    for (std::int64_t b = 0; b < n; ++b) rank += keys[b] < key;
+    sorted[rank] = key;
+  }
+}
+
+class Builder {
+ public:
+  Builder(std::int64_t n, const double* positions, const Lattice& lattice, double cutoff,
+          Workspace& work)
+      : n_(n), positions_(positions), lattice_(lattice), cutoff_(cutoff), work_(work) {
+    wrap();
+    list_images();
+    sort_images();
+  }
+
+  // Puts the neighbours of centre i, as indices of images, behind the first n_found of `found`
+  // and returns the new number.
+  std::int64_t search(std::int64_t i, std::vector<std::int32_t>& found,
+                      std::int64_t n_found) const {
+    const Vec3& centre = work_.wrapped[i];
+    const std::int64_t first = n_found;
+    const std::int32_t z_end = grid_.along(2, centre[2] + reach_);
+    const std::int32_t y_begin = grid_.along(1, centre[1] - reach_);
+    const std::int32_t y_end = grid_.along(1, centre[1] + reach_);
+    for (std::int32_t bz = grid_.along(2, centre[2] - reach_); bz <= z_end; ++bz) {
+      const double dz = distance_to_bin(2, bz, centre[2]);
+      for (std::int32_t by = y_begin; by <= y_end; ++by) {
+        const double dy = distance_to_bin(1, by, centre[1]);
+        const double left = reach_ * reach_ - dy * dy - dz * dz;
+        if (left <= 0.0) continue;
+        const double half = std::sqrt(left);
+        const std::int64_t row = (std::int64_t{bz} * grid_.bins[1] + by) * grid_.bins[0];
+        const std::int32_t begin = work_.bin_starts[row + grid_.along(0, centre[0] - half)];
+        const std::int32_t end = work_.bin_starts[row + grid_.along(0, centre[0] + half) + 1];
+        const auto room = static_cast<std::size_t>(n_found + end - begin);
+        if (found.size() < room) found.resize(2 * room);
+        n_found = scan_row(i, begin, end, found.data(), n_found);
+      }
+    }
+    // The centre is its own candidate exactly once.
+    const std::int64_t self = i << 32 | zero_code_;
+    for (std::int64_t k = first; k < n_found; ++k) {
+      if (work_.images[found[k]].key == self) {
+        found[k] = found[--n_found];
+        break;
+      }
+    }
+    return n_found;
+  }
+
+  // Orders the images that `search` found for centre i and writes them as edges.
+  void write_edges(std::int64_t i, const std::int32_t* found, std::int64_t n_found,
+                   std::vector<std::int64_t>& scratch, std::int32_t* senders, Shift* shifts) const {
+    const auto room = static_cast<std::size_t>(2 * n_found);
+    if (scratch.size() < room) scratch.resize(2 * room);
+    std::int64_t* keys = scratch.data();
+    std::int64_t* sorted = keys + n_found;
+    for (std::int64_t k = 0; k < n_found; ++k) keys[k] = work_.images[found[k]].key;
+    if (n_found <= kRankSortLimit) {
+      rank_sort(keys, n_found, sorted);
+    } else {
+      std::sort(keys, keys + n_found);
+      sorted = keys;
+    }
+    for (std::int64_t k = 0; k < n_found; ++k) {
+      senders[k] = static_cast<std::int32_t>(sorted[k] >> 32);
+      shifts[k] = shift(i, sorted[k]);
+    }
+  }
+
+ private:
+  Shift shift(std::int64_t i, std::int64_t edge) const {
+    const Shift& a = work_.code_shifts[edge & 0xffffffff];
+    if (!any_wrapped_) return a;
+    const Shift& b = work_.wraps[edge >> 32];
+    const Shift& c = work_.wraps[i];
+    return {a[0] + b[0] - c[0], a[1] + b[1] - c[1], a[2] + b[2] - c[2]};
+  }
+
+  void wrap() {
+    work_.wrapped.resize(n_);
+    work_.wraps.resize(n_);
+    double largest = 0.0;
+    for (std::int64_t i = 0; i < n_; ++i) {
+      const Vec3 p{positions_[3 * i], positions_[3 * i + 1], positions_[3 * i + 2]};
+      const double size = std::abs(p[0]) + std::abs(p[1]) + std::abs(p[2]);
+      if (!std::isfinite(size)) {
+        throw InputError("positions must be finite, got NaN or infinity for atom " +
+                         std::to_string(i) + "; check the structure");
+      }
+      largest = std::max(largest, size);
+      std::array<std::int64_t, 3> cells{};
+      Vec3 q = p;
+      bool moved = false;
+      for (int k = 0; k < 3; ++k) {
+        const double cell = -std::floor(dot(p, lattice_.dual[k]));
+        if (cell == 0.0) continue;
+        if (std::abs(cell) > 1e9) {
+          throw InputError("expected positions within 5e8 cells of the origin, got atom " +
+                           std::to_string(i) + " farther away; wrap the positions");
+        }
+        cells[k] = static_cast<std::int64_t>(cell);
+        for (int x = 0; x < 3; ++x) q[x] += cell * lattice_.reduced[k][x];
+        moved = true;
+      }
+      work_.wrapped[i] = q;
+      work_.wraps[i] = moved ? lattice_.to_given(cells) : Shift{};
+      any_wrapped_ = any_wrapped_ || moved;
+    }
+    for (const Vec3& row : lattice_.given) largest = std::max(largest, std::sqrt(dot(row, row)));
+    error_ = 1e-9 * cutoff_ + 1e-12 * largest;
+    reach_ = cutoff_ + error_;
+  }
+
+  // All shifts that can bring an atom of the reduced cell within reach of another.
+  void list_codes() {
+    std::array<std::int64_t, 3> repeats{};
+    double count = 1.0;
+    for (int k = 0; k < 3; ++k) {
+      const double repeat = std::ceil(reach_ * std::sqrt(dot(lattice_.dual[k], lattice_.dual[k])));
+      count *= 2.0 * repeat + 1.0;
+      if (count * static_cast<double>(n_) > 64.0 * kMaxImages) refuse_images();
+      repeats[k] = static_cast<std::int64_t>(repeat);
+    }
+    struct Code {
+      Shift given;
+      Vec3 vector;
+    };
+    std::vector<Code> codes;
+    for (std::int64_t a = -repeats[0]; a <= repeats[0]; ++a) {
+      for (std::int64_t b = -repeats[1]; b <= repeats[1]; ++b) {
+        for (std::int64_t c = -repeats[2]; c <= repeats[2]; ++c) {
+          Vec3 v{};
+          for (int x = 0; x < 3; ++x) {
+            v[x] = static_cast<double>(a) * lattice_.reduced[0][x] +
+                   static_cast<double>(b) * lattice_.reduced[1][x] +
+                   static_cast<double>(c) * lattice_.reduced[2][x];
+          }
+          codes.push_back({lattice_.to_given({a, b, c}), v});
+        }
+      }
+    }
+    std::sort(codes.begin(), codes.end(),
+              [](const Code& a, const Code& b) { return a.given < b.given; });
+    work_.code_shifts.clear();
+    work_.code_vectors.clear();
+    for (const Code& code : codes) {
+      if (code.given == Shift{}) zero_code_ = static_cast<std::int64_t>(work_.code_shifts.size());
+      work_.code_shifts.push_back(code.given);
+      work_.code_vectors.push_back(code.vector);
+    }
+  }
+
+  [[noreturn]] void refuse_images() const {
+    throw InputError("cutoff " + std::to_string(cutoff_) +
+                     " Å reaches too many images of this cell for one neighbour list; "
+                     "expected a cutoff of at most some tens of cells");
+  }
+
+  void list_images() {
+    list_codes();
+    Vec3 lower = work_.wrapped[0], upper = work_.wrapped[0];
+    for (const Vec3& p : work_.wrapped) {
+      for (int k = 0; k < 3; ++k) {
+        lower[k] = std::min(lower[k], p[k]);
+        upper[k] = std::max(upper[k], p[k]);
+      }
+    }
+    for (int k = 0; k < 3; ++k) {
+      lower[k] -= reach_;
+      upper[k] += reach_;
+    }
+    work_.unsorted.clear();
+    for (std::size_t code = 0; code < work_.code_vectors.size(); ++code) {
+      const Vec3& t = work_.code_vectors[code];
+      for (std::int64_t i = 0; i < n_; ++i) {
+        const Vec3& p = work_.wrapped[i];
+        const double x = p[0] + t[0], y = p[1] + t[1], z = p[2] + t[2];
+        if (x < lower[0] || x > upper[0] || y < lower[1] || y > upper[1] || z < lower[2] ||
+            z > upper[2]) {
+          continue;
+        }
+        work_.unsorted.push_back(i << 32 | static_cast<std::int64_t>(code));
+      }
+      if (static_cast<std::int64_t>(work_.unsorted.size()) > kMaxImages) refuse_images();
+    }
+    set_grid(lower, upper);
+  }
+
+  void set_grid(const Vec3& lower, const Vec3& upper) {
+    // Not many more bins than images: a cluster in a wide vacuum keeps its memory.
+    const std::int64_t limit = 2 * static_cast<std::int64_t>(work_.unsorted.size()) + 64;
+    grid_.lower = lower;
+    for (int k = 0; k < 3; ++k) {
+      const double extent = upper[k] - lower[k];
+      grid_.bins[k] = static_cast<std::int32_t>(
+          std::min(std::max(1.0, std::floor(extent / reach_ * (k == 0 ? 4.0 : 2.0))), 1048576.0));
+    }
+    while (grid_.size() > limit) {
+      std::int32_t& longest = *std::max_element(grid_.bins.begin(), grid_.bins.end());
+      longest /= 2;
+    }
+    for (int k = 0; k < 3; ++k) grid_.width[k] = (upper[k] - lower[k]) / grid_.bins[k];
+  }
+
+  void sort_images() {
+    const std::size_t count = work_.unsorted.size();
+    work_.image_bins.resize(count);
+    work_.bin_starts.assign(grid_.size() + 1, 0);
+    for (std::size_t k = 0; k < count; ++k) {
+      const Vec3 p = image_position(work_.unsorted[k]);
+      const std::int64_t bin =
+          (std::int64_t{grid_.along(2, p[2])} * grid_.bins[1] + grid_.along(1, p[1])) *
+              grid_.bins[0] +
+          grid_.along(0, p[0]);
+      work_.image_bins[k] = static_cast<std::int32_t>(bin);
+      ++work_.bin_starts[bin];
+    }
+    std::int32_t sum = 0;
+    for (std::int32_t& start : work_.bin_starts) {
+      const std::int32_t size = start;
+      start = sum;
+      sum += size;
+    }
+    work_.images.resize(count);
+    for (std::size_t k = 0; k < count; ++k) {
+      const std::int32_t slot = work_.bin_starts[work_.image_bins[k]]++;
+      const Vec3 p = image_position(work_.unsorted[k]);
+      work_.images[slot] = {p[0], p[1], p[2], work_.unsorted[k]};
+    }
+    // Filling moved every start to the next bin's; move them back.
+    std::copy_backward(work_.bin_starts.begin(), work_.bin_starts.end() - 1,
+                       work_.bin_starts.end());
+    work_.bin_starts[0] = 0;
+    work_.centres.clear();
+    for (const Image& image : work_.images) {
+      if ((image.key & 0xffffffff) == zero_code_) {
+        work_.centres.push_back(static_cast<std::int32_t>(image.key >> 32));
+      }
+    }
+  }
+
+  Vec3 image_position(std::int64_t image) const {
+    const Vec3& p = work_.wrapped[image >> 32];
+    const Vec3& t = work_.code_vectors[image & 0xffffffff];
+    return {p[0] + t[0], p[1] + t[1], p[2] + t[2]};
+  }
+
+  double distance_to_bin(int axis, std::int32_t bin, double value) const {
+    const double begin = grid_.lower[axis] + bin * grid_.width[axis];
+    return std::max({0.0, begin - value, value - begin - grid_.width[axis]});
+  }
+
+  // Appends the images in [begin, end) that are within the cutoff of centre i, itself included.
+  std::int64_t scan_row(std::int64_t i, std::int32_t begin, std::int32_t end, std::int32_t* found,
+                        std::int64_t n_found) const {
+    const Vec3 centre = work_.wrapped[i];
+    const double outer = reach_ * reach_;
+    const double inner_radius = std::max(0.0, cutoff_ - error_);
+    const double inner = inner_radius * inner_radius;
+    const Image* images = work_.images.data();
+    const std::int64_t first = n_found;
+    std::int64_t undecided = 0;
+    for (std::int32_t k = begin; k < end; ++k) {
+      const Image& image = images[k];
+      const double dx = image.x - centre[0], dy = image.y - centre[1], dz = image.z - centre[2];
+      const double d2 = dx * dx + dy * dy + dz * dz;
+      found[n_found] = k;
+      n_found += d2 < outer;
+      undecided += (d2 < outer) - (d2 < inner);
+    }
+    if (undecided == 0) return n_found;
+    const std::int64_t last = n_found;
+    n_found = first;
+    for (std::int64_t k = first; k < last; ++k) {
+      if (exact_inside(i, images[found[k]].key)) found[n_found++] = found[k];
+    }
+    return n_found;
+  }
+
+  bool exact_inside(std::int64_t i, std::int64_t edge) const {
+    const Shift s = shift(i, edge);
+    const double *sender = positions_ + 3 * (edge >> 32), *receiver = positions_ + 3 * i;
+    Vec3 d{};
+    for (int x = 0; x < 3; ++x) {
+      const double translation =
+          s[0] * lattice_.given[0][x] + s[1] * lattice_.given[1][x] + s[2] * lattice_.given[2][x];
+      d[x] = (sender[x] - receiver[x]) + translation;
+    }
+    return d[0] * d[0] + d[1] * d[1] + d[2] * d[2] < cutoff_ * cutoff_;
+  }
+
+  std::int64_t n_;
+  const double* positions_;
+  const Lattice& lattice_;
+  double cutoff_;
+  Workspace& work_;
+  double error_ = 0.0, reach_ = 0.0;  // bound of rounding errors; cutoff + error
+  bool any_wrapped_ = false;
+  std::int64_t zero_code_ = 0;
+  Grid grid_;
+};
+
+}  // namespace
+
+void build_neighbor_list(std::int64_t n, const double* positions, const double* cell,
+                         const std::array<bool, 3>& pbc, double cutoff, int num_threads,
+                         NeighborList& out) {
+  if (!std::isfinite(cutoff) || cutoff <= 0.0) {
+    throw InputError("cutoff must be > 0 Å, got " + std::to_string(cutoff) + "; set cutoff");
+  }
+  if (n < 0 || n > std::numeric_limits<std::int32_t>::max()) {
+    throw InputError("expected 0 to 2147483647 atoms, got " + std::to_string(n));
+  }
+  const Lattice lattice(cell, pbc);
+  out.offsets.assign(n + 1, 0);
+  if (n == 0) {
+    out.senders.clear();
+    out.shifts.clear();
+    return;
+  }
+  static thread_local Workspace own;
+  Workspace& work = own;  // the other threads work on the caller's
+  const Builder builder(n, positions, lattice, cutoff, work);
+
+  const std::int64_t n_blocks = (n + kBlock - 1) / kBlock;
+  int threads = 1;
+#ifdef _OPENMP
+  threads = num_threads > 0 ? num_threads : omp_get_max_threads();
+  threads = static_cast<int>(std::min<std::int64_t>(threads, n_blocks));
+#endif
+  work.found.resize(std::max<std::size_t>(work.found.size(), n_blocks));
+  work.scratch.resize(std::max<std::size_t>(work.scratch.size(), threads));
+#pragma omp parallel for schedule(dynamic, 4) num_threads(threads) if (threads > 1)
+  for (std::int64_t block = 0; block < n_blocks; ++block) {
+    std::int64_t n_found = 0;
+    for (std::int64_t k = block * kBlock; k < std::min(n, (block + 1) * kBlock); ++k) {
+      const std::int32_t i = work.centres[k];
+      const std::int64_t before = n_found;
+      n_found = builder.search(i, work.found[block], n_found);
+      out.offsets[i + 1] = n_found - before;
+    }
+  }
+  for (std::int64_t i = 0; i < n; ++i) out.offsets[i + 1] += out.offsets[i];
+  out.senders.resize(out.offsets[n]);
+  out.shifts.resize(out.offsets[n]);
+#pragma omp parallel for schedule(dynamic, 4) num_threads(threads) if (threads > 1)
+  for (std::int64_t block = 0; block < n_blocks; ++block) {
+#ifdef _OPENMP
+    auto& scratch = work.scratch[omp_get_thread_num()];
+#else
+    auto& scratch = work.scratch[0];
+#endif
+    const std::int32_t* found = work.found[block].data();
+    for (std::int64_t k = block * kBlock; k < std::min(n, (block + 1) * kBlock); ++k) {
+      const std::int32_t i = work.centres[k];
+      const std::int64_t begin = out.offsets[i], n_found = out.offsets[i + 1] - begin;
+      builder.write_edges(i, found, n_found, scratch, out.senders.data() + begin,
+                          out.shifts.data() + begin);
+      found += n_found;
+    }
+  }
+}
+
+}  // namespace mlff
