@@ -2,6 +2,7 @@
 
 from mlff_distiller.data.batch import Batch, collate, neighbors_of
 from mlff_distiller.data.hdf5 import HDF5Dataset, HDF5Writer, ensure_splits, structures_hash
+from mlff_distiller.data.io import read_structures, write_structures
 from mlff_distiller.data.structure import Structure, check_structure, elements_of
 
 __all__ = [
@@ -14,5 +15,7 @@ __all__ = [
     "elements_of",
     "ensure_splits",
     "neighbors_of",
+    "read_structures",
     "structures_hash",
+    "write_structures",
 ]

@@ -115,6 +115,10 @@ class HDF5Dataset(Sequence[Structure]):
         """Group of each structure (``info["group"]``); structures without one are alone."""
         return [str(self._store.info(i).get("group", f"#{i}")) for i in range(len(self))]
 
+    def sources(self) -> list[str]:
+        """Origin of each structure (``info["source"]``): rattle, md ...; empty when unknown."""
+        return [str(self._store.info(i).get("source", "")) for i in range(len(self))]
+
     def subset(self, split: str) -> list[Structure]:
         """Structures of the stored split ``train``, ``valid`` or ``test``."""
         if split not in self.splits:
@@ -340,7 +344,13 @@ def ensure_splits(
     if dataset.splits and known >= len(dataset):
         return dataset.splits
     splits = draw_splits(
-        dataset.groups(), valid_fraction, test_fraction, seed, stored=dataset.splits, name=str(path)
+        dataset.groups(),
+        valid_fraction,
+        test_fraction,
+        seed,
+        strata=dataset.sources(),
+        stored=dataset.splits,
+        name=str(path),
     )
     journal = Journal(journal_path(path))
     merged = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from mlff_distiller.errors import InputError
 
 SPLITS = ("train", "valid", "test")
+_MAX_STRATA = 10
 
 
 def draw_splits(
@@ -17,19 +19,22 @@ def draw_splits(
     test_fraction: float,
     seed: int,
     *,
+    strata: Sequence[str] | None = None,
     stored: Mapping[str, np.ndarray] | None = None,
     name: str = "the data",
 ) -> dict[str, np.ndarray]:
     """Draw splits by group.
 
     Groups are shuffled and dealt out one by one, each to the split that lacks most of its share,
-    so that groups of unequal size still come near to the fractions.
+    so that groups of unequal size still come near to the fractions. Each stratum (frames from
+    molecular dynamics, rattled frames ...) is dealt out for itself, so that every split has some.
 
     Args:
         groups: group of each structure.
         valid_fraction: share of the structures, [0, 1).
         test_fraction: share of the structures, [0, 1).
         seed: same seed, same splits.
+        strata: kind of each structure; ignored when there are more than ten kinds.
         stored: splits of the first structures, kept as they are; their groups stay on their side.
         name: of the data, for messages.
 
@@ -41,15 +46,20 @@ def draw_splits(
     """
     names = np.asarray(groups, dtype=object)
     side_of: dict[str, str] = {}
-    counts = dict.fromkeys(SPLITS, 0)
+    if strata is None or len(set(strata)) > _MAX_STRATA:
+        strata = [""] * len(names)
+    stratum_of: dict[str, str] = {}
+    total: Counter[str] = Counter(strata)
+    counts: Counter[tuple[str, str]] = Counter()
     for split, indices in (stored or {}).items():
         for i in indices:
             side_of.setdefault(names[i], split)
     members: dict[str, int] = {}
-    for group in names:
+    for group, stratum in zip(names, strata, strict=True):
         members[group] = members.get(group, 0) + 1
+        stratum_of.setdefault(group, stratum)
     for group, split in side_of.items():
-        counts[split] += members[group]
+        counts[stratum_of[group], split] += members[group]
     shares = {
         "train": 1.0 - valid_fraction - test_fraction,
         "valid": valid_fraction,
@@ -60,11 +70,12 @@ def draw_splits(
     order = np.random.default_rng(seed).permutation(len(new))
     # Large groups first: a late large one would overshoot whatever split it falls into.
     for group in sorted((new[i] for i in order), key=lambda g: -members[g]):
-        gap = {s: shares[s] * len(names) - counts[s] for s in wanted}
-        split = max(wanted, key=lambda s: gap[s])
+        stratum = stratum_of[group]
+        gap = {s: shares[s] * total[stratum] - counts[stratum, s] for s in wanted}
+        split = max(wanted, key=gap.__getitem__)
         side_of[group] = split
-        counts[split] += members[group]
-    empty = [s for s in wanted if counts[s] == 0]
+        counts[stratum, split] += members[group]
+    empty = [s for s in wanted if s not in side_of.values()]
     if empty:
         raise InputError(
             f"{name}: {len(names)} structures in {len(members)} independent groups cannot fill "

@@ -115,11 +115,12 @@ class Structure:
         """From ASE atoms; takes labels that are already computed, never computes any.
 
         Labels come from the attached calculator or, failing that, from the entries ``energy``,
-        ``stress`` (eV/Å^3) or ``virial`` (eV) of ``info`` and the array ``forces``.
+        ``stress`` (eV/Å^3) or ``virial`` (eV) of ``info`` and the array ``forces``; the same with
+        the prefix ``REF_``.
         """
         energy, forces, stress = _labels_of(atoms)
         used = {"energy", "stress", "virial", "forces", "free_energy"}
-        info = {k: _plain(v) for k, v in atoms.info.items() if k not in used}
+        info = {k: _plain(v) for k, v in atoms.info.items() if k.removeprefix("REF_") not in used}
         return cls(
             atomic_numbers=atoms.get_atomic_numbers(),
             positions=atoms.get_positions(),
@@ -261,21 +262,22 @@ def _labels_of(atoms: Atoms) -> tuple[float | None, np.ndarray | None, np.ndarra
                 results[key] = atoms.calc.get_property(key, atoms, allow_calculation=False)
             except (PropertyNotImplementedError, NotImplementedError):
                 results[key] = None
-    energy = results.get("energy")
-    if energy is None:
-        energy = atoms.info.get("energy")
-    forces = results.get("forces")
-    if forces is None:
-        forces = atoms.arrays.get("forces")
-    stress = results.get("stress")
-    if stress is None:
-        stress = atoms.info.get("stress")
+    # Without a calculator: plain keys, or the REF_ prefix that keeps ASE from touching them.
+    for prefix in ("", "REF_"):
+        for key, source in (
+            ("energy", atoms.info),
+            ("forces", atoms.arrays),
+            ("stress", atoms.info),
+            ("virial", atoms.info),
+        ):
+            if results.get(key) is None:
+                results[key] = source.get(prefix + key)
+    stress, virial = results["stress"], results["virial"]
     if stress is not None:
-        return energy, forces, full_stress(stress)
-    virial = atoms.info.get("virial")
-    if virial is not None and abs(atoms.cell.volume) > 0:
+        stress = full_stress(stress)
+    elif virial is not None and abs(atoms.cell.volume) > 0:
         stress = -full_stress(virial) / atoms.cell.volume
-    return energy, forces, stress
+    return results["energy"], results["forces"], stress
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,183 @@
+"""Frames from Langevin dynamics at a ladder of temperatures, with any ASE calculator."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from ase import Atoms, units
+from ase.calculators.calculator import Calculator
+from ase.md.langevin import Langevin
+from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
+
+from mlff_distiller.config import SamplingConfig
+from mlff_distiller.data.structure import Structure
+from mlff_distiller.errors import InputError
+from mlff_distiller.sampling.geometry import closest_ratio, random_strain, strained
+from mlff_distiller.sampling.rattle import CLOSE_CONTACT
+
+# Frames of one segment are relatives. Short segments let a split take whole ones on each side.
+SEGMENT_FRAMES = 10
+_FRICTION = 0.01 / units.fs
+_RESTARTS = 5
+HOT = "molecular dynamics ran away"
+LARGE_FORCE = "force above max_force in molecular dynamics"
+
+
+def run_md(
+    base: Sequence[Structure],
+    calculator: Calculator,
+    config: SamplingConfig,
+    *,
+    rejected: Counter[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Structure]:
+    """``config.num_md`` frames, shared out evenly over the temperatures.
+
+    Each temperature is one trajectory in segments of at most 10 frames. A segment draws new
+    velocities (and, when periodic, a new strain of up to half of ``config.max_strain``), runs
+    ``md_warmup`` steps that are thrown away, and then keeps a frame every ``md_interval`` steps.
+    A segment that runs away starts again from ``base``.
+
+    Args:
+        base: starting structures; segments take them in turn.
+        calculator: any ASE calculator.
+        config: num_md, md_temperatures, md_timestep, md_interval, md_warmup, min_distance,
+            max_force, max_strain, seed.
+        rejected: counts frames that were left out, by reason.
+        progress: called with (frames, num_md).
+
+    Returns:
+        frames whose ``info`` names source, parent, temperature (K) and segment.
+
+    Raises:
+        InputError: no temperatures, or one that is not positive.
+    """
+    rejected = Counter() if rejected is None else rejected
+    temperatures = config.md_temperatures
+    if not temperatures or min(temperatures) <= 0:
+        raise InputError(
+            f"md_temperatures must be positive and at least one, got {temperatures}; "
+            "set sampling.md_temperatures"
+        )
+    frames: list[Structure] = []
+    for t, temperature in enumerate(temperatures):
+        share = config.num_md // len(temperatures) + (t < config.num_md % len(temperatures))
+        ladder = _Trajectory(base, calculator, config, t, float(temperature), rejected)
+        for frame in ladder.frames(share):
+            frames.append(frame)
+            if progress is not None:
+                progress(len(frames), config.num_md)
+    return frames
+
+
+class _Trajectory:
+    """One temperature."""
+
+    def __init__(
+        self,
+        base: Sequence[Structure],
+        calculator: Calculator,
+        config: SamplingConfig,
+        index: int,
+        temperature: float,
+        rejected: Counter[str],
+    ) -> None:
+        self.base, self.calculator, self.config = base, calculator, config
+        self.index, self.temperature, self.rejected = index, temperature, rejected
+        self.last: dict[int, Structure] = {}
+        self.segment = 0
+        self.failures = 0
+
+    def frames(self, number: int):  # type: ignore[no-untyped-def]
+        """Generate ``number`` frames, fewer when five segments in a row run away."""
+        found = 0
+        segments = -(-number // SEGMENT_FRAMES)
+        while found < number and self.failures < _RESTARTS:
+            # Even segments: 12 frames make 6 + 6, not 10 + 2.
+            wanted = -(-(number - found) // max(segments - self.segment, 1))
+            wanted = min(wanted, SEGMENT_FRAMES)
+            before = found
+            for frame in self._segment(wanted):
+                found += 1
+                yield frame
+            self.failures = 0 if found > before else self.failures + 1
+            self.segment += 1
+
+    def _segment(self, number: int):  # type: ignore[no-untyped-def]
+        config, segment = self.config, self.segment
+        parent = (self.index + segment) % len(self.base)
+        rng = np.random.default_rng([config.seed, 2, self.index, segment])
+        atoms = self._start(parent, rng)
+        dynamics = self._dynamics(atoms, rng)
+        dynamics.run(config.md_warmup)
+        for _ in range(number):
+            dynamics.run(config.md_interval)
+            frame = self._take(atoms, parent)
+            if frame is None:
+                self.last.pop(parent, None)
+                return
+            self.last[parent] = frame
+            yield frame
+
+    def _start(self, parent: int, rng: np.random.Generator) -> Atoms:
+        origin = self.base[parent]
+        here = self.last.get(parent, origin)
+        if origin.pbc.all():
+            fractional = np.linalg.solve(here.cell.T, here.positions.T).T
+            here = replace(here, positions=fractional @ origin.cell, cell=origin.cell)
+            if self.config.max_strain > 0 and self.segment > 0:
+                here = strained(here, random_strain(rng, self.config.max_strain / 2))
+        atoms = here.to_atoms(labels=False)
+        # A minimum gives half of its kinetic energy away; later segments are warm already.
+        factor = 1.0 if parent in self.last else 2.0
+        MaxwellBoltzmannDistribution(atoms, temperature_K=factor * self.temperature, rng=rng)
+        if len(atoms) > 1:
+            Stationary(atoms)
+        self.calculator.reset()
+        atoms.calc = self.calculator
+        return atoms
+
+    def _dynamics(self, atoms: Atoms, rng: np.random.Generator) -> Langevin:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            return Langevin(
+                atoms,
+                timestep=self.config.md_timestep * units.fs,
+                temperature_K=self.temperature,
+                friction=_FRICTION,
+                fixcm=False,
+                rng=rng,
+            )
+
+    def _take(self, atoms: Atoms, parent: int) -> Structure | None:
+        finite = np.all(np.isfinite(atoms.positions)) and np.all(np.isfinite(atoms.get_forces()))
+        # The kinetic energy of few atoms fluctuates: allow for three standard deviations more.
+        limit = 10.0 * self.temperature * (1.0 + 3.0 / np.sqrt(1.5 * len(atoms)))
+        if not finite or atoms.get_temperature() > limit:
+            self.rejected[HOT] += 1
+            return None
+        info = {
+            "source": "md",
+            "parent": parent,
+            "temperature": self.temperature,
+            "member": f"{self.index}-{self.segment}",
+        }
+        origin = self.base[parent]
+        frame = Structure(
+            atomic_numbers=origin.atomic_numbers,
+            positions=atoms.get_positions(),
+            cell=np.asarray(atoms.get_cell()),
+            pbc=origin.pbc,
+            info={**origin.info, **info},
+        )
+        if closest_ratio(frame) < self.config.min_distance:
+            self.rejected[CLOSE_CONTACT] += 1
+            return None
+        if np.linalg.norm(atoms.get_forces(), axis=1).max() > self.config.max_force:
+            self.rejected[LARGE_FORCE] += 1
+            return None
+        return frame
