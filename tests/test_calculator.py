@@ -10,31 +10,21 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms, units
-from ase.build import bulk, molecule
+from ase.build import bulk
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.filters import FrechetCellFilter
 from ase.io import read
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
+from engine_systems import direct, ethanol, make_student, silicon
 
 from mlff_distiller.calculator import StudentCalculator
-from mlff_distiller.config import ModelConfig
 from mlff_distiller.errors import InputError
 from mlff_distiller.export import export_student
-from mlff_distiller.models.student_model import StudentForceField
 from mlff_distiller.potential import native_is_built
 
 BACKENDS = ["portable"] + (["native"] if native_is_built() else [])
-
-
-def make_student(elements, dtype=torch.float64, **config):
-    torch.manual_seed(3)
-    settings = {"hidden_dim": 16, "num_interactions": 2, "num_rbf": 8, "cutoff": 4.0, "zbl": True}
-    student = StudentForceField(
-        ModelConfig(**{**settings, **config}), elements, [-1.5 * z for z in elements]
-    )
-    return student.to(dtype)
 
 
 @pytest.fixture(scope="module")
@@ -43,19 +33,6 @@ def model(tmp_path_factory):
     student = make_student([1, 6, 8, 14])
     export_student(student, path)
     return student, path
-
-
-def silicon():
-    atoms = bulk("Si", cubic=True) * (2, 1, 1)
-    atoms.set_cell(atoms.cell.array @ [[1, 0.05, 0.1], [0, 1, 0.07], [0, 0, 1]], scale_atoms=True)
-    atoms.rattle(0.1, seed=1)
-    return atoms
-
-
-def ethanol():
-    atoms = molecule("CH3CH2OH")
-    atoms.rattle(0.05, seed=2)
-    return atoms
 
 
 def slab():
@@ -76,24 +53,6 @@ SYSTEMS = [
     lambda: Atoms("O"),
     lambda: Atoms("H2", [[0] * 3, [9] * 3]),
 ]
-
-
-def direct(student, atoms):
-    """Energy, forces and strain gradient by autograd through ``StudentForceField.forward``."""
-    x = torch.tensor(atoms.positions, requires_grad=True)
-    strain = torch.zeros(3, 3, dtype=torch.float64, requires_grad=True)
-    symmetric = torch.eye(3, dtype=torch.float64) + 0.5 * (strain + strain.T)
-    cell = torch.tensor(atoms.cell.array)
-    energy = student(
-        torch.tensor(atoms.numbers), x @ symmetric, cell @ symmetric, torch.tensor(atoms.pbc)
-    )
-    if not energy.requires_grad:
-        return energy.item(), np.zeros((len(atoms), 3)), np.zeros((3, 3))
-    gradient, strain_gradient = torch.autograd.grad(energy, (x, strain), allow_unused=True)
-    zero = torch.zeros(3, 3)
-    strain_gradient = zero if strain_gradient is None else strain_gradient
-    forces = torch.zeros_like(x) if gradient is None else -gradient
-    return energy.item(), forces.numpy(), strain_gradient.numpy()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -1,0 +1,26 @@
+"""OpenMM runs exported students: ``painn_force`` and the potential ``painn`` of OpenMM-ML.
+
+    from mlff_distiller.openmm import painn_force
+
+    system.addForce(painn_force(topology, "student.pt"))
+
+Nothing is imported before it is used: OpenMM-ML loads the entry point of this package in every
+process that imports it, and must not fail or wait for torch there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlff_distiller.openmm.force import keep_molecules_whole, painn_force
+
+__all__ = ["keep_molecules_whole", "painn_force"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from mlff_distiller.openmm import force
+
+        return getattr(force, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,244 @@
+"""``painn_force``: an exported student as an ``openmm.Force``, by one of three backends.
+
+| backend | what it is                                   | where it runs                           |
+|---------|----------------------------------------------|-----------------------------------------|
+| native  | ``PainnForce`` in C++ around the engine      | any platform; the network on the CPU    |
+| python  | ``openmm.PythonForce`` around the engine, or | any platform; the network on the CPU or |
+|         | around the exported TorchScript              | a CUDA device                           |
+| torch   | ``openmmtorch.TorchForce``                   | positions stay on the GPU; needs an     |
+|         |                                              | openmm-torch that fits the torch in use |
+
+All give the same energies, and the same answers to bad input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlff_distiller.errors import InputError
+from mlff_distiller.export import read_metadata
+from mlff_distiller.files import sha256
+from mlff_distiller.potential import DEFAULT_SKIN, dtype_name
+
+try:
+    import openmm
+except ImportError:
+    raise ImportError(
+        "mlff_distiller.openmm needs OpenMM, which is not installed; "
+        "run `pip install 'mlff-distiller[openmm]'`"
+    ) from None
+
+if TYPE_CHECKING:
+    from openmm.app import Topology
+
+BACKENDS = ("auto", "native", "python", "torch")
+
+
+def painn_force(
+    topology: Topology,
+    model: str | Path,
+    atoms: Iterable[int] | None = None,
+    *,
+    backend: str = "auto",
+    device: str = "auto",
+    precision: str = "single",
+    periodic: bool | None = None,
+    force_group: int = 0,
+    threads: int = 0,
+    skin: float = DEFAULT_SKIN,
+) -> openmm.Force:
+    """Make a force that evaluates an exported student; add it to a System.
+
+    The System must hold the particles of ``topology`` in the same order.
+
+    Serialization: the native force stores the path of the model, its SHA-256 and its options.
+    The python backend is an ``openmm.PythonForce``, whose XML holds a pickle of the same: load
+    such files only from people you trust, and only where mlff_distiller is installed, since
+    OpenMM 8.6 crashes otherwise.
+
+    Args:
+        topology: elements, bonds and, unless ``periodic`` is given, whether there is a box.
+        model: file written by ``mlff-distiller export``.
+        atoms: indices that the model sees, in any order; None for all.
+        backend: ``native``, ``python``, ``torch`` or ``auto``: native where it is built and the
+            device is the CPU, else python.
+        device: ``cpu``, ``cuda``, ``cuda:0`` ...; ``auto`` is the CPU where the native engine is
+            built and otherwise CUDA if torch has it.
+        precision: ``single`` or ``double`` for the network; sums are double in either case.
+        periodic: whether the model sees periodic images; None asks the topology.
+        force_group: 0..31.
+        threads: of the native engine; 0 is OpenMP's default.
+        skin: Å; neighbour lists live until an atom has moved half of this.
+
+    Returns:
+        A force that is not yet owned by a System. Energies in kJ/mol include the model's
+        reference energies of the atoms.
+
+    Raises:
+        InputError: unusable file, unknown option, atoms out of range or twice, an atom without
+            an element or of one that the model does not know, a backend that is not there.
+    """
+    if backend not in BACKENDS:
+        raise InputError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if precision not in ("single", "double"):
+        raise InputError(f"precision must be 'single' or 'double', got {precision!r}")
+    if not 0 <= force_group <= 31:
+        raise InputError(f"force_group must be 0..31, got {force_group}; choose another")
+    path = Path(model).absolute()
+    metadata = read_metadata(path)
+    particles = None if atoms is None else _checked_atoms(atoms, topology.getNumAtoms())
+    numbers = atomic_numbers(topology, particles)
+    _check_elements(numbers, metadata["elements"])
+    if periodic is None:
+        periodic = topology.getPeriodicBoxVectors() is not None
+    backend, device = _resolve(backend, device)
+
+    if backend == "native":
+        from mlff_distiller.openmm.native import native_force
+
+        force = native_force(
+            path,
+            atomic_numbers=numbers,
+            particles=particles,
+            num_particles=topology.getNumAtoms(),
+            bonds=bonds_within(topology, particles),
+            periodic=bool(periodic),
+            precision=precision,
+            threads=threads,
+            skin=skin,
+        )
+    elif backend == "torch":
+        from mlff_distiller.openmm.torch_force import torch_force
+
+        force = torch_force(
+            path,
+            atomic_numbers=numbers,
+            particles=particles,
+            periodic=bool(periodic),
+            precision=precision,
+            device=device,
+        )
+    else:
+        from mlff_distiller.openmm.python_force import PainnComputation
+
+        computation = PainnComputation(
+            str(path),
+            sha256(path),
+            numbers,
+            periodic=bool(periodic),
+            dtype=str(dtype_name(precision)),
+            device=device,
+            threads=threads,
+            skin=skin,
+        )
+        force = openmm.PythonForce(computation)
+        force.setUsesPeriodicBoundaryConditions(bool(periodic))
+        force.setName("PainnPythonForce")
+        if particles is not None:
+            force.setParticles(particles)
+    force.setForceGroup(force_group)
+    return force
+
+
+def keep_molecules_whole(
+    topology: Topology, atoms: Iterable[int] | None = None, *, periodic: bool = False
+) -> openmm.HarmonicBondForce:
+    """Bonds of zero strength, so that barostats move molecules and not single atoms.
+
+    OpenMM finds molecules from the bonds that forces declare. The native force declares those of
+    the topology; a System with the python or torch backend needs this force beside it. (OpenMM-ML's
+    ``MLPotential("painn")`` adds it by itself.)
+
+    Args:
+        topology: its bonds, both ends among ``atoms``, are used.
+        atoms: as in :func:`painn_force`.
+        periodic: as in :func:`painn_force`.
+    """
+    particles = None if atoms is None else list(atoms)
+    force = openmm.HarmonicBondForce()
+    for first, second in bonds_within(topology, particles):
+        force.addBond(first, second, 0.1, 0.0)
+    force.setUsesPeriodicBoundaryConditions(periodic)
+    force.setName("PainnMolecules")
+    return force
+
+
+def bonds_within(topology: Topology, atoms: Sequence[int] | None) -> list[tuple[int, int]]:
+    """Bonds of the topology with both ends among ``atoms`` (None: all)."""
+    bonds = [(bond.atom1.index, bond.atom2.index) for bond in topology.bonds()]
+    if atoms is None:
+        return bonds
+    inside = set(atoms)
+    return [(i, j) for i, j in bonds if i in inside and j in inside]
+
+
+def atomic_numbers(topology: Topology, atoms: Sequence[int] | None) -> list[int]:
+    """Atomic numbers of ``atoms`` (None: all), in their order.
+
+    Raises:
+        InputError: some have no element; the message lists their indices.
+    """
+    everything = list(topology.atoms())
+    chosen = everything if atoms is None else [everything[i] for i in atoms]
+    nameless = [atom.index for atom in chosen if atom.element is None]
+    if nameless:
+        shown = ", ".join(str(i) for i in nameless[:10]) + (", ..." if len(nameless) > 10 else "")
+        raise InputError(
+            f"{len(nameless)} of the model's atoms have no element in the topology, indices {shown}; "
+            "set atom.element, or leave virtual sites out of atoms="
+        )
+    return [int(atom.element.atomic_number) for atom in chosen]
+
+
+def _checked_atoms(atoms: Iterable[int], count: int) -> list[int]:
+    try:
+        particles = [int(i) for i in atoms if int(i) == i or _not_an_index(i)]
+    except (TypeError, ValueError):
+        raise InputError("atoms must be indices, for example atoms=[0, 1, 2]") from None
+    if not particles:
+        raise InputError("atoms must name at least one atom, got none; leave it out for all")
+    outside = sorted({i for i in particles if not 0 <= i < count})
+    if outside:
+        raise InputError(
+            f"atoms must lie in 0..{count - 1}, got {outside[:10]}; the topology has {count} atoms"
+        )
+    if len(set(particles)) != len(particles):
+        twice = sorted({i for i in particles if particles.count(i) > 1})
+        raise InputError(f"atoms must differ, got {twice[:10]} more than once; remove repetitions")
+    return particles
+
+
+def _not_an_index(value: Any) -> bool:
+    raise InputError(f"atoms must be integers, got {value!r}; pass indices such as [0, 1, 2]")
+
+
+def _check_elements(numbers: Sequence[int], elements: list[int]) -> None:
+    import numpy as np
+
+    from mlff_distiller.portable import check_elements
+
+    check_elements(np.asarray(numbers, dtype=np.int64), elements)
+
+
+def _resolve(backend: str, device: str) -> tuple[str, str]:
+    from mlff_distiller.openmm.native import plugin_is_built
+
+    from mlff_distiller.potential import native_is_built
+
+    if device == "auto":
+        device = "cpu"
+        if not native_is_built() or backend == "torch":
+            import torch
+
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+    on_cpu = device.split(":")[0] == "cpu"
+    if backend == "auto":
+        return ("native" if on_cpu and plugin_is_built() else "python"), device
+    if backend == "native" and not on_cpu:
+        raise InputError(
+            f"the native backend runs on the CPU, got device {device!r}; "
+            "use backend='python', or device='cpu'"
+        )
+    return backend, device

@@ -1,0 +1,105 @@
+"""The native backend: loading the C++ plugin and making a ``PainnForce`` without SWIG.
+
+OpenMM's serializer makes any force whose proxy a plugin has registered, and hands it to Python as
+an ordinary ``openmm.Force``. So a ``PainnForce`` starts its life as a piece of XML.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+import openmm
+
+from mlff_distiller.errors import InputError
+from mlff_distiller.files import native_file, sha256
+
+_LIBRARY = "lib/openmm/libPainnOpenMM.so"
+_STAMP = re.compile(rb"MLFF_OPENMM_BUILD=([^;\0]+);")
+_REINSTALL = "run `pip install --no-build-isolation .` in mlff_distiller, with openmm installed"
+
+
+def plugin_is_built() -> bool:
+    """True if the plugin exists and was built for the running OpenMM."""
+    path = native_file(_LIBRARY)
+    return path is not None and built_for(path) == openmm.Platform.getOpenMMVersion()
+
+
+def built_for(library: Path) -> str:
+    """OpenMM version that a plugin was built for, read from the file without loading it."""
+    match = _STAMP.search(library.read_bytes())
+    return match.group(1).decode() if match else "unknown"
+
+
+@functools.cache
+def load_plugin() -> Path:
+    """Load the plugin once in this process.
+
+    Raises:
+        InputError: it was not built, or for another OpenMM: that would load, and crash later.
+    """
+    library = native_file(_LIBRARY)
+    if library is None:
+        raise InputError(
+            f"backend='native' needs {_LIBRARY}, which was not built in this installation; "
+            f"use backend='python', or {_REINSTALL}"
+        )
+    expected, running = built_for(library), openmm.Platform.getOpenMMVersion()
+    if expected != running:
+        raise InputError(
+            f"{library} was built for OpenMM {expected}, this is OpenMM {running}; {_REINSTALL}"
+        )
+    try:
+        openmm.Platform.loadPluginLibrary(str(library))
+    except openmm.OpenMMException as error:
+        raise InputError(f"OpenMM cannot load {library} ({error}); {_REINSTALL}") from None
+    return library
+
+
+def native_force(
+    path: Path,
+    *,
+    atomic_numbers: Sequence[int],
+    particles: Sequence[int] | None,
+    num_particles: int,
+    bonds: Sequence[tuple[int, int]],
+    periodic: bool,
+    precision: str,
+    threads: int,
+    skin: float,
+) -> openmm.Force:
+    """A ``PainnForce``; arguments as in ``painn_force``.
+
+    Raises:
+        InputError: the plugin cannot be loaded or the model not be used.
+    """
+    load_plugin()
+    everything = particles is None
+    indices = range(len(atomic_numbers)) if particles is None else particles
+    root = ElementTree.Element(
+        "Force",
+        type="PainnForce",
+        version="1",
+        forceGroup="0",
+        name="PainnForce",
+        model=str(path),
+        sha256=sha256(path),
+        precision=precision,
+        periodic=str(int(periodic)),
+        threads=str(int(threads)),
+        skin=repr(float(skin)),
+        numParticles=str(num_particles if everything else 0),
+    )
+    child = ElementTree.SubElement(root, "Particles")
+    for index, z in zip(indices, atomic_numbers, strict=True):
+        ElementTree.SubElement(child, "Particle", index=str(index), z=str(z))
+    child = ElementTree.SubElement(root, "Bonds")
+    for first, second in bonds:
+        ElementTree.SubElement(child, "Bond", p1=str(first), p2=str(second))
+    try:
+        return openmm.XmlSerializer.deserialize(ElementTree.tostring(root, encoding="unicode"))
+    except openmm.OpenMMException as error:
+        raise InputError(str(error)) from None
