@@ -30,6 +30,7 @@
 #include <string>
 
 #include "error.h"
+#include "lattice.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -45,134 +46,10 @@
 namespace mlff {
 namespace {
 
-using Vec3 = std::array<double, 3>;
-using Shift = std::array<std::int32_t, 3>;
-
 constexpr std::int64_t kBlock = 64;           // centres per block, the unit of work of a thread
 constexpr std::int64_t kRankSortLimit = 256;  // more neighbours than this go through std::sort
 constexpr std::int64_t kMaxImages = std::numeric_limits<std::int32_t>::max();
-
-double dot(const Vec3& a, const Vec3& b) { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]; }
-
-Vec3 cross(const Vec3& a, const Vec3& b) {
-  return {a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]};
-}
-
-// Unit vectors normal to the periodic rows (and to each other) in place of the open rows.
-void complete_basis(std::array<Vec3, 3>& rows, std::array<bool, 3> known) {
-  for (int k = 0; k < 3; ++k) {
-    if (known[k]) continue;
-    const int a = (k + 1) % 3, b = (k + 2) % 3;
-    Vec3 normal{};
-    if (known[a] && known[b]) {
-      normal = cross(rows[a], rows[b]);
-    } else if (known[a] || known[b]) {
-      const Vec3& v = known[a] ? rows[a] : rows[b];
-      int least = 0;
-      for (int x = 1; x < 3; ++x) {
-        if (std::abs(v[x]) < std::abs(v[least])) least = x;
-      }
-      Vec3 axis{};
-      axis[least] = 1.0;
-      normal = cross(v, axis);
-    } else {
-      normal[k] = 1.0;
-    }
-    const double length = std::sqrt(dot(normal, normal));
-    for (double& x : normal) x /= length;
-    rows[k] = normal;
-    known[k] = true;
-  }
-}
-
-// The periodic part of a cell: reduced vectors, their dual, and the way back to the given rows.
-struct Lattice {
-  std::array<bool, 3> periodic{};
-  std::array<Vec3, 3> given{};    // zero for open directions
-  std::array<Vec3, 3> reduced{};  // reduced[k] = Σ_l transform[k][l] given[l]
-  std::array<Vec3, 3> dual{};     // reduced[k]·dual[l] = δ_kl; zero for open directions
-  std::array<std::array<std::int64_t, 3>, 3> transform{};
-
-  Lattice(const double* cell, const std::array<bool, 3>& pbc) : periodic(pbc) {
-    for (int k = 0; k < 3; ++k) {
-      transform[k][k] = 1;
-      if (periodic[k]) given[k] = {cell[3 * k], cell[3 * k + 1], cell[3 * k + 2]};
-    }
-    check();
-    reduced = given;
-    reduce();
-    std::array<Vec3, 3> basis = reduced;
-    complete_basis(basis, periodic);
-    const double volume = dot(basis[0], cross(basis[1], basis[2]));
-    for (int k = 0; k < 3; ++k) {
-      if (!periodic[k]) continue;
-      dual[k] = cross(basis[(k + 1) % 3], basis[(k + 2) % 3]);
-      for (double& x : dual[k]) x /= volume;
-    }
-  }
-
-  Shift to_given(const std::array<std::int64_t, 3>& shift) const {
-    Shift result{};
-    for (int l = 0; l < 3; ++l) {
-      std::int64_t sum = 0;
-      for (int k = 0; k < 3; ++k) sum += shift[k] * transform[k][l];
-      if (std::abs(sum) > std::numeric_limits<std::int32_t>::max() / 4) {
-        throw InputError("expected positions within 5e8 cells of the origin, got an atom " +
-                         std::to_string(sum) + " lattice vectors away; wrap the positions");
-      }
-      result[l] = static_cast<std::int32_t>(sum);
-    }
-    return result;
-  }
-
- private:
-  void check() const {
-    double lengths = 1.0;
-    for (int k = 0; k < 3; ++k) {
-      if (!periodic[k]) continue;
-      const double length = std::sqrt(dot(given[k], given[k]));
-      if (!std::isfinite(length) || length <= 0.0) {
-        throw InputError("cell row " + std::to_string(k) + " must be a finite, non-zero vector " +
-                         "where pbc is true, got length " + std::to_string(length) +
-                         " Å; set the cell or switch pbc off");
-      }
-      lengths *= length;
-    }
-    std::array<Vec3, 3> basis = given;
-    complete_basis(basis, periodic);
-    const double volume = dot(basis[0], cross(basis[1], basis[2]));
-    if (!(std::abs(volume) > 1e-10 * lengths)) {
-      throw InputError(
-          "cell must have linearly independent rows where pbc is true, got volume 0; "
-          "set the cell or switch pbc off");
-    }
-    if (periodic[0] && periodic[1] && periodic[2] && volume < 0.0) {
-      throw InputError("cell must be right-handed, got volume " + std::to_string(volume) +
-                       " Å^3; swap two lattice vectors");
-    }
-  }
-
-  void reduce() {
-    bool changed = true;
-    while (changed) {
-      changed = false;
-      for (int k = 0; k < 3; ++k) {
-        for (int l = 0; l < 3; ++l) {
-          if (k == l || !periodic[k] || !periodic[l]) continue;
-          const double ratio = dot(reduced[k], reduced[l]) / dot(reduced[l], reduced[l]);
-          // Strictly above one half: every step shortens a vector, so the loop ends.
-          if (std::abs(ratio) < 0.5 + 1e-6 || std::abs(ratio) > 1e9) continue;
-          const auto m = static_cast<std::int64_t>(std::llround(ratio));
-          for (int x = 0; x < 3; ++x) {
-            transform[k][x] -= m * transform[l][x];
-            reduced[k][x] -= static_cast<double>(m) * reduced[l][x];
-          }
-          changed = true;
-        }
-      }
-    }
-  }
-};
+constexpr double kMaxCodes = 1 << 24;  // image shifts; some hundred cells within the cutoff
 
 // Uniform bins over a box; coordinates outside of the box fall into the outermost bins.
 struct Grid {
@@ -334,7 +211,7 @@ class Builder {
     for (int k = 0; k < 3; ++k) {
       const double repeat = std::ceil(reach_ * std::sqrt(dot(lattice_.dual[k], lattice_.dual[k])));
       count *= 2.0 * repeat + 1.0;
-      if (count * static_cast<double>(n_) > 64.0 * kMaxImages) refuse_images();
+      if (count > kMaxCodes) refuse_images();
       repeats[k] = static_cast<std::int64_t>(repeat);
     }
     struct Code {
@@ -369,7 +246,7 @@ class Builder {
   [[noreturn]] void refuse_images() const {
     throw InputError("cutoff " + std::to_string(cutoff_) +
                      " Å reaches too many images of this cell for one neighbour list; "
-                     "expected a cutoff of at most some tens of cells");
+                     "reduce the cutoff");
   }
 
   void list_images() {
@@ -404,7 +281,8 @@ class Builder {
 
   void set_grid(const Vec3& lower, const Vec3& upper) {
     // Not many more bins than images: a cluster in a wide vacuum keeps its memory.
-    const std::int64_t limit = 2 * static_cast<std::int64_t>(work_.unsorted.size()) + 64;
+    const std::int64_t limit =
+        std::min(kMaxImages, 2 * static_cast<std::int64_t>(work_.unsorted.size()) + 64);
     grid_.lower = lower;
     for (int k = 0; k < 3; ++k) {
       const double extent = upper[k] - lower[k];

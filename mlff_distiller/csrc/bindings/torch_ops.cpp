@@ -1,0 +1,89 @@
+// Operators registered with torch as `mlff::…`. This file only converts tensors; the work is done
+// in csrc/core. No Python symbols: any libtorch loads the library.
+
+#include <ATen/Functions.h>
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <string>
+#include <tuple>
+
+#include "error.h"
+#include "neighbors.h"
+
+#ifndef MLFF_TORCH_VERSION
+#error "define MLFF_TORCH_VERSION: the version of the torch that this library is compiled against"
+#endif
+
+// Python looks for this text in the file before loading it: with another torch the loader would
+// only report an undefined symbol.
+extern "C" __attribute__((used, visibility("default"))) const char mlff_build_torch_version[] =
+    "mlff_build_torch_version=" MLFF_TORCH_VERSION;
+
+namespace {
+
+using at::Tensor;
+
+std::string build_torch_version() { return MLFF_TORCH_VERSION; }
+
+// positions (n, 3), cell (3, 3), pbc (3,) bool  ->  edge_index (2, E) and shifts (E, 3), int64.
+// Order and meaning: csrc/core/neighbors.h.
+std::tuple<Tensor, Tensor> neighbor_list_cpu(const Tensor& positions, const Tensor& cell,
+                                             const Tensor& pbc, double cutoff) {
+  TORCH_CHECK_VALUE(positions.dim() == 2 && positions.size(1) == 3 && positions.is_floating_point(),
+                    "positions must be a float tensor of shape (n, 3), got ",
+                    positions.scalar_type(), " ", positions.sizes());
+  TORCH_CHECK_VALUE(cell.dim() == 2 && cell.size(0) == 3 && cell.size(1) == 3,
+                    "cell must have shape (3, 3), got ", cell.sizes());
+  TORCH_CHECK_VALUE(pbc.dim() == 1 && pbc.size(0) == 3 && pbc.scalar_type() == at::kBool,
+                    "pbc must be a bool tensor of shape (3,), got ", pbc.scalar_type(), " ",
+                    pbc.sizes());
+  const Tensor points = positions.to(at::kDouble).contiguous();
+  const Tensor rows = cell.to(at::kCPU, at::kDouble).contiguous();
+  const Tensor flags = pbc.to(at::kCPU).contiguous();
+  const bool* flag = flags.const_data_ptr<bool>();
+
+  // Kept between calls, unless it is large: a list of a million atoms should not stay forever.
+  static thread_local mlff::NeighborList list;
+  constexpr std::size_t kKeptEdges = 1 << 22;
+  const std::int64_t n = points.size(0);
+  try {
+    mlff::build_neighbor_list(n, points.const_data_ptr<double>(), rows.const_data_ptr<double>(),
+                              {flag[0], flag[1], flag[2]}, cutoff, at::get_num_threads(), list);
+  } catch (const mlff::InputError& error) {
+    TORCH_CHECK_VALUE(false, error.what());
+  }
+
+  const std::int64_t n_edges = list.num_edges();
+  const auto options = at::TensorOptions().dtype(at::kLong);
+  Tensor edge_index = at::empty({2, n_edges}, options);
+  Tensor shifts = at::empty({n_edges, 3}, options);
+  std::int64_t* senders = edge_index.mutable_data_ptr<std::int64_t>();
+  std::int64_t* receivers = senders + n_edges;
+  std::int64_t* shift = shifts.mutable_data_ptr<std::int64_t>();
+  const mlff::NeighborList& result = list;  // thread_local: name it for the other threads
+  at::parallel_for(0, n, 1024, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      for (std::int64_t e = result.offsets[i]; e < result.offsets[i + 1]; ++e) {
+        senders[e] = result.senders[e];
+        receivers[e] = i;
+        std::copy(result.shifts[e].begin(), result.shifts[e].end(), shift + 3 * e);
+      }
+    }
+  });
+  if (list.senders.capacity() > kKeptEdges) list = mlff::NeighborList();
+  return {edge_index, shifts};
+}
+
+}  // namespace
+
+TORCH_LIBRARY(mlff, m) {
+  m.def("build_torch_version() -> str", build_torch_version);
+  m.def(
+      "neighbor_list(Tensor positions, Tensor cell, Tensor pbc, float cutoff) -> (Tensor, Tensor)");
+}
+
+TORCH_LIBRARY_IMPL(mlff, CPU, m) { m.impl("neighbor_list", neighbor_list_cpu); }
