@@ -290,9 +290,11 @@ def merge(
     """Write ``path`` anew, with the records of its journal, and rename it into place."""
     _, records = read_journal(journal_path(path))
     if path.exists() and not records and splits is None:
+        _temporary(path).unlink(missing_ok=True)
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
+        temporary.unlink(missing_ok=True)  # of a writer that was killed
         if path.exists():
             shutil.copyfile(path, temporary)
         with contextlib.closing(h5py.File(temporary, "a")) as file:
@@ -422,6 +424,10 @@ def _append_rows(file: h5py.File, name: str, rows: np.ndarray, dtype: Any = None
     old = dataset.shape[0]
     dataset.resize(old + len(rows), axis=0)
     dataset[old:] = rows.astype(object) if dtype is not None else rows
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")  # one name: the lock admits one writer
 
 
 def _store_splits(file: h5py.File, splits: dict[str, np.ndarray]) -> None:

@@ -64,8 +64,7 @@ def read_structures(path: str | Path) -> list[Structure]:
         elif suffix == ".npz":
             structures = _read_npz(path)
         elif suffix == ".db":
-            with ase.db.connect(path) as database:
-                structures = [Structure.from_atoms(row.toatoms()) for row in database.select()]
+            structures = [Structure.from_atoms(atoms) for atoms in _read_database(path)]
         else:
             structures = [Structure.from_atoms(atoms) for atoms in _read_ase(path)]
     except InputError as error:
@@ -135,7 +134,22 @@ def _read_ase(path: Path) -> list[Atoms]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         frames = ase.io.read(path, index=":")
-    return frames if isinstance(frames, list) else [frames]
+    frames = frames if isinstance(frames, list) else [frames]
+    for atoms in frames:
+        for key in ("spacegroup", "unit_cell", "occupancy"):  # of CIF files: not ours to keep
+            atoms.info.pop(key, None)
+    return frames
+
+
+def _read_database(path: Path) -> list[Atoms]:
+    frames = []
+    with ase.db.connect(path) as database:
+        for row in database.select():
+            atoms = row.toatoms()
+            atoms.info.update(row.key_value_pairs)
+            atoms.info.update(dict(row.data))
+            frames.append(atoms)
+    return frames
 
 
 def _read_npz(path: Path) -> list[Structure]:

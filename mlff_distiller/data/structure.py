@@ -282,10 +282,10 @@ def _labels_of(atoms: Atoms) -> tuple[float | None, np.ndarray | None, np.ndarra
 
 def _plain(value: Any) -> Any:
     """``value`` as plain JSON types, or None where that is impossible."""
+    if isinstance(value, np.generic):  # first: np.float64 is a float too
+        return value.item()
     if isinstance(value, (bool, int, float, str)):
         return value
-    if isinstance(value, np.generic):
-        return value.item()
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         return value.tolist()
     if isinstance(value, (list, tuple)):
