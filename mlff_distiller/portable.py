@@ -52,7 +52,8 @@ class PortablePotential:
             raise InputError(
                 f"torch cannot compute on device {device!r} ({reason}); use device='cpu'"
             ) from None
-        self._module = load_exported(path, self._device, torch_dtype)
+        with torch.inference_mode(False):
+            self._module = load_exported(path, self._device, torch_dtype)
         self._listed: tuple[np.ndarray, ...] | None = None
         self._edge_index = torch.empty(2, 0, dtype=torch.int64)
         self._shifts = torch.empty(0, 3, dtype=torch.int64)
@@ -69,22 +70,30 @@ class PortablePotential:
 
         s = check_structure(Structure(atomic_numbers, positions, cell, pbc), "atoms")
         check_elements(s.atomic_numbers, self.elements)
-        x = torch.as_tensor(s.positions, device=self._device)
-        lattice = torch.as_tensor(s.cell, device=self._device)
-        self._update_list(s.atomic_numbers, s.positions, s.cell, s.pbc, x, lattice)
+        # A caller's torch.no_grad() or inference_mode() must not take the forces away.
+        with torch.inference_mode(False), torch.enable_grad():
+            return self._compute(s.atomic_numbers, s.positions, s.cell, s.pbc)
 
-        # enable_grad: a caller's torch.no_grad() must not take the forces away.
-        with torch.enable_grad():
-            senders, receivers = self._edge_index[0], self._edge_index[1]
-            vectors = x[senders] - x[receivers] + self._shifts.to(x.dtype) @ lattice
-            inside = (vectors * vectors).sum(1) < self.cutoff**2
-            edge_index = self._edge_index[:, inside]
-            vectors = vectors[inside].detach().requires_grad_(True)
-            numbers = torch.as_tensor(s.atomic_numbers, device=self._device)
-            energies = self._module.atomic_energies(numbers, edge_index, vectors)
-            gradient = torch.zeros_like(vectors)
-            if vectors.shape[0]:
-                (gradient,) = torch.autograd.grad(energies.sum(), vectors)
+    def _compute(
+        self,
+        atomic_numbers: np.ndarray,
+        positions: np.ndarray,
+        cell: np.ndarray,
+        pbc: np.ndarray,
+    ) -> dict[str, Any]:
+        x = torch.as_tensor(positions, device=self._device)
+        lattice = torch.as_tensor(cell, device=self._device)
+        self._update_list(atomic_numbers, positions, cell, pbc, x, lattice)
+        senders, receivers = self._edge_index[0], self._edge_index[1]
+        vectors = x[senders] - x[receivers] + self._shifts.to(x.dtype) @ lattice
+        inside = (vectors * vectors).sum(1) < self.cutoff**2
+        edge_index = self._edge_index[:, inside]
+        vectors = vectors[inside].detach().requires_grad_(True)
+        numbers = torch.as_tensor(atomic_numbers, device=self._device)
+        energies = self._module.atomic_energies(numbers, edge_index, vectors)
+        gradient = torch.zeros_like(vectors)
+        if vectors.shape[0]:
+            (gradient,) = torch.autograd.grad(energies.sum(), vectors)
         forces = torch.zeros_like(x)
         forces.index_add_(0, edge_index[1], gradient)
         forces.index_add_(0, edge_index[0], -gradient)

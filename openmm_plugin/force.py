@@ -13,6 +13,7 @@ All give the same energies, and the same answers to bad input.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -194,9 +195,11 @@ def atomic_numbers(topology: Topology, atoms: Sequence[int] | None) -> list[int]
 
 def _checked_atoms(atoms: Iterable[int], count: int) -> list[int]:
     try:
-        particles = [int(i) for i in atoms if int(i) == i or _not_an_index(i)]
-    except (TypeError, ValueError):
-        raise InputError("atoms must be indices, for example atoms=[0, 1, 2]") from None
+        particles = [operator.index(i) for i in atoms]
+    except TypeError as error:
+        raise InputError(
+            f"atoms must be integers ({error}); pass indices such as atoms=[0, 1, 2]"
+        ) from None
     if not particles:
         raise InputError("atoms must name at least one atom, got none; leave it out for all")
     outside = sorted({i for i in particles if not 0 <= i < count})
@@ -208,10 +211,6 @@ def _checked_atoms(atoms: Iterable[int], count: int) -> list[int]:
         twice = sorted({i for i in particles if particles.count(i) > 1})
         raise InputError(f"atoms must differ, got {twice[:10]} more than once; remove repetitions")
     return particles
-
-
-def _not_an_index(value: Any) -> bool:
-    raise InputError(f"atoms must be integers, got {value!r}; pass indices such as [0, 1, 2]")
 
 
 def _check_elements(numbers: Sequence[int], elements: list[int]) -> None:

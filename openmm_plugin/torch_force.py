@@ -4,8 +4,6 @@ Positions and forces stay on the GPU of an OpenMM platform that runs there. open
 been built for the torch in use; no wheel of it runs beside the CPU build of torch.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,23 +49,27 @@ class TorchForceModule(nn.Module):
         self.register_buffer("particles", torch.tensor(particles or [], dtype=torch.int64))
         self.register_buffer("pbc", torch.full((3,), periodic))
 
-    def forward(
-        self, positions: Tensor, boxvectors: torch.Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, positions: Tensor, boxvectors: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(n_particles, 3) nm, (3, 3) nm -> energy () kJ/mol, forces (n_particles, 3) kJ/mol/nm."""
         x = positions.detach() * self.length_unit
         if not self.everything:
             x = x[self.particles]
         elif x.shape[0] != self.num_atoms:
             raise ValueError("the System has another number of particles than the topology")
-        x = x.to(torch.float64).requires_grad_(True)
         cell = torch.zeros(3, 3, dtype=torch.float64, device=positions.device)
         if boxvectors is not None:
             cell = boxvectors.detach().to(torch.float64) * self.length_unit
+        # The caller may be inside torch.no_grad(); TorchScript knows no enable_grad().
+        outside = torch.is_grad_enabled()
+        torch.set_grad_enabled(True)
+        x = x.to(torch.float64).requires_grad_(True)
         energy = self.student(self.atomic_numbers, x, cell, self.pbc)
-        gradient = torch.autograd.grad([energy], [x], allow_unused=True)[0]
-        if gradient is None:  # one atom
-            gradient = torch.zeros_like(x)
+        gradient = torch.zeros_like(x)
+        if energy.requires_grad:  # that of one atom alone does not
+            found = torch.autograd.grad([energy], [x], allow_unused=True)[0]
+            if found is not None:
+                gradient = found
+        torch.set_grad_enabled(outside)
         own = gradient * (-self.energy_unit * self.length_unit)
         # TorchForce reads the memory of the tensor as it lies: it must be contiguous.
         forces = torch.zeros_like(positions, dtype=torch.float64)

@@ -1,0 +1,348 @@
+"""Bad input, changed files, fresh processes: cases 21-30."""
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+openmm = pytest.importorskip("openmm")
+
+import mlff_distiller.openmm.native as native  # noqa: E402
+from ase import Atoms  # noqa: E402
+from engine_systems import (  # noqa: E402
+    direct,
+    ethanol,
+    make_student,
+    openmm_context,
+    openmm_results,
+    openmm_system,
+    topology_of,
+)
+from mlff_distiller.openmm import painn_force  # noqa: E402
+
+from mlff_distiller.errors import InputError  # noqa: E402
+from mlff_distiller.export import export_student  # noqa: E402
+
+BACKENDS = ["python"] + (["native"] if native.plugin_is_built() else [])
+each_backend = pytest.mark.parametrize("backend", BACKENDS)
+each_platform = pytest.mark.parametrize("platform", ["Reference", "CPU"])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "student.pt"
+    export_student(make_student([1, 6, 8]), path)
+    return path
+
+
+def one_line(error):
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+@each_backend
+def test_case_21_atoms_without_an_element(model, backend):
+    topology = topology_of(ethanol())
+    atoms = list(topology.atoms())
+    atoms[2].element = atoms[5].element = None
+    with pytest.raises(InputError, match=r"2 of the model's atoms have no element.*indices 2, 5"):
+        painn_force(topology, model, backend=backend)
+    painn_force(topology, model, [0, 1, 3], backend=backend)  # the nameless are left out
+
+
+@each_backend
+def test_case_22_unknown_species(model, backend):
+    topology = topology_of(Atoms("CN", [[0] * 3, [0, 0, 1.2]]))
+    with pytest.raises(InputError, match=r"knows H C O, got N \(Z=7\)") as error:
+        painn_force(topology, model, backend=backend)
+    one_line(error)
+
+
+@each_backend
+@each_platform
+@pytest.mark.parametrize("count", [8, 10])
+def test_case_23_another_number_of_particles(model, backend, platform, count):
+    force = painn_force(topology_of(ethanol()), model, backend=backend)
+    other = Atoms(f"C{count}", np.arange(3 * count).reshape(-1, 3))
+    system = openmm_system(topology_of(other), force)
+    with pytest.raises(openmm.OpenMMException, match=f"for 9 atoms, the System has {count}"):
+        openmm_results(openmm_context(system, other.positions, platform))
+
+
+@each_backend
+def test_case_24_atoms_out_of_range_or_twice(model, backend):
+    topology = topology_of(ethanol())
+    for atoms, message in [
+        ([0, 9], r"0\.\.8, got \[9\]"),
+        ([-1, 3], r"0\.\.8, got \[-1\]"),
+        ([3, 4, 3], r"got \[3\] more than once"),
+        ([], "at least one"),
+        ([0.5], "integers .*float"),
+        (["a"], "integers .*str"),
+    ]:
+        with pytest.raises(InputError, match=message) as error:
+            painn_force(topology, model, atoms, backend=backend)
+        one_line(error)
+
+
+@each_backend
+def test_case_25_missing_file(model, backend, tmp_path):
+    with pytest.raises(InputError, match=re.escape(str(tmp_path / "nowhere.pt"))):
+        painn_force(topology_of(ethanol()), tmp_path / "nowhere.pt", backend=backend)
+    (tmp_path / "short.pt").write_bytes(model.read_bytes()[:3000])
+    with pytest.raises(InputError, match="truncated"):
+        painn_force(topology_of(ethanol()), tmp_path / "short.pt", backend=backend)
+
+
+def test_case_26_missing_library(model, monkeypatch):
+    monkeypatch.setattr(native, "native_file", lambda name: None)
+    native.load_plugin.cache_clear()
+    topology = topology_of(ethanol())
+    with pytest.raises(InputError, match=r"lib/openmm/libPainnOpenMM\.so, which was not built"):
+        painn_force(topology, model, backend="native")
+    assert isinstance(painn_force(topology, model), openmm.PythonForce)  # auto makes do
+    native.load_plugin.cache_clear()
+
+
+def test_case_26b_library_for_another_openmm(model, monkeypatch, tmp_path):
+    library = tmp_path / "libPainnOpenMM.so"
+    library.write_bytes(b"\x7fELF....MLFF_OPENMM_BUILD=8.5.0;\0")
+    monkeypatch.setattr(native, "native_file", lambda name: library)
+    native.load_plugin.cache_clear()
+    running = openmm.Platform.getOpenMMVersion()
+    message = rf"built for OpenMM 8\.5\.0, this is OpenMM {re.escape(running)}"
+    with pytest.raises(InputError, match=message):
+        painn_force(topology_of(ethanol()), model, backend="native")
+    assert not native.plugin_is_built()
+    native.load_plugin.cache_clear()
+
+
+def test_case_26c_torch_backend_says_what_it_needs(model):
+    try:
+        import openmmtorch  # noqa: F401
+    except ImportError:
+        with pytest.raises(InputError, match="needs an openmm-torch that fits torch"):
+            painn_force(topology_of(ethanol()), model, backend="torch")
+    else:
+        pytest.skip("openmm-torch is there; test_openmm_force.py runs it")
+
+
+@each_backend
+@each_platform
+def test_case_27_changed_model(model, backend, platform, tmp_path):
+    path = tmp_path / "student.pt"
+    path.write_bytes(model.read_bytes())
+    atoms = ethanol()
+    force = painn_force(topology_of(atoms), path, backend=backend)
+    system = openmm_system(topology_of(atoms), force)
+    text = openmm.XmlSerializer.serialize(system)
+    expected = openmm_results(openmm_context(system, atoms.positions, platform))[0]
+    again = openmm.XmlSerializer.deserialize(text)
+    assert openmm_results(openmm_context(again, atoms.positions, platform))[0] == expected
+
+    export_student(make_student([1, 6, 8], scale=2.0), path)
+    with pytest.raises(openmm.OpenMMException, match="SHA-256 differs"):
+        openmm_results(
+            openmm_context(openmm.XmlSerializer.deserialize(text), atoms.positions, platform)
+        )
+    path.unlink()
+    with pytest.raises(openmm.OpenMMException, match="no such model file"):
+        openmm_results(
+            openmm_context(openmm.XmlSerializer.deserialize(text), atoms.positions, platform)
+        )
+
+
+@each_backend
+def test_case_27b_xml_round_trip_keeps_all_options(model, backend):
+    topology = topology_of(ethanol(), bonds=[(0, 1), (1, 2)])
+    force = painn_force(
+        topology,
+        model,
+        [4, 1, 2],
+        backend=backend,
+        precision="double",
+        periodic=True,
+        force_group=11,
+        threads=1,
+        skin=0.55,
+    )
+    text = openmm.XmlSerializer.serialize(force)
+    again = openmm.XmlSerializer.deserialize(text)
+    assert openmm.XmlSerializer.serialize(again) == text
+    assert again.getForceGroup() == 11
+    assert again.usesPeriodicBoundaryConditions()
+    if backend == "native":
+        assert "pickle" not in text
+        for item in ('precision="double"', 'skin=".55"', 'p1="1" p2="2"', 'index="4"'):
+            assert item in text.replace('skin="0.55"', 'skin=".55"')
+
+
+@each_backend
+@each_platform
+def test_case_28_nan(backend, platform, tmp_path):
+    atoms = ethanol()
+    topology = topology_of(atoms)
+    # Finite weights whose products overflow single precision.
+    student = make_student([1, 6, 8])
+    with torch.no_grad():
+        student.painn.embedding.weight.mul_(1e30)
+    export_student(student, tmp_path / "wild.pt")
+    force = painn_force(topology, tmp_path / "wild.pt", backend=backend, precision="single")
+    context = openmm_context(openmm_system(topology, force), atoms.positions, platform)
+    with pytest.raises(openmm.OpenMMException, match=r"NaN|finite"):
+        context.getState(energy=True)
+    with pytest.raises(openmm.OpenMMException, match=r"NaN|finite"):
+        context.getState(forces=True)
+
+
+@each_backend
+@each_platform
+def test_case_28b_nan_positions(model, backend, platform):
+    atoms = ethanol()
+    topology = topology_of(atoms)
+    force = painn_force(topology, model, backend=backend)
+    atoms.positions[3, 1] = np.nan
+    context = openmm_context(openmm_system(topology, force), atoms.positions, platform)
+    with pytest.raises(openmm.OpenMMException, match=r"NaN|finite"):
+        context.getState(energy=True)
+
+
+@each_backend
+@each_platform
+def test_case_29_no_grad(model, backend, platform):
+    atoms = ethanol()
+    topology = topology_of(atoms)
+
+    def results():
+        force = painn_force(topology, model, backend=backend, precision="double")
+        return openmm_results(
+            openmm_context(openmm_system(topology, force), atoms.positions, platform)
+        )
+
+    energy, forces = results()
+    with torch.no_grad():
+        other_energy, other_forces = results()
+    with torch.inference_mode():
+        last_energy, last_forces = results()
+    assert energy == other_energy == last_energy
+    np.testing.assert_array_equal(forces, other_forces)
+    np.testing.assert_array_equal(forces, last_forces)
+
+
+def test_portable_backend_without_gradients(model):
+    # The same through TorchScript, whichever engine the python backend has found.
+    from mlff_distiller.portable import PortablePotential
+
+    atoms = ethanol()
+    arguments = (atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+    expected = PortablePotential(model).compute(*arguments)["forces"]
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            got = PortablePotential(model).compute(*arguments)["forces"]
+        np.testing.assert_allclose(got, expected, atol=1e-12)
+
+
+_RUN = """
+import numpy, openmm, sys
+from openmm.app import Topology, element
+from mlff_distiller.openmm import painn_force
+topology = Topology()
+residue = topology.addResidue("CO", topology.addChain())
+topology.addAtom("C", element.carbon, residue)
+topology.addAtom("O", element.oxygen, residue)
+system = openmm.System()
+system.addParticle(12), system.addParticle(16)
+system.addForce(painn_force(topology, sys.argv[1], backend=sys.argv[2]))
+context = openmm.Context(system, openmm.VerletIntegrator(0.001))
+context.setPositions(numpy.array([[0, 0, 0], [0, 0, 0.12]]))
+print(context.getState(energy=True).getPotentialEnergy()._value)
+"""
+
+
+@pytest.mark.parametrize(
+    ("imports", "backend"),
+    [
+        ("import openmm, torch, mlff_distiller.openmm", "auto"),
+        ("import mlff_distiller.openmm, torch, openmm", "auto"),
+        ("import openmmml; assert 'torch' not in __import__('sys').modules", "python"),
+        (
+            "import os, sys; sys.modules['openmmml'] = None; "
+            "os.environ['CUDA_VISIBLE_DEVICES'] = ''",
+            "auto",
+        ),
+    ],
+)
+def test_case_30_fresh_process(model, backend, imports):
+    if "openmmml" in imports:
+        pytest.importorskip("openmmml")
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", imports + _RUN, str(model), backend],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    atoms = Atoms("CO", [[0, 0, 0], [0, 0, 1.2]])
+    expected = direct(make_student([1, 6, 8]), atoms)[0] * 96.48533212331
+    assert float(run.stdout.split()[-1]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_bad_options(model):
+    topology = topology_of(ethanol())
+    for keywords, message in [
+        ({"backend": "fast"}, "auto, native, python, torch, got 'fast'"),
+        ({"precision": "half"}, "'single' or 'double', got 'half'"),
+        ({"force_group": 32}, r"0\.\.31, got 32"),
+        ({"backend": "native", "device": "cuda"}, "runs on the CPU, got device 'cuda'"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            painn_force(topology, model, **keywords)
+
+
+def test_torch_module_equals_the_model(model):
+    """What TorchForce would call; openmm-torch itself is not needed for this."""
+    from mlff_distiller.openmm.torch_force import scripted_module
+
+    atoms = ethanol()
+    student = make_student([1, 6, 8])
+    for particles in (None, [7, 2, 0, 5]):
+        chosen = atoms if particles is None else atoms[particles]
+        module = scripted_module(
+            model,
+            atomic_numbers=chosen.numbers.tolist(),
+            particles=particles,
+            periodic=False,
+            precision="double",
+            device="cpu",
+        )
+        with torch.no_grad():
+            energy, forces = module(torch.tensor(atoms.positions / 10))
+        expected, expected_forces, _ = direct(student, chosen)
+        assert energy.item() == pytest.approx(expected * 96.48533212331, rel=1e-9)
+        assert forces.is_contiguous()
+        own = forces if particles is None else forces[particles]
+        np.testing.assert_allclose(own.numpy() / 964.8533212331, expected_forces, atol=1e-8)
+        assert float(forces.abs().sum()) == pytest.approx(float(own.abs().sum()))
+
+
+def test_torch_module_with_a_box(model):
+    from engine_systems import water_box
+    from mlff_distiller.openmm.torch_force import scripted_module
+
+    atoms = water_box()
+    module = scripted_module(
+        model,
+        atomic_numbers=atoms.numbers.tolist(),
+        particles=None,
+        periodic=True,
+        precision="double",
+        device="cpu",
+    )
+    energy, forces = module(torch.tensor(atoms.positions / 10), torch.tensor(atoms.cell.array / 10))
+    expected, expected_forces, _ = direct(make_student([1, 6, 8]), atoms)
+    assert energy.item() == pytest.approx(expected * 96.48533212331, rel=1e-9)
+    np.testing.assert_allclose(forces.numpy() / 964.8533212331, expected_forces, atol=1e-7)
