@@ -126,7 +126,7 @@ class _Line:
     def run(self) -> dict[str, Any]:
         config = to_dict(self.config)
         stage = self.stages.run
-        start = _starting_structures(self.config.structures)
+        start = starting_structures(self.config.structures)
         from mlff_distiller.data import structures_hash
 
         sampled = stage(
@@ -182,16 +182,20 @@ class _Line:
         from collections import Counter
 
         from mlff_distiller.data import HDF5Writer
+        from mlff_distiller.progress import Progress
         from mlff_distiller.sampling import sample
 
-        calculator = self._teacher().calculator if self.config.sampling.num_md else None
-        frames = sample(start, self.config.sampling, calculator)
+        config = self.config.sampling
+        calculator = self._teacher().calculator if config.num_md else None
+        rejected: Counter[str] = Counter()
+        with Progress("molecular dynamics with the teacher") as bar:
+            frames = sample(start, config, calculator, rejected=rejected, progress=bar.update)
         self.frames.unlink(missing_ok=True)
-        with HDF5Writer(self.frames, seed=self.config.sampling.seed) as writer:
-            writer.append([s.with_labels(None) for s in frames])
+        with HDF5Writer(self.frames, seed=config.seed) as writer:
+            writer.append(frames)
         kinds = Counter(str(s.info.get("source", "frame")) for s in frames)
         self.say(f"{len(frames)} frames: " + ", ".join(f"{n} {kind}" for kind, n in kinds.items()))
-        return {"num_frames": len(frames), "sources": dict(kinds)}
+        return {"num_frames": len(frames), "sources": dict(kinds), "rejected": dict(rejected)}
 
     def _label(self) -> dict[str, Any]:
         from mlff_distiller.data import HDF5Dataset, ensure_splits
@@ -368,21 +372,22 @@ def read_history(path: Path) -> dict[str, np.ndarray]:
     return {key: np.array([_number(row.get(key)) for row in rows]) for key in rows[0]}
 
 
+def starting_structures(source: str) -> list[Any]:
+    """Structures of a file or ``builtin:NAME``. Raises InputError."""
+    if source.startswith("builtin:"):
+        from mlff_distiller.sampling import builtin
+
+        return builtin(source)
+    from mlff_distiller.data.io import read_structures
+
+    return read_structures(source)
+
+
 def _number(text: str | None) -> float:
     try:
         return float(text) if text else float("nan")
     except ValueError:
         return float("nan")
-
-
-def _starting_structures(source: str) -> list[Any]:
-    if source.startswith("builtin:"):
-        from mlff_distiller.sampling import builtin
-
-        return [builtin(source.removeprefix("builtin:"))]
-    from mlff_distiller.data.io import read_structures
-
-    return read_structures(source)
 
 
 def _roughness(structure: Any) -> float:

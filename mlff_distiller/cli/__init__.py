@@ -21,6 +21,19 @@ app = typer.Typer(
 )
 for module in (data, models, simulate, analyse):
     module.register(app)
+_ORDER = [
+    "sample",
+    "label",
+    "train",
+    "distill",
+    "evaluate",
+    "export",
+    "md",
+    "bench",
+    "info",
+    "convert",
+]
+app.registered_commands.sort(key=lambda command: _ORDER.index(command.callback.__name__))  # type: ignore[union-attr]
 
 
 @app.callback(invoke_without_command=True)

@@ -122,7 +122,7 @@ def load_structures(source: str) -> list[Structure]:
     if source.startswith("builtin:"):
         from mlff_distiller.sampling import builtin
 
-        return [builtin(source.removeprefix("builtin:"))]
+        return builtin(source)
     from mlff_distiller.data.io import read_structures
 
     return read_structures(source)

@@ -70,6 +70,7 @@ def sample(
 
         from mlff_distiller.config import SamplingConfig, from_dict, load_yaml
         from mlff_distiller.data.io import write_structures
+        from mlff_distiller.progress import Progress
         from mlff_distiller.sampling import sample as draw
 
         mapping = load_yaml(config) if config else {}
@@ -87,12 +88,21 @@ def sample(
             settings = dataclasses.replace(settings, num_md=0)
             say("no --teacher given: only rattled copies are made")
         calculator = _calculator(teacher, device) if teacher and settings.num_md else None
-        frames = draw(base, settings, calculator)
+        rejected: Counter[str] = Counter()
+        with Progress("molecular dynamics") as bar:
+            frames = draw(base, settings, calculator, rejected=rejected, progress=bar.update)
         write_structures(output, frames)
         kinds = Counter(str(s.info.get("source", "frame")) for s in frames)
         detail = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-        result = {"path": output, "num_structures": len(frames), "sources": dict(kinds)}
-        emit(result, as_json, wrote(output, f"{len(frames)} structures: {detail}"))
+        text = wrote(output, f"{len(frames)} structures: {detail}")
+        text += "".join(f"\nrejected {count}: {reason}" for reason, count in rejected.items())
+        result = {
+            "path": output,
+            "num_structures": len(frames),
+            "sources": dict(kinds),
+            "rejected": dict(rejected),
+        }
+        emit(result, as_json, text)
 
 
 def label(

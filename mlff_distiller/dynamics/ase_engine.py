@@ -28,6 +28,7 @@ def run_md(model: Path, structure: Structure, settings: MDSettings) -> Trajector
     atoms.set_velocities(velocities / units.fs)
     if settings.warmup_steps:
         _integrator(atoms, settings, "nvt").run(settings.warmup_steps)
+        atoms.set_constraint()
     records: list[tuple[float, float, float, float]] = []
     frames: list[Structure] = []
 
@@ -70,13 +71,16 @@ def _integrator(atoms: Atoms, settings: MDSettings, ensemble: str):  # type: ign
 
         return VelocityVerlet(atoms, timestep)
     if ensemble == "nvt":
+        from ase.constraints import FixCom
         from ase.md.langevin import Langevin
 
+        atoms.set_constraint(FixCom())
         return Langevin(
             atoms,
             timestep,
             temperature_K=settings.temperature,
             friction=0.01 / units.fs,
+            fixcm=False,
             rng=np.random.default_rng(settings.seed),
         )
     from ase.md.nose_hoover_chain import IsotropicMTKNPT
@@ -100,14 +104,14 @@ def _temperature(atoms: Atoms) -> float:
 def _labelled(structure: Structure, atoms: Atoms) -> Structure:
     stress = None
     if structure.pbc.all():
-        stress = voigt_6_to_full_3x3_stress(atoms.get_stress())
+        stress = voigt_6_to_full_3x3_stress(atoms.get_stress(apply_constraint=False))
     return Structure(
         atomic_numbers=structure.atomic_numbers,
         positions=atoms.get_positions(),
         cell=np.asarray(atoms.get_cell()),
         pbc=structure.pbc,
         energy=atoms.get_potential_energy(),
-        forces=atoms.get_forces(),
+        forces=atoms.get_forces(apply_constraint=False),
         stress=stress,
         info=dict(structure.info),
     )

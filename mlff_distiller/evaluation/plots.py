@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from mlff_distiller.data import Structure
 from mlff_distiller.dynamics import Trajectory
@@ -88,9 +89,9 @@ def learning_curve(history: dict[str, np.ndarray]) -> Figure:
             axis.annotate(
                 f"best {values[best]:.3g}",
                 (epochs[best], values[best]),
-                xytext=(-4, 9),
+                xytext=(0, 16),
                 textcoords="offset points",
-                ha="right",
+                ha="right" if best > len(epochs) / 2 else "left",
                 color=colour,
                 fontweight="bold",
             )
@@ -196,11 +197,11 @@ def speed_bars(microseconds: dict[str, float], teacher_name: str | None = None) 
     ]
     teacher = microseconds.get("teacher")
     with plt.rc_context(_STYLE):
-        figure, axis = plt.subplots(figsize=(7.4, 0.62 * len(names) + 1.1), layout="constrained")
+        figure, axis = plt.subplots(figsize=(9.6, 0.5 * len(names) + 1.0), layout="constrained")
         colours = [ENGINE_COLOURS.get(name, PURPLE) for name in names]
         bars = axis.barh(labels, values, color=colours, height=0.62)
         for bar, name, value in zip(bars, names, values, strict=True):
-            text = f"{value:,.3g} µs"
+            text = f"{value:,.0f} µs" if value >= 100 else f"{value:.3g} µs"
             if teacher and name != "teacher":
                 text += f"   ({teacher / value:,.0f}× faster)"
             axis.annotate(
@@ -283,6 +284,8 @@ def _finish_parity(
         title=label,
         aspect="equal",
     )
+    axis.xaxis.set_major_locator(MaxNLocator(5))
+    axis.yaxis.set_major_locator(MaxNLocator(5))
     axis.text(
         0.04, 0.95, f"MAE {error:.3g} {unit}", transform=axis.transAxes, va="top", fontweight="bold"
     )
@@ -295,8 +298,6 @@ def _limits(true: np.ndarray, model: np.ndarray) -> tuple[float, float]:
 
 
 def _plain_log_labels(axis: Any) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.yaxis.set_minor_formatter(NullFormatter())

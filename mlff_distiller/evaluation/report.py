@@ -44,15 +44,16 @@ margin:0 0 18px}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(215px,1fr));gap:12px;margin:0 0 18px}
 .card{background:#fff;border:1px solid var(--line);border-left:5px solid #9ca3af;border-radius:10px;
 padding:12px 14px}.card.pass{border-left-color:var(--pass)}.card.fail{border-left-color:var(--fail)}
-.card b{display:block;font-size:23px;line-height:1.25}.card .name{color:var(--soft);font-size:13px}
-.card .unit{font-size:14px;font-weight:500;color:var(--soft)}
+.card b{display:block;font-size:23px;line-height:1.25;white-space:nowrap}.card .name{color:var(--soft);font-size:13px}
+.card .unit{font-size:13px;font-weight:500;color:var(--soft)}
 .card .goal{font-size:13px}.pass .goal{color:var(--pass)}.fail .goal{color:var(--fail)}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{text-align:right;padding:6px 10px;border-bottom:1px solid var(--line)}
 th{color:var(--soft);font-weight:600;font-size:13px}th:first-child,td:first-child{text-align:left}
 td.text{text-align:left;overflow-wrap:anywhere}
 img{max-width:100%;height:auto;display:block;margin:6px auto}
-.note{color:var(--soft);font-size:13.5px;margin:8px 0 0}
+.note{color:var(--soft);font-size:13.5px;margin:8px 0 0}.after{margin-bottom:18px}
+section>:last-child{margin-bottom:0}table+table{margin-top:18px}
 pre{background:#0f172a;color:#e2e8f0;border-radius:8px;padding:12px 14px;overflow:auto;
 font:13px/1.45 ui-monospace,"DejaVu Sans Mono",monospace;margin:6px 0 14px}
 .two{display:grid;grid-template-columns:1fr 1fr;gap:18px}@media(max-width:760px){.two{
@@ -110,7 +111,11 @@ def number(value: float | None, digits: int = 3) -> str:
         return f"{mantissa}e{int(exponent)}"
     if abs(value) >= 1000:
         return f"{value:,.0f}"
-    return f"{value:.{digits}g}"
+    return f"{value:.{digits}g}".replace("-", "−")
+
+
+def _with_unit(value: float | None, unit: str) -> str:
+    return f"{number(value)} {unit}" if value else "not recorded"
 
 
 def _lead(metrics: dict[str, Any], card: dict[str, Any]) -> str:
@@ -200,8 +205,8 @@ def _engines(metrics: dict[str, Any], figures: dict[str, bytes]) -> str:
         )
     )
     parts.append(
-        "<p class=note>TorchScript is the portable form of the file; it shares no code with the "
-        "native engine that LAMMPS, OpenMM and ASE use.</p><br>"
+        "<p class='note after'>TorchScript is the portable form of the file; it shares no code with the "
+        "native engine that LAMMPS, OpenMM and ASE use.</p>"
     )
     runs = [
         [
@@ -209,7 +214,7 @@ def _engines(metrics: dict[str, Any], figures: dict[str, bytes]) -> str:
             f"{run['picoseconds']:.2f}",
             f"{run['mean_temperature_k']:.0f}",
             run.get("drift_mev_per_atom_per_ps"),
-            run.get("mean_volume_ang3_per_atom"),
+            number(run.get("mean_volume_ang3_per_atom"), 5),
             run["microseconds_per_atom_step"],
         ]
         for run in engines["runs"]
@@ -232,7 +237,7 @@ def _model_card(card: dict[str, Any]) -> str:
         ["Parameters", f"{card.get('num_parameters', 0):,}"],
         ["Cutoff", f"{card['cutoff']:g} Å"],
         ["Arithmetic", card.get("dtype", "–")],
-        ["Closest pair in training", f"{number(card.get('min_distance'))} Å"],
+        ["Closest pair in training", _with_unit(card.get("min_distance"), "Å")],
         ["Data hash", str(card.get("data_hash", "–"))[:16]],
         ["Written by", f"mlff_distiller {card.get('package_version')}, torch "
          f"{card.get('torch_version')}"],
@@ -275,9 +280,7 @@ def _image(figures: dict[str, bytes], name: str) -> str:
         return ""
     data = base64.b64encode(figures[name]).decode("ascii")
     caption = _text(_CAPTIONS[name])
-    return (
-        f'<img alt="{caption}" src="data:image/png;base64,{data}"><p class=note>{caption}</p><br>'
-    )
+    return f'<img alt="{caption}" src="data:image/png;base64,{data}"><p class="note after">{caption}</p>'
 
 
 def _section(title: str, body: str) -> str:
