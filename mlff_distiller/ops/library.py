@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import re
 from pathlib import Path
 
@@ -53,11 +52,7 @@ def _load(path: Path) -> None:
 
 def build_torch_version(path: Path) -> str:
     """The torch that an operator library was compiled against, read without loading it."""
-    with path.open("rb") as file:
-        if path.stat().st_size == 0:
-            return "unknown"
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            match = re.search(rb"mlff_build_torch_version=([^\0]+)\0", data)
+    match = re.search(rb"mlff_build_torch_version=([^\0]+)\0", path.read_bytes())
     return match.group(1).decode() if match else "unknown"
 
 

@@ -8,7 +8,7 @@ in either direction. Images of an atom are neighbours like any other, its own in
 from __future__ import annotations
 
 import math
-from typing import Literal, Optional
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ def edge_vectors(
     cell: Tensor,
     edge_index: Tensor,
     shifts: Tensor,
-    structure_index: Optional[Tensor] = None,
+    structure_index: Tensor | None = None,
 ) -> Tensor:
     """Vectors from each receiver to its neighbour; differentiable in positions and cell.
 

@@ -37,11 +37,13 @@ def neighbor_list_reference(
         return torch.stack([empty, empty]), empty.unsqueeze(1).expand(0, 3)
     points = positions.detach().to(torch.float64)
     lattice = cell.detach().to(device=device, dtype=torch.float64)
-    lattice = torch.where(pbc.to(device=device).unsqueeze(1), lattice, torch.zeros_like(lattice))
+    periodic = pbc.to(device=device)
+    lattice = torch.where(periodic.unsqueeze(1), lattice, torch.zeros_like(lattice))
 
     # Wrapped positions only serve to find candidates, so rounding is met by a wider cutoff.
-    # Columns of open directions vanish in the pseudo-inverse: no wrap, no images.
+    # Columns of open directions are rounding errors around 0: exactly 0 means no wrap, no images.
     inverse = torch.linalg.pinv(lattice)
+    inverse = torch.where(periodic, inverse, torch.zeros_like(inverse))
     wraps = -torch.floor(points @ inverse)
     wrapped = points + wraps @ lattice
     reach = cutoff * (1.0 + 1e-9) + 1e-12 * float(points.abs().max().item())
