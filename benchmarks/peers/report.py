@@ -1,0 +1,109 @@
+"""The benchmark's table (Markdown), numbers (JSON) and picture (PNG)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+
+def write_report(report: dict, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "peers.json").write_text(json.dumps(report, indent=1))
+    (folder / "peers.md").write_text(markdown(report))
+    plot(report, folder / "peers.png")
+
+
+def ours_in_group(results: list[dict], row: dict) -> dict | None:
+    """Our row that was measured in turn with this one."""
+    keys = ("system", "threads", "group")
+    for other in results:
+        same = all(other[k] == row[k] for k in keys)
+        if same and other["peer"] == "ours" and "median_s" in other:
+            return other
+    return None
+
+
+def markdown(report: dict) -> str:
+    tuned = "on" if report["malloc_tuned"] else "off"
+    lines = [
+        "# Peers side by side",
+        "",
+        f"{report['date']}, {report['processor']}, {report['cores']} cores, Python "
+        f"{report['python']}, large-block malloc {tuned} for all. Energy and forces through ASE, "
+        "neighbour list built in every call, median over interleaved rounds; in brackets the "
+        f"lowest and highest median of a round. Our weights: {report['weights']}.",
+    ]
+    for name, system in report["systems"].items():
+        rows = [r for r in report["results"] if r["system"] == name]
+        for threads in sorted({r["threads"] for r in rows}):
+            lines += ["", f"## {system['label']}, {threads} thread{'s' if threads > 1 else ''}", ""]
+            lines += table([r for r in rows if r["threads"] == threads], system, report["results"])
+        if agreement := system.get("agreement_with_schnetpack"):
+            lines += [
+                "",
+                f"Same weights, float32: our energy differs from SchNetPack's by "
+                f"{agreement['energy_eV_per_atom']:.1e} eV/atom, our forces by at most "
+                f"{agreement['force_eV_per_A']:.1e} eV/Å (largest force "
+                f"{agreement['largest_force_eV_per_A']:.2g} eV/Å).",
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def table(rows: list[dict], system: dict, results: list[dict]) -> list[str]:
+    lines = [
+        "| | ms per call | µs per atom | ours is faster | peak memory |",
+        "|---|---|---|---|---|",
+    ]
+    measured = [r for r in rows if "median_s" in r and not (r["peer"] == "ours" and r["group"])]
+    for row in sorted(measured, key=lambda r: r["median_s"]):
+        ours = ours_in_group(results, row)
+        ratio = "" if ours is None or row is ours else f"{row['median_s'] / ours['median_s']:.1f}×"
+        spread = f"{row['rounds_low_s'] * 1e3:.3g}–{row['rounds_high_s'] * 1e3:.3g}"
+        version = f" {row['version']}" if row.get("version") else ""
+        lines.append(
+            f"| {row['label']}{version} | {row['median_s'] * 1e3:.3g} ({spread}) "
+            f"| {row['median_s'] * 1e6 / system['atoms']:.4g} | {ratio} "
+            f"| {row['peak_GB']:.2f} GB |"
+        )
+    for row in rows:
+        if "not_measured" in row:
+            reason = row["not_measured"].replace("|", "/")
+            lines.append(f"| {row['label']} | not measured: {reason} | | | |")
+    return lines
+
+
+def plot(report: dict, path: Path) -> None:
+    """µs per atom on one thread (the fewest measured), logarithmic, one panel a system."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = []
+    for name, system in report["systems"].items():
+        rows = [r for r in report["results"] if r["system"] == name and "median_s" in r]
+        if rows:
+            fewest = min(r["threads"] for r in rows)
+            unique = {r["peer"]: r for r in reversed(rows) if r["threads"] == fewest}
+            panels.append((system, fewest, sorted(unique.values(), key=lambda r: -r["median_s"])))
+    if not panels:
+        return
+    height = max(len(rows) for _, _, rows in panels)
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(4.6 * len(panels), 0.9 + 0.34 * height), squeeze=False
+    )
+    for axis, (system, threads, rows) in zip(axes[0], panels, strict=True):
+        per_atom = [r["median_s"] * 1e6 / system["atoms"] for r in rows]
+        colours = ["#c44e52" if r["peer"] == "ours" else "#4c72b0" for r in rows]
+        bars = axis.barh([r["label"].split(",")[0] if r["peer"] == "ours" else r["label"]
+                          for r in rows], per_atom, color=colours)  # fmt: skip
+        axis.bar_label(bars, [f" {v:.3g}" for v in per_atom], fontsize=8)
+        axis.set_xscale("log")
+        axis.set_xlim(min(per_atom) / 2, max(per_atom) * 5)
+        axis.set_title(f"{system['label']}, {threads} thread{'s' if threads > 1 else ''}",
+                       fontsize=10)  # fmt: skip
+        axis.set_xlabel("µs per atom and call", fontsize=9)
+        axis.tick_params(labelsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
