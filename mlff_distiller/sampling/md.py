@@ -23,6 +23,7 @@ from mlff_distiller.sampling.rattle import CLOSE_CONTACT
 SEGMENT_FRAMES = 10
 _FRICTION = 0.01 / units.fs
 _RESTARTS = 5
+FAILED = "the calculator failed in molecular dynamics"
 HOT = "molecular dynamics ran away"
 LARGE_FORCE = "force above max_force in molecular dynamics"
 
@@ -113,15 +114,24 @@ class _Trajectory:
         rng = np.random.default_rng([config.seed, 2, self.index, segment])
         atoms = self._start(parent, rng)
         dynamics = self._dynamics(atoms, rng)
-        dynamics.run(config.md_warmup)
+        alive = self._run(dynamics, config.md_warmup)
         for _ in range(number):
-            dynamics.run(config.md_interval)
-            frame = self._take(atoms, parent)
+            alive = alive and self._run(dynamics, config.md_interval)
+            frame = self._take(atoms, parent) if alive else None
             if frame is None:
                 self.last.pop(parent, None)
                 return
             self.last[parent] = frame
             yield frame
+
+    def _run(self, dynamics: Langevin, steps: int) -> bool:
+        try:
+            dynamics.run(steps)
+        except Exception as error:  # calculators raise whatever they like on wild geometries
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            self.rejected[f"{FAILED} ({lines[0][:80]})"] += 1
+            return False
+        return True
 
     def _start(self, parent: int, rng: np.random.Generator) -> Atoms:
         origin = self.base[parent]
