@@ -1,0 +1,69 @@
+// Work buffers that are aligned, kept, and backed by huge pages where the system offers them.
+#ifndef MLFF_CORE_MEMORY_H_
+#define MLFF_CORE_MEMORY_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+#include <utility>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace mlff {
+
+// Grows and never shrinks; growing does not keep the contents. Uninitialised.
+template <typename T>
+class Buffer {
+ public:
+  Buffer() = default;
+  ~Buffer() { std::free(data_); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  Buffer(Buffer&& other) noexcept { swap(other); }
+  Buffer& operator=(Buffer&& other) noexcept {
+    swap(other);
+    return *this;
+  }
+
+  // At least `count` numbers. Grows by an eighth more than asked for when it grows again, so that a
+  // slowly growing ghost shell does not allocate every step.
+  T* require(int64_t count) {
+    const size_t wanted = static_cast<size_t>(count) * sizeof(T);
+    if (wanted > bytes_) allocate(bytes_ ? wanted + wanted / 8 : wanted);
+    return data_;
+  }
+  T* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  void swap(Buffer& other) {
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+  }
+
+  // Huge pages: the first touch of each 4 kB page costs about as much as computing on it, and
+  // gathering neighbours' rows at random misses the TLB.
+  void allocate(size_t bytes) {
+    constexpr size_t kHuge = size_t{1} << 21;
+    const size_t alignment = bytes >= kHuge ? kHuge : 64;
+    bytes = (bytes + alignment - 1) / alignment * alignment;
+    std::free(data_);
+    bytes_ = 0;
+    data_ = static_cast<T*>(std::aligned_alloc(alignment, bytes));
+    if (!data_) throw std::bad_alloc();
+    bytes_ = bytes;
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    if (bytes >= kHuge) madvise(data_, bytes, MADV_HUGEPAGE);
+#endif
+  }
+
+  T* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+}  // namespace mlff
+
+#endif  // MLFF_CORE_MEMORY_H_

@@ -1,0 +1,112 @@
+// The network's passes over tiles of atoms; engine.cpp runs them. Private to the engine.
+//
+// Every tile goes through a whole layer at once, so that what one dense layer writes the next one
+// finds in L2: messages, mixing, update network, then the next interaction's message network. Only
+// two things leave the tile: features that neighbours will read, and what the reverse pass needs.
+//
+// Stages over all atoms (K interactions), each a parallel loop over tiles; results do not depend on
+// tiling or threads, as every row of a matrix product and every sum over edges has its own order:
+//   forward 0 ... K-1     the last one turns around: readout, its adjoint, update adjoint
+//   backward K-1 ... 1    edges gather adjoints, message adjoint, update adjoint below
+//   backward 0            edges only
+#ifndef MLFF_CORE_NETWORK_H_
+#define MLFF_CORE_NETWORK_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "edges.h"
+#include "engine.h"
+#include "kernels.h"
+#include "memory.h"
+#include "model_file.h"
+#include "tables.h"
+#include "weights.h"
+
+namespace mlff {
+
+template <typename T>
+class Network {
+ public:
+  Network(const ModelFile& model, const Kernels<T>& kernels, bool tabulate);
+
+  // Sizes every buffer for a graph; `edges` and `graph` must outlive the passes.
+  void prepare(const Graph& graph, const EdgeGeometry<T>& edges, int num_threads,
+               const Outputs& outputs, bool profile);
+  void forward(int64_t interaction);
+  void backward(int64_t interaction);
+
+  // Rows that neighbours read: features [n_rows][5F], adjoints [n_rows][4F].
+  T* features(int64_t interaction) { return layers_[size_t(interaction)].features.data(); }
+  T* adjoints(int64_t interaction) { return adjoints_[interaction & 1].data(); }
+  int64_t padded() const { return padded_; }
+  const FilterTable<T>& table() const { return table_; }
+  size_t bytes() const;
+  Profile profile() const;
+  void reset_profile();
+
+ private:
+  // Kept from the forward to the reverse pass, per interaction.
+  struct Layer {
+    Buffer<T> vu;        // [n_local][3][2F] V v | U v, but for the last
+    Buffer<T> a;         // [n_local][2F] a_sv | a_vv, but for the last
+    Buffer<T> slope;     // [n_local][F] silu' of the update network, but for the last
+    Buffer<T> features;  // [n_rows][5F] x0 | x1 | x2 v, but for the first
+    Buffer<T> x2;        // [n_local][F], but for the first
+    Buffer<T> v;         // [n_local][3][F] vectors before the message, but for the first
+    Buffer<T> message_slope;  // [n_local][F] silu' of the message network, but for the first
+  };
+  // Work space of one thread, for one tile.
+  struct Scratch {
+    Buffer<T> cat;              // [tile][2F] s | norm
+    Buffer<T> v;                // [tile][3][F]
+    Buffer<T> vu, gvu;          // [tile][3][2F]
+    Buffer<T> hidden, slope;    // [tile][F]
+    Buffer<T> a, ga;            // [tile][3F]
+    Buffer<T> gs, gv, gcat;     // [tile][F], [tile][3][F], [tile][2F]
+    Buffer<T> readout, readout_slope;
+    Buffer<T> sums;             // [5F]
+    Buffer<T> gradients;        // [edges of a centre][4]
+    Buffer<T> basis;            // [edges of a centre][2][num_rows], exact filters
+    std::vector<double> values, derivatives;
+    Profile profile;
+  };
+
+  void forward_tile(int64_t k, int64_t begin, int64_t end, Scratch& w);
+  void message_network(int64_t k, int64_t begin, int64_t m, Scratch& w);
+  void readout(int64_t begin, int64_t m, Scratch& w);
+  void update_adjoint(int64_t k, int64_t begin, int64_t m, const T* vu, const T* a, const T* slope,
+                      const T* norms, Scratch& w);
+  void backward_tile(int64_t k, int64_t begin, int64_t end, Scratch& w);
+  void backward_first_tile(int64_t begin, int64_t end, Scratch& w);
+  EdgeCall<T> edge_call(int64_t k, int64_t centre, Scratch& w);
+  void add_gradients(int64_t centre, const T* gradients);
+  template <typename Function>
+  void for_tiles(Function&& function);
+
+  const Kernels<T>& kernels_;
+  RadialBasis basis_;
+  FilterTable<T> table_;
+  int64_t padded_;
+  int64_t num_interactions_;
+  Weights<T> weights_;
+  bool tabulate_;
+
+  Graph graph_;
+  const EdgeGeometry<T>* edges_ = nullptr;
+  Outputs outputs_;
+  int num_threads_ = 1;
+  int64_t tile_ = 1;
+  bool profile_ = false;
+  std::vector<Layer> layers_;
+  Buffer<T> s_;            // [n_local][F]
+  Buffer<T> adjoints_[2];  // [n_rows][4F] gs | gv, by parity of the interaction
+  std::vector<Scratch> scratch_;
+};
+
+extern template class Network<float>;
+extern template class Network<double>;
+
+}  // namespace mlff
+
+#endif  // MLFF_CORE_NETWORK_H_

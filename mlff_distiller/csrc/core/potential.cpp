@@ -1,0 +1,498 @@
+#include "potential.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+#include <sstream>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "error.h"
+#include "memory.h"
+#include "neighbors.h"
+#include "units.h"
+
+namespace mlff {
+namespace {
+
+typedef std::array<double, 9> Matrix;  // rows
+
+constexpr int64_t kSortFrom = 512;    // atoms; smaller systems fit the cache in any order
+constexpr double kSortBin = 3.0;      // Angstrom
+constexpr int kMaxForceThreads = 8;   // each has its own force array
+
+double determinant(const Matrix& m) {
+  return m[0] * (m[4] * m[8] - m[5] * m[7]) - m[1] * (m[3] * m[8] - m[5] * m[6]) +
+         m[2] * (m[3] * m[7] - m[4] * m[6]);
+}
+
+Matrix inverse(const Matrix& m) {
+  const double s = 1.0 / determinant(m);
+  return {(m[4] * m[8] - m[5] * m[7]) * s, (m[2] * m[7] - m[1] * m[8]) * s,
+          (m[1] * m[5] - m[2] * m[4]) * s, (m[5] * m[6] - m[3] * m[8]) * s,
+          (m[0] * m[8] - m[2] * m[6]) * s, (m[2] * m[3] - m[0] * m[5]) * s,
+          (m[3] * m[7] - m[4] * m[6]) * s, (m[1] * m[6] - m[0] * m[7]) * s,
+          (m[0] * m[4] - m[1] * m[3]) * s};
+}
+
+Matrix multiply(const Matrix& a, const Matrix& b) {
+  Matrix c{};
+  for (int i = 0; i < 3; ++i) {
+    for (int j = 0; j < 3; ++j) {
+      for (int k = 0; k < 3; ++k) c[3 * i + j] += a[3 * i + k] * b[3 * k + j];
+    }
+  }
+  return c;
+}
+
+// The given cell, with rows of open directions replaced so that it can be inverted: orthonormal to
+// the periodic rows. Throws for cells that are no right-handed volume where they have to be.
+Matrix complete_cell(const double* cell, const std::array<bool, 3>& pbc) {
+  Matrix out{1, 0, 0, 0, 1, 0, 0, 0, 1};
+  const int periodic = pbc[0] + pbc[1] + pbc[2];
+  if (periodic == 0) return out;
+  if (!cell) throw InputError("periodic directions need a cell, got none");
+  double length[3] = {0, 0, 0};
+  for (int i = 0; i < 3; ++i) {
+    if (!pbc[i]) continue;
+    for (int a = 0; a < 3; ++a) {
+      const double x = cell[3 * i + a];
+      if (!std::isfinite(x)) throw InputError("the cell must be finite, got NaN or infinity");
+      out[3 * i + a] = x;
+      length[i] += x * x;
+    }
+    length[i] = std::sqrt(length[i]);
+    if (length[i] == 0.0) {
+      throw InputError("lattice vector " + std::to_string(i) +
+                       " must not be zero in a periodic direction; set the cell or pbc");
+    }
+  }
+  auto cross = [&out](int i, int j, double* c) {
+    const double* a = &out[3 * i];
+    const double* b = &out[3 * j];
+    c[0] = a[1] * b[2] - a[2] * b[1];
+    c[1] = a[2] * b[0] - a[0] * b[2];
+    c[2] = a[0] * b[1] - a[1] * b[0];
+  };
+  auto normalise = [](double* c) {
+    const double norm = std::sqrt(c[0] * c[0] + c[1] * c[1] + c[2] * c[2]);
+    for (int a = 0; a < 3; ++a) c[a] = norm > 0.0 ? c[a] / norm : 0.0;
+  };
+  if (periodic == 1) {
+    const int i = pbc[0] ? 0 : pbc[1] ? 1 : 2, j = (i + 1) % 3, k = (i + 2) % 3;
+    int smallest = 0;
+    for (int a = 1; a < 3; ++a) {
+      if (std::fabs(out[3 * i + a]) < std::fabs(out[3 * i + smallest])) smallest = a;
+    }
+    for (int a = 0; a < 3; ++a) out[3 * j + a] = a == smallest ? 1.0 : 0.0;
+    double c[3];
+    cross(i, j, c);
+    std::copy(c, c + 3, &out[3 * k]);
+    normalise(&out[3 * k]);
+    cross(k, i, c);
+    std::copy(c, c + 3, &out[3 * j]);
+    normalise(&out[3 * j]);
+  } else if (periodic == 2) {
+    const int k = !pbc[0] ? 0 : !pbc[1] ? 1 : 2;
+    double c[3];
+    cross((k + 1) % 3, (k + 2) % 3, c);
+    std::copy(c, c + 3, &out[3 * k]);
+    normalise(&out[3 * k]);
+  }
+  double scale = 1.0;
+  for (int i = 0; i < 3; ++i) scale *= pbc[i] ? length[i] : 1.0;
+  const double volume = determinant(out);
+  if (!(std::fabs(volume) > 1e-9 * scale)) {
+    throw InputError("a periodic cell needs a volume, got linearly dependent lattice vectors");
+  }
+  if (volume < 0.0) {
+    std::ostringstream text;
+    text << "the cell must be right-handed, got the volume " << volume
+         << " Ang^3; swap two lattice vectors and the coordinates with them";
+    throw InputError(text.str());
+  }
+  return out;
+}
+
+// Bits of three 21-bit numbers, interleaved: near in the result is near in space.
+uint64_t morton(const uint64_t* x) {
+  uint64_t key = 0;
+  for (int a = 0; a < 3; ++a) {
+    uint64_t v = x[a] & 0x1FFFFF;
+    v = (v | v << 32) & 0x1F00000000FFFFull;
+    v = (v | v << 16) & 0x1F0000FF0000FFull;
+    v = (v | v << 8) & 0x100F00F00F00F00Full;
+    v = (v | v << 4) & 0x10C30C30C30C30C3ull;
+    v = (v | v << 2) & 0x1249249249249249ull;
+    key |= v << a;
+  }
+  return key;
+}
+
+class Timer {
+ public:
+  explicit Timer(double& total) : total_(total), start_(std::chrono::steady_clock::now()) {}
+  ~Timer() {
+    total_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  }
+
+ private:
+  double& total_;
+  std::chrono::steady_clock::time_point start_;
+};
+
+template <typename T>
+size_t vector_bytes(const std::vector<T>& v) {
+  return v.capacity() * sizeof(T);
+}
+
+}  // namespace
+
+struct Potential::State {
+  State(ModelFile file, const PotentialOptions& options)
+      : model(std::move(file)), engine(model, options.engine), skin(options.skin) {
+    if (!(skin >= 0.0) || !std::isfinite(skin)) {
+      throw InputError("skin must be >= 0 Ang, got " + std::to_string(skin));
+    }
+    for (int z = 0; z <= kMaxZ; ++z) species_of_z[static_cast<size_t>(z)] = model.species_of(z);
+  }
+
+  void check_input(int64_t n, const int64_t* numbers, const double* positions);
+  bool list_is_valid(int64_t n, const double* positions);
+  void sort_atoms(int64_t n, const double* positions);
+  void build(int64_t n, const int64_t* numbers, const double* positions);
+  void update_edge_vectors(int64_t n, const double* positions);
+  void sum_forces(int64_t n, PotentialResult& result);
+
+  static constexpr int kMaxZ = 118;
+
+  ModelFile model;
+  Engine engine;
+  double skin;
+  std::array<int, kMaxZ + 1> species_of_z;
+
+  // What the present list was built for, in the caller's order.
+  bool built = false;
+  std::vector<int64_t> built_numbers;
+  std::vector<double> built_positions;
+  Matrix built_cell{};
+  std::array<bool, 3> built_pbc{};
+
+  Matrix cell{};
+  std::array<bool, 3> pbc{};
+  std::vector<int64_t> order;       // caller's index of each sorted atom
+  std::vector<std::pair<uint64_t, int64_t>> keys;
+  std::vector<double> sorted;       // positions
+  std::vector<int32_t> species;
+  NeighborList list;
+  Buffer<double> edge_vectors, pair_gradients;
+  std::vector<double> energies, force_parts, atom_virials;
+  int64_t num_builds = 0;
+  double neighbor_seconds = 0.0;
+};
+
+void Potential::State::check_input(int64_t n, const int64_t* numbers, const double* positions) {
+  if (n < 0 || n > INT32_MAX) {
+    throw InputError("the number of atoms must lie within [0, 2^31), got " + std::to_string(n));
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t z = numbers[i];
+    if (z < 0 || z > kMaxZ || species_of_z[static_cast<size_t>(z)] < 0) {
+      throw InputError("atom " + std::to_string(i) + " is " +
+                       element_symbol(static_cast<int>(std::min<int64_t>(std::max<int64_t>(z, -1), 999))) +
+                       ", the model knows " + model.element_list() +
+                       "; use a model trained with that element");
+    }
+  }
+  for (int64_t i = 0; i < 3 * n; ++i) {
+    if (!std::isfinite(positions[i])) {
+      throw InputError("positions must be finite, got NaN or infinity for atom " +
+                       std::to_string(i / 3) +
+                       "; the simulation has blown up or its input is damaged");
+    }
+  }
+}
+
+// True if no pair can have come within the cutoff that the list lacks. With every direction
+// periodic the cell may have been deformed: x = x_built M + delta with M = C_built^-1 C, so
+// |r_built| <= |M^-1| (|r| + 2 max |delta|).
+bool Potential::State::list_is_valid(int64_t n, const double* positions) {
+  if (!built || pbc != built_pbc || static_cast<int64_t>(built_numbers.size()) != n) return false;
+  Matrix map{1, 0, 0, 0, 1, 0, 0, 0, 1};
+  double stretch = 1.0;
+  if (cell != built_cell) {
+    if (!(pbc[0] && pbc[1] && pbc[2])) return false;
+    map = multiply(inverse(built_cell), cell);
+    const Matrix back = inverse(map);
+    double off = 0.0;
+    for (int i = 0; i < 9; ++i) {
+      const double x = back[static_cast<size_t>(i)] - (i % 4 == 0 ? 1.0 : 0.0);
+      off += x * x;
+    }
+    stretch += std::sqrt(off);
+  }
+  const double cutoff = engine.cutoff();
+  const double allowed = 0.5 * ((cutoff + skin) / stretch - cutoff) - 1e-9;
+  if (allowed <= 0.0) return false;
+  const double* old = built_positions.data();
+  for (int64_t i = 0; i < n; ++i) {
+    double d2 = 0.0;
+    for (int a = 0; a < 3; ++a) {
+      const double delta = positions[3 * i + a] - old[3 * i] * map[static_cast<size_t>(a)] -
+                           old[3 * i + 1] * map[static_cast<size_t>(3 + a)] -
+                           old[3 * i + 2] * map[static_cast<size_t>(6 + a)];
+      d2 += delta * delta;
+    }
+    if (!(d2 <= allowed * allowed)) return false;  // NaN, too
+  }
+  return true;
+}
+
+// Orders atoms along a space-filling curve, so that neighbours' rows are near in memory.
+void Potential::State::sort_atoms(int64_t n, const double* positions) {
+  order.resize(static_cast<size_t>(n));
+  std::iota(order.begin(), order.end(), 0);
+  if (n < kSortFrom) return;
+  const Matrix to_fraction = inverse(cell);
+  double bins[3], low[3];
+  std::vector<double> fraction(static_cast<size_t>(3 * n));
+  for (int64_t i = 0; i < n; ++i) {
+    for (int a = 0; a < 3; ++a) {
+      double x = 0.0;
+      for (int b = 0; b < 3; ++b) {
+        x += positions[3 * i + b] * to_fraction[static_cast<size_t>(3 * b + a)];
+      }
+      fraction[static_cast<size_t>(3 * i + a)] = pbc[static_cast<size_t>(a)] ? x - std::floor(x) : x;
+    }
+  }
+  for (int a = 0; a < 3; ++a) {
+    double length = 0.0;
+    for (int b = 0; b < 3; ++b) {
+      length += cell[static_cast<size_t>(3 * a + b)] * cell[static_cast<size_t>(3 * a + b)];
+    }
+    bins[a] = std::sqrt(length) / kSortBin;
+    low[a] = fraction[static_cast<size_t>(a)];
+    for (int64_t i = 0; i < n; ++i) low[a] = std::min(low[a], fraction[static_cast<size_t>(3 * i + a)]);
+  }
+  keys.resize(static_cast<size_t>(n));
+  for (int64_t i = 0; i < n; ++i) {
+    uint64_t x[3];
+    for (int a = 0; a < 3; ++a) {
+      const double bin = (fraction[static_cast<size_t>(3 * i + a)] - low[a]) * bins[a];
+      x[a] = static_cast<uint64_t>(std::min(bin, 2097151.0));
+    }
+    keys[static_cast<size_t>(i)] = {morton(x), i};
+  }
+  std::sort(keys.begin(), keys.end());
+  for (int64_t i = 0; i < n; ++i) order[static_cast<size_t>(i)] = keys[static_cast<size_t>(i)].second;
+}
+
+void Potential::State::build(int64_t n, const int64_t* numbers, const double* positions) {
+  built = false;
+  sort_atoms(n, positions);
+  sorted.resize(static_cast<size_t>(3 * n));
+  species.resize(static_cast<size_t>(n));
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t from = order[static_cast<size_t>(i)];
+    std::memcpy(&sorted[static_cast<size_t>(3 * i)], positions + 3 * from, 3 * sizeof(double));
+    species[static_cast<size_t>(i)] = species_of_z[static_cast<size_t>(numbers[from])];
+  }
+  build_neighbor_list(n, sorted.data(), cell.data(), pbc, engine.cutoff() + skin,
+                      engine.num_threads(), list);
+  edge_vectors.require(3 * list.num_edges());
+  pair_gradients.require(3 * list.num_edges());
+  built_numbers.assign(numbers, numbers + n);
+  built_positions.assign(positions, positions + 3 * n);
+  built_cell = cell;
+  built_pbc = pbc;
+  built = true;
+  ++num_builds;
+}
+
+void Potential::State::update_edge_vectors(int64_t n, const double* positions) {
+  for (int64_t i = 0; i < n; ++i) {
+    std::memcpy(&sorted[static_cast<size_t>(3 * i)],
+                positions + 3 * order[static_cast<size_t>(i)], 3 * sizeof(double));
+  }
+  const int threads = engine.num_threads();
+  (void)threads;
+  const double* x = sorted.data();
+  double* out = edge_vectors.data();
+#pragma omp parallel for num_threads(threads) schedule(static) if (n > 256)
+  for (int64_t c = 0; c < n; ++c) {
+    for (int64_t e = list.offsets[static_cast<size_t>(c)];
+         e < list.offsets[static_cast<size_t>(c + 1)]; ++e) {
+      const double* from = x + 3 * list.senders[static_cast<size_t>(e)];
+      const std::array<int32_t, 3>& shift = list.shifts[static_cast<size_t>(e)];
+      double* r = out + 3 * e;
+      for (int a = 0; a < 3; ++a) r[a] = from[a] - x[3 * c + a];
+      if (shift[0] | shift[1] | shift[2]) {
+        for (int a = 0; a < 3; ++a) {
+          r[a] += shift[0] * cell[static_cast<size_t>(a)] +
+                  shift[1] * cell[static_cast<size_t>(3 + a)] +
+                  shift[2] * cell[static_cast<size_t>(6 + a)];
+        }
+      }
+    }
+  }
+}
+
+// Forces (in the caller's order) and virial from pair gradients. Threads own ranges of centres and
+// force arrays; arrays are added in their order, so equal thread counts give equal bits.
+void Potential::State::sum_forces(int64_t n, PotentialResult& result) {
+  const int threads =
+      n > 256 ? std::max(1, std::min(engine.num_threads(), kMaxForceThreads)) : 1;
+  force_parts.resize(static_cast<size_t>(3 * n * threads));
+  std::array<Matrix, kMaxForceThreads> virials{};
+  const int64_t* offsets = list.offsets.data();
+  const int32_t* senders = list.senders.data();
+  const double* vectors = edge_vectors.data();
+  const double* gradients = pair_gradients.data();
+
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+  for (int t = 0; t < threads; ++t) {
+    double* f = force_parts.data() + 3 * n * t;
+    std::fill(f, f + 3 * n, 0.0);
+    Matrix w{};
+    for (int64_t c = n * t / threads; c < n * (t + 1) / threads; ++c) {
+      double own[3] = {0, 0, 0};
+      for (int64_t e = offsets[c]; e < offsets[c + 1]; ++e) {
+        const double* g = gradients + 3 * e;
+        const double* r = vectors + 3 * e;
+        double* other = f + 3 * senders[e];
+        for (int a = 0; a < 3; ++a) {
+          own[a] += g[a];
+          other[a] -= g[a];
+          for (int b = 0; b < 3; ++b) w[static_cast<size_t>(3 * a + b)] -= r[a] * g[b];
+        }
+      }
+      for (int a = 0; a < 3; ++a) f[3 * c + a] += own[a];
+    }
+    virials[static_cast<size_t>(t)] = w;
+  }
+
+  result.forces.resize(static_cast<size_t>(3 * n));
+  for (int64_t i = 0; i < n; ++i) {
+    double* to = &result.forces[static_cast<size_t>(3 * order[static_cast<size_t>(i)])];
+    for (int a = 0; a < 3; ++a) {
+      double total = 0.0;
+      for (int t = 0; t < threads; ++t) total += force_parts[static_cast<size_t>(3 * (n * t + i) + a)];
+      to[a] = total;
+    }
+  }
+  // Symmetric but for rounding, as the energy does not change when everything is rotated.
+  for (int a = 0; a < 3; ++a) {
+    for (int b = 0; b < 3; ++b) {
+      double total = 0.0;
+      for (int t = 0; t < threads; ++t) {
+        const Matrix& w = virials[static_cast<size_t>(t)];
+        total += 0.5 * (w[static_cast<size_t>(3 * a + b)] + w[static_cast<size_t>(3 * b + a)]);
+      }
+      result.virial[static_cast<size_t>(3 * a + b)] = total;
+    }
+  }
+}
+
+Potential::Potential(const std::string& path, const PotentialOptions& options)
+    : Potential(read_model_file(path), options) {}
+
+Potential::Potential(ModelFile model, const PotentialOptions& options)
+    : state_(std::make_unique<State>(std::move(model), options)) {}
+
+Potential::~Potential() = default;
+
+void Potential::compute(int64_t n, const int64_t* atomic_numbers, const double* positions,
+                        const double* cell, const std::array<bool, 3>& pbc,
+                        PotentialResult& result, unsigned outputs) {
+  State& s = *state_;
+  {
+    Timer timer(s.neighbor_seconds);
+    s.pbc = pbc;
+    s.cell = complete_cell(cell, pbc);
+    const bool same = s.built && static_cast<int64_t>(s.built_numbers.size()) == n &&
+                      std::equal(atomic_numbers, atomic_numbers + n, s.built_numbers.begin());
+    if (!same || !s.list_is_valid(n, positions)) {
+      s.check_input(n, atomic_numbers, positions);
+      s.build(n, atomic_numbers, positions);
+    }
+    s.update_edge_vectors(n, positions);
+  }
+
+  Graph graph;
+  graph.n_local = graph.n_rows = n;
+  graph.species = s.species.data();
+  graph.offsets = s.list.offsets.data();
+  graph.senders = s.list.senders.data();
+  graph.edge_vectors = s.edge_vectors.data();
+  s.energies.resize(static_cast<size_t>(n) + 1);  // never null
+  Outputs out;
+  out.atomic_energies = s.energies.data();
+  const bool forces = (outputs & (kForces | kAtomVirials)) != 0;
+  if (forces) out.pair_gradients = s.pair_gradients.require(3);  // not null without edges
+  s.engine.compute(graph, nullptr, out);
+
+  result.energies.resize(static_cast<size_t>(n));
+  result.energy = 0.0;
+  for (int64_t i = 0; i < n; ++i) {
+    const double energy = s.energies[static_cast<size_t>(i)];
+    result.energies[static_cast<size_t>(s.order[static_cast<size_t>(i)])] = energy;
+    result.energy += energy;
+  }
+  if (forces) {
+    s.sum_forces(n, result);
+  } else {
+    result.forces.clear();
+    result.virial = {};
+  }
+  result.atom_virials.clear();
+  if (outputs & kAtomVirials) {
+    s.atom_virials.assign(static_cast<size_t>(9 * n), 0.0);
+    add_atom_virials(n, graph.offsets, graph.senders, graph.edge_vectors, s.pair_gradients.data(),
+                     s.atom_virials.data());
+    result.atom_virials.resize(static_cast<size_t>(9 * n));
+    for (int64_t i = 0; i < n; ++i) {
+      std::memcpy(&result.atom_virials[static_cast<size_t>(9 * s.order[static_cast<size_t>(i)])],
+                  &s.atom_virials[static_cast<size_t>(9 * i)], 9 * sizeof(double));
+    }
+  }
+}
+
+const ModelFile& Potential::model() const { return state_->model; }
+Engine& Potential::engine() { return state_->engine; }
+double Potential::skin() const { return state_->skin; }
+int64_t Potential::num_builds() const { return state_->num_builds; }
+int64_t Potential::num_edges() const { return state_->list.num_edges(); }
+double Potential::neighbor_seconds() const { return state_->neighbor_seconds; }
+
+size_t Potential::memory_bytes() const {
+  const State& s = *state_;
+  return s.engine.memory_bytes() + s.edge_vectors.bytes() + s.pair_gradients.bytes() +
+         vector_bytes(s.list.offsets) + vector_bytes(s.list.senders) +
+         vector_bytes(s.list.shifts) + vector_bytes(s.sorted) + vector_bytes(s.built_positions) +
+         vector_bytes(s.built_numbers) + vector_bytes(s.order) + vector_bytes(s.keys) +
+         vector_bytes(s.energies) + vector_bytes(s.force_parts) + vector_bytes(s.atom_virials);
+}
+
+void add_atom_virials(int64_t n_local, const int64_t* offsets, const int32_t* senders,
+                      const double* edge_vectors, const double* pair_gradients,
+                      double* atom_virials) {
+  for (int64_t c = 0; c < n_local; ++c) {
+    double* own = atom_virials + 9 * c;
+    for (int64_t e = offsets[c]; e < offsets[c + 1]; ++e) {
+      double* other = atom_virials + 9 * static_cast<int64_t>(senders[e]);
+      for (int a = 0; a < 3; ++a) {
+        for (int b = 0; b < 3; ++b) {
+          const double half = -0.5 * edge_vectors[3 * e + a] * pair_gradients[3 * e + b];
+          own[3 * a + b] += half;
+          other[3 * a + b] += half;
+        }
+      }
+    }
+  }
+}
+
+}  // namespace mlff

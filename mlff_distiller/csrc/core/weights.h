@@ -1,0 +1,57 @@
+// All parameters of the network but the filters, padded and packed for the kernels.
+#ifndef MLFF_CORE_WEIGHTS_H_
+#define MLFF_CORE_WEIGHTS_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "gemm.h"
+#include "kernels.h"
+#include "memory.h"
+#include "model_file.h"
+
+namespace mlff {
+
+// One dense layer y = W x + b: forward product with bias, reverse product with the transpose.
+template <typename T>
+struct DenseLayer {
+  PackedMatrix<T> forward, reverse;
+  Buffer<T> bias;
+};
+
+template <typename T>
+struct InteractionWeights {
+  DenseLayer<T> message_in;         // F -> F
+  DenseLayer<T> message_x01;        // F -> x0 | x1 (forward only)
+  DenseLayer<T> message_x2;         // F -> x2 (forward only)
+  PackedMatrix<T> message_reverse;  // gx0 | gx1 | gx2 -> F
+  DenseLayer<T> mix;                // F -> V v | U v, no bias
+  DenseLayer<T> update_in;          // s | norm -> F
+  DenseLayer<T> update_ss;          // F -> a_ss (forward only)
+  DenseLayer<T> update_rest;        // F -> a_sv | a_vv, last: a_sv (forward only)
+  PackedMatrix<T> update_reverse;   // ga_ss | ga_sv | ga_vv, last: ga_ss | ga_sv -> F
+};
+
+template <typename T>
+struct Weights {
+  // Packs for `kernels`; `padded` is the padded F.
+  Weights(const ModelFile& model, const Kernels<T>& kernels, int64_t padded);
+
+  size_t bytes() const;
+
+  Buffer<T> embedding;  // [species][F]
+  Buffer<T> species_x;  // [species][2F], x0 | x1 of the first interaction
+  std::vector<InteractionWeights<T>> interactions;
+  int64_t padded_readout = 0;  // F/2, padded
+  DenseLayer<T> readout_in;    // F -> F/2
+  Buffer<T> readout_out;       // [F/2]
+  double readout_bias = 0.0;
+  std::vector<double> reference_energies;  // [species], eV
+};
+
+extern template struct Weights<float>;
+extern template struct Weights<double>;
+
+}  // namespace mlff
+
+#endif  // MLFF_CORE_WEIGHTS_H_

@@ -1,0 +1,168 @@
+"""Python face of the native engine: numpy in, numpy out, no torch.
+
+The work is done by ``csrc/core`` (potential.h, engine.h); this module checks arguments, documents
+units and shapes, and says what to do when the compiled module is missing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlff_distiller.errors import InputError
+
+try:
+    from mlff_distiller import _native
+except ImportError as error:  # not built: portable installations stay importable
+    _native = None
+    _import_error = str(error)
+
+
+def native_module() -> Any:
+    """The compiled module.
+
+    Raises:
+        InputError: it is not built, or cannot be loaded.
+    """
+    if _native is None:
+        raise InputError(
+            f"the native engine cannot be loaded ({_import_error}); reinstall with "
+            "`pip install --no-build-isolation .` or choose the portable backend"
+        )
+    return _native
+
+
+class NativePotential:
+    """Energy, forces and virial of one system from an exported student, on the CPU.
+
+    Keeps a neighbour list with a skin between calls, and every buffer: repeated calls on one
+    system allocate nothing but their results. Safe to call from several threads (calls queue; the
+    GIL is released meanwhile).
+
+    Args:
+        path: exported student (``.pt``).
+        dtype: ``float32`` or ``float64`` for features; positions, energies and sums are double.
+        threads: OpenMP threads; 0 takes OpenMP's default. Results are the same bits for any
+            fixed number.
+        tabulate: filters from a spline table whose error was checked at load (see
+            :attr:`table`), or exact and several times slower.
+        skin: Å; the list is rebuilt when an atom has moved more than half of it.
+        isa: ``auto``, or one of :func:`available_isas` (tests).
+
+    Raises:
+        InputError: missing, truncated, foreign or newer file; unknown option; table bound missed.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        dtype: str = "float32",
+        threads: int = 0,
+        tabulate: bool = True,
+        skin: float = 0.3,
+        isa: str = "auto",
+    ) -> None:
+        self._potential = native_module().Potential(
+            str(path), dtype=dtype, threads=threads, tabulate=tabulate, skin=skin, isa=isa
+        )
+        self.dtype = dtype
+
+    def compute(
+        self,
+        atomic_numbers: np.ndarray,
+        positions: np.ndarray,
+        cell: np.ndarray,
+        pbc: np.ndarray,
+        *,
+        forces: bool = True,
+        atom_virials: bool = False,
+    ) -> dict[str, Any]:
+        """Evaluate one structure.
+
+        Args:
+            atomic_numbers: (n,) integers.
+            positions: (n, 3), Å; atoms may lie outside of the cell.
+            cell: (3, 3), Å, rows are lattice vectors; ignored in open directions.
+            pbc: (3,) bool.
+            forces: also compute forces and the virial.
+            atom_virials: also compute per-atom virials.
+
+        Returns:
+            ``energy`` float, eV; ``energies`` (n,), eV, reference energies included; ``forces``
+            (n, 3), eV/Å; ``virial`` (3, 3), eV, minus the strain derivative of the energy, so
+            stress = -virial / volume; ``atom_virials`` (n, 3, 3), eV: every edge gives half of
+            its share to either end, which is a convention; their sum is the virial.
+
+        Raises:
+            InputError: wrong shapes, NaN positions, unknown element, flat or left-handed periodic
+                cell, two atoms at one point.
+        """
+        return self._potential.compute(
+            atomic_numbers, positions, cell, pbc, forces=forces, atom_virials=atom_virials
+        )
+
+    @property
+    def table(self) -> dict[str, Any]:
+        """Filter table: ``tabulated``, ``intervals``, ``value_error`` and ``derivative_error``
+        (largest deviations from the exact filters, relative to the largest value and slope) and
+        ``bytes``."""
+        return self._potential.table
+
+    @property
+    def isa(self) -> str:
+        """Instruction set in use."""
+        return self._potential.isa
+
+    @property
+    def threads(self) -> int:
+        """OpenMP threads that :meth:`compute` uses."""
+        return self._potential.threads
+
+    @property
+    def cutoff(self) -> float:
+        """Å."""
+        return self._potential.cutoff
+
+    @property
+    def elements(self) -> list[int]:
+        """Atomic numbers that the model knows."""
+        return self._potential.elements
+
+    @property
+    def num_builds(self) -> int:
+        """Neighbour lists built so far."""
+        return self._potential.num_builds
+
+    @property
+    def num_edges(self) -> int:
+        """Directed edges of the present list, those in the skin included."""
+        return self._potential.num_edges
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes held by weights, tables, neighbour list and work buffers."""
+        return self._potential.memory_bytes
+
+    @property
+    def neighbor_seconds(self) -> float:
+        """Wall time spent so far on neighbour lists and edge vectors, s."""
+        return self._potential.neighbor_seconds
+
+    @property
+    def profile(self) -> dict[str, float]:
+        """Seconds by phase, summed over threads, since :meth:`set_profiling`."""
+        return self._potential.profile
+
+    def set_profiling(self, on: bool) -> None:
+        """Start (and reset) or stop the phase timers."""
+        self._potential.set_profiling(on)
+
+
+def available_isas() -> list[str]:
+    """Instruction sets that this machine runs: ``portable``, ``avx2``, ``avx512``."""
+    return list(native_module().available_isas())
+
+
+__all__ = ["NativePotential", "available_isas", "native_module"]
