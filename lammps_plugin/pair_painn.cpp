@@ -1,0 +1,295 @@
+// Settings, model, checks and the banner; the work of a step is in pair_painn_compute.cpp.
+#include "pair_painn.h"
+
+#include <mpi.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "atom.h"
+#include "comm.h"
+#include "core/error.h"
+#include "error.h"
+#include "force.h"
+#include "memory.h"
+#include "neigh_list.h"
+#include "neighbor.h"
+#include "text.h"
+#include "update.h"
+#include "utils.h"
+
+using namespace LAMMPS_NS;
+using mlff::format;
+
+PairPaiNN::PairPaiNN(LAMMPS* lmp) : Pair(lmp) {
+  single_enable = 0;
+  restartinfo = 0;
+  one_coeff = 1;
+  manybody_flag = 1;
+  // The virial is summed from edges: exact for every boundary and independent of ghost forces.
+  no_virial_fdotr_compute = 1;
+  centroidstressflag = CENTROID_AVAIL;
+  comm_forward = 1;
+  comm_reverse = comm_reverse_off = 3 + 6 + 9;
+}
+
+PairPaiNN::~PairPaiNN() {
+  if (allocated) {
+    memory->destroy(setflag);
+    memory->destroy(cutsq);
+  }
+}
+
+void PairPaiNN::settings(int narg, char** arg) {
+  try {
+    units_ = mlff::lammps_unit_style(update->unit_style);
+  } catch (const mlff::InputError& problem) {
+    error->all(FLERR, std::string("pair_style painn: ") + problem.what());
+  }
+
+  auto choose = [&](const char* keyword, const char* value, std::vector<const char*> choices) {
+    std::string known;
+    for (size_t i = 0; i < choices.size(); ++i) {
+      if (std::strcmp(value, choices[i]) == 0) return static_cast<int>(i);
+      known += (i ? " or " : "") + std::string(choices[i]);
+    }
+    error->all(FLERR,
+               format("pair_style painn: %s must be %s, got '%s'", keyword, known.c_str(), value));
+  };
+
+  for (int i = 0; i < narg; i += 2) {
+    const char* keyword = arg[i];
+    const bool known =
+        std::strcmp(keyword, "device") == 0 || std::strcmp(keyword, "precision") == 0 ||
+        std::strcmp(keyword, "threads") == 0 || std::strcmp(keyword, "tabulate") == 0 ||
+        std::strcmp(keyword, "extrapolation") == 0;
+    if (!known)
+      error->all(FLERR,
+                 format("pair_style painn: unknown keyword '%s'; known are device, precision, "
+                        "threads, tabulate, extrapolation (the model belongs into pair_coeff)",
+                        keyword));
+    if (i + 1 >= narg)
+      error->all(FLERR, format("pair_style painn: keyword '%s' lacks its value", keyword));
+    const char* value = arg[i + 1];
+
+    if (std::strcmp(keyword, "device") == 0) {
+      if (choose(keyword, value, {"auto", "cpu", "gpu"}) == 2)
+        error->all(FLERR,
+                   "pair_style painn: this plugin was built without CUDA and cannot run with "
+                   "device gpu; use device cpu");
+    } else if (std::strcmp(keyword, "precision") == 0) {
+      precision_given_ = true;
+      options_.precision = choose(keyword, value, {"single", "double"}) == 0
+                               ? mlff::Precision::kFloat32
+                               : mlff::Precision::kFloat64;
+    } else if (std::strcmp(keyword, "threads") == 0) {
+      threads_ = utils::inumeric(FLERR, value, false, lmp);
+      if (threads_ < 1)
+        error->all(FLERR, format("pair_style painn: threads must be >= 1, got %d", threads_));
+    } else if (std::strcmp(keyword, "tabulate") == 0) {
+      options_.tabulate = choose(keyword, value, {"off", "on"}) == 1;
+    } else {
+      extrapolation_ =
+          static_cast<Extrapolation>(choose(keyword, value, {"ignore", "warn", "stop"}));
+    }
+  }
+}
+
+void PairPaiNN::allocate() {
+  allocated = 1;
+  const int n = atom->ntypes + 1;
+  memory->create(setflag, n, n, "pair:setflag");
+  memory->create(cutsq, n, n, "pair:cutsq");
+}
+
+void PairPaiNN::coeff(int narg, char** arg) {
+  const int ntypes = atom->ntypes;
+  if (narg < 3 || std::strcmp(arg[0], "*") != 0 || std::strcmp(arg[1], "*") != 0)
+    error->all(FLERR,
+               "pair_style painn: expected 'pair_coeff * * MODEL.pt ELEMENT ...' with one element "
+               "(or NULL) per atom type");
+  if (narg - 3 != ntypes)
+    error->all(FLERR, format("pair_style painn: expected %d element name%s after the model, one "
+                             "per atom type (NULL leaves a type out), got %d",
+                             ntypes, ntypes == 1 ? "" : "s", narg - 3));
+  if (!allocated) allocate();
+
+  // Each rank reads the file; a file that only some ranks can read must stop all of them.
+  model_path_ = arg[2];
+  std::string problem;
+  try {
+    model_ = mlff::read_model_file(model_path_);
+    if (!precision_given_)
+      options_.precision =
+          model_.dtype == "float64" ? mlff::Precision::kFloat64 : mlff::Precision::kFloat32;
+    options_.num_threads = threads_ > 0 ? threads_ : comm->nthreads;
+    engine_ = std::make_unique<mlff::Engine>(model_, options_);
+  } catch (const mlff::InputError& caught) {
+    problem = caught.what();
+  }
+  agree(problem, "");
+
+  type_species_.assign(ntypes + 1, -1);
+  bool any = false;
+  for (int type = 1; type <= ntypes; ++type) {
+    const char* name = arg[2 + type];
+    if (std::strcmp(name, "NULL") == 0) continue;
+    type_species_[type] = model_.species_of(mlff::atomic_number_of(name));
+    if (type_species_[type] < 0)
+      error->all(FLERR, format("pair_style painn: atom type %d is '%s', but %s knows only %s; "
+                               "use a model that was trained with it, or NULL",
+                               type, name, model_path_.c_str(), model_.element_list().c_str()));
+    any = true;
+  }
+  if (!any)
+    error->all(FLERR, "pair_style painn: every atom type is NULL; name at least one element");
+
+  // Under hybrid, types that are left out belong to other styles. Alone, LAMMPS wants all pairs
+  // to be set; find_rows() and build_edges() then pass over the atoms.
+  const bool hybrid = utils::strmatch(force->pair_style, "^hybrid");
+  for (int i = 1; i <= ntypes; ++i)
+    for (int j = i; j <= ntypes; ++j)
+      setflag[i][j] = !hybrid || (type_species_[i] >= 0 && type_species_[j] >= 0);
+
+  cutoff_ = engine_->cutoff() * units_.length;
+  min_distance_ = model_.min_distance * units_.length;
+  const size_t bytes = engine_->max_exchange_bytes();
+  forward_doubles_ = std::max<int>(1, static_cast<int>(bytes / sizeof(double)));
+  comm_forward = forward_doubles_;
+  banner_printed_ = false;
+}
+
+void PairPaiNN::init_style() {
+  neighbor->add_request(this, NeighConst::REQ_FULL);
+  // hybrid took its sub-styles' sizes in settings(), before the model was known; LAMMPS sizes its
+  // buffers by the top-level style, after this call.
+  if (force->pair && force->pair != this) {
+    force->pair->comm_forward = std::max(force->pair->comm_forward, comm_forward);
+    force->pair->comm_reverse = std::max(force->pair->comm_reverse, comm_reverse);
+    force->pair->comm_reverse_off = std::max(force->pair->comm_reverse_off, comm_reverse_off);
+  }
+  neighbor_settings_checked_ = false;
+  closeness_reported_ = false;
+}
+
+double PairPaiNN::init_one(int i, int j) {
+  if (setflag[i][j] == 0) error->all(FLERR, "All pair coeffs are not set");
+  setflag[j][i] = setflag[i][j];
+  return cutoff_;
+}
+
+// Everything that would take pairs out of the neighbour list without a word. Known only once
+// neighbour lists exist; the same on all ranks.
+void PairPaiNN::check_neighbor_settings() {
+  neighbor_settings_checked_ = true;
+
+  const char* kind[] = {"", "1-2", "1-3", "1-4"};
+  if (atom->molecular != Atom::ATOMIC && (atom->nbonds > 0 || atom->molecular == Atom::TEMPLATE))
+    for (int k = 1; k <= 3; ++k)
+      if (neighbor->special_flag[k] == 0)
+        error->all(FLERR,
+                   format("pair_style painn needs every pair within the cutoff, but special_bonds "
+                          "removes %s neighbors; add 'special_bonds lj/coul 1 1 1' (beside a "
+                          "classical force field: 1e-100 in place of 0)",
+                          kind[k]));
+
+  for (int i = 1; list->ijskip && i <= atom->ntypes; ++i)
+    for (int j = i; j <= atom->ntypes; ++j)
+      if (type_species_[i] >= 0 && type_species_[j] >= 0 && list->ijskip[i][j])
+        error->all(FLERR,
+                   format("pair_style painn needs every pair of its atom types, but pair_coeff %d "
+                          "%d gives one to another sub-style; use hybrid/overlay, or NULL in "
+                          "painn's pair_coeff",
+                          i, j));
+
+  if (comm->me != 0) return;
+  if (neighbor->nex_type || neighbor->nex_group || neighbor->nex_mol)
+    error->warning(FLERR,
+                   "neigh_modify exclude hides pairs from pair_style painn: energies are not "
+                   "those of the model where excluded atoms are within the cutoff");
+  if (neighbor->includegroup)
+    error->warning(FLERR,
+                   "neigh_modify include hides atoms from pair_style painn: energies are not "
+                   "those of the model");
+}
+
+// Stops all ranks with one line if any rank has a problem, and has rank 0 print one rank's
+// warning. Collective.
+void PairPaiNN::agree(const std::string& problem, const std::string& warning) {
+  const int nobody = comm->nprocs;
+  int mine[2] = {problem.empty() ? nobody : comm->me, warning.empty() ? nobody : comm->me};
+  int first[2];
+  MPI_Allreduce(mine, first, 2, MPI_INT, MPI_MIN, world);
+  const int speaker = first[0] < nobody ? first[0] : first[1];
+  if (speaker == nobody) return;
+
+  std::string text = first[0] < nobody ? problem : warning;
+  int length = static_cast<int>(text.size());
+  MPI_Bcast(&length, 1, MPI_INT, speaker, world);
+  text.resize(length);
+  MPI_Bcast(&text[0], length, MPI_CHAR, speaker, world);
+  text = "pair_style painn: " + text;
+  if (first[0] < nobody) error->all(FLERR, text);
+  closeness_reported_ = true;
+  if (comm->me == 0) error->warning(FLERR, text);
+}
+
+// Once, after the first step, when the traffic is known. Collective.
+void PairPaiNN::print_banner() {
+  banner_printed_ = true;
+  int64_t mine = atom->nghost, ghosts = 0;
+  MPI_Allreduce(&mine, &ghosts, 1, MPI_INT64_T, MPI_SUM, world);
+  if (comm->me != 0) return;
+
+  std::string types;
+  for (int type = 1; type <= atom->ntypes; ++type) {
+    const int species = type_species_[type];
+    types += format("%s%d=%s", type == 1 ? "" : " ", type,
+                    species < 0 ? "NULL" : mlff::element_symbol(model_.elements[species]).c_str());
+  }
+  const mlff::TableReport& table = engine_->table_report();
+  std::string text = format(
+      "pair_style painn: %s, elements %s, %d channels, %d interactions, cutoff %g Angstrom%s\n",
+      model_path_.c_str(), model_.element_list().c_str(), static_cast<int>(model_.hidden_dim),
+      static_cast<int>(model_.num_interactions), model_.cutoff, model_.zbl ? ", ZBL" : "");
+  text +=
+      format("  types %s; units %s; device cpu (%s), precision %s, filters %s\n", types.c_str(),
+             update->unit_style, mlff::isa_name(engine_->isa()),
+             engine_->precision() == mlff::Precision::kFloat64 ? "double" : "single",
+             table.tabulated ? format("from a table of %lld intervals (error %.0e)",
+                                      static_cast<long long>(table.intervals), table.value_error)
+                                   .c_str()
+                             : "evaluated exactly");
+  text += format("  %d MPI rank%s x %d thread%s", comm->nprocs, comm->nprocs == 1 ? "" : "s",
+                 engine_->num_threads(), engine_->num_threads() == 1 ? "" : "s");
+  if (comm->nprocs > 1) {
+    const double per_atom = atom->natoms > 0 ? static_cast<double>(ghosts) / atom->natoms : 0.0;
+    text += format(", features of ghosts exchanged %d times a step: %.0f bytes per atom and step",
+                   exchanges_, per_atom * static_cast<double>(exchanged_bytes_per_ghost_));
+  }
+  utils::logmesg(lmp, text + "\n");
+}
+
+void* PairPaiNN::extract(const char* name, int& dim) {
+  dim = 0;
+  if (std::strcmp(name, "cutoff") == 0) return &cutoff_;
+  if (std::strcmp(name, "min_distance") == 0) return &min_distance_;
+  return nullptr;
+}
+
+double PairPaiNN::memory_usage() {
+  double bytes = Pair::memory_usage();
+  if (engine_) bytes += static_cast<double>(engine_->memory_bytes());
+  auto add = [&](const auto& values) {
+    bytes += static_cast<double>(values.capacity() * sizeof(values[0]));
+  };
+  add(owner_), add(species_), add(list_index_), add(offsets_), add(senders_), add(edge_vectors_);
+  add(atomic_energies_), add(pair_gradients_), add(totals_);
+  return bytes;
+}
+
+// The one function that plugin.cpp calls.
+void* mlff_create_pair_painn(void* lmp) {
+  Pair* pair = new PairPaiNN(static_cast<LAMMPS*>(lmp));
+  return pair;
+}

@@ -1,0 +1,115 @@
+// pair_style painn: a distilled PaiNN student in LAMMPS, exact on any number of MPI ranks.
+//
+//   pair_style  painn [device auto|cpu] [precision single|double] [threads N] [tabulate on|off]
+//                     [extrapolation warn|stop|ignore]
+//   pair_coeff  * * student.pt Si O ...    # one element per atom type, NULL leaves a type out
+//
+// Message passing across ranks. The ghost shell is one cutoff wide, as for a pair potential. Rows
+// of the features follow LAMMPS' atom order, owned atoms first, then ghosts. Between two
+// interactions the features of ghosts are fetched from their owners with comm->forward_comm(), and
+// in the reverse pass the adjoints in the same direction, because the engine gathers: an owned atom
+// collects from its neighbours, which the full neighbour list holds, what a scattering reverse
+// pass would have sent to it. Every rank makes every exchange, also without atoms.
+//
+// On one rank each ghost is an image of an owned atom, whose row is used instead: no exchange.
+#ifndef LMP_PAIR_PAINN_H
+#define LMP_PAIR_PAINN_H
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/engine.h"
+#include "core/model_file.h"
+#include "core/units.h"
+#include "pair.h"
+
+namespace LAMMPS_NS {
+
+class PairPaiNN : public Pair {
+ public:
+  explicit PairPaiNN(LAMMPS* lmp);
+  ~PairPaiNN() override;
+
+  void settings(int narg, char** arg) override;
+  void coeff(int narg, char** arg) override;
+  void init_style() override;
+  double init_one(int i, int j) override;
+  void compute(int eflag, int vflag) override;
+  // "cutoff" (double, distance units of the run), "min_distance" (closest pair in training, same)
+  void* extract(const char* name, int& dim) override;
+  double memory_usage() override;
+
+  int pack_forward_comm(int n, int* list, double* buf, int pbc_flag, int* pbc) override;
+  void unpack_forward_comm(int n, int first, double* buf) override;
+  int pack_reverse_comm(int n, int first, double* buf) override;
+  void unpack_reverse_comm(int n, int* list, double* buf) override;
+
+ private:
+  enum class Extrapolation { kIgnore, kWarn, kStop };
+
+  // The closest pair of a step on this rank, rows of this rank, distance in Angstrom.
+  struct ClosestPair {
+    double distance = 1e300;
+    int first = -1;
+    int second = -1;
+  };
+
+  void allocate();
+  void check_neighbor_settings();
+  void find_rows();
+  std::string build_edges();
+  std::string describe(const ClosestPair& pair) const;
+  void agree(const std::string& problem, const std::string& warning);
+  void exchange(const mlff::ExchangeRequest& request);
+  void forward_rows(void* rows, int doubles_per_row);
+  void add_results();
+  void print_banner();
+
+  // settings
+  mlff::UnitStyle units_{1.0, 1.0};
+  bool precision_given_ = false;
+  mlff::EngineOptions options_;
+  int threads_ = 0;  // 0: the number that LAMMPS uses
+  Extrapolation extrapolation_ = Extrapolation::kWarn;
+
+  // model
+  std::string model_path_;
+  mlff::ModelFile model_;
+  std::unique_ptr<mlff::Engine> engine_;
+  std::vector<int> type_species_;  // [ntypes + 1], -1 for NULL
+  double cutoff_ = 0.0;            // distance units of the run
+  double min_distance_ = 0.0;
+
+  // state of the run
+  bool neighbor_settings_checked_ = false;
+  bool closeness_reported_ = false;
+  bool banner_printed_ = false;
+  int64_t exchanged_bytes_per_ghost_ = 0;
+  int exchanges_ = 0;
+
+  // the graph of this step; kept, so that a step allocates nothing
+  int n_local_ = 0;
+  int n_rows_ = 0;
+  std::vector<double> owner_;     // [n_all], row of each atom; doubles, as comm sends them
+  std::vector<int32_t> species_;  // [n_all]
+  std::vector<int> list_index_;   // [n_local], position in the neighbour list or -1
+  std::vector<int64_t> offsets_;
+  std::vector<int32_t> senders_;
+  std::vector<double> edge_vectors_;
+  std::vector<double> atomic_energies_;
+  std::vector<double> pair_gradients_;
+  ClosestPair closest_;
+
+  // rows under exchange
+  char* exchange_rows_ = nullptr;
+  size_t exchange_row_bytes_ = 0;
+  int forward_doubles_ = 1;     // most doubles of one row in a forward communication
+  std::vector<double> totals_;  // [n_rows][width]: force, then 6 and 9 virial components if wanted
+  int totals_width_ = 3;
+};
+
+}  // namespace LAMMPS_NS
+
+#endif

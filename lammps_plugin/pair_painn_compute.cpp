@@ -1,0 +1,319 @@
+// One step: rows, edges, the network with its exchanges, and adding up the results.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "atom.h"
+#include "comm.h"
+#include "core/error.h"
+#include "force.h"
+#include "neigh_list.h"
+#include "pair_painn.h"
+#include "text.h"
+#include "update.h"
+
+using namespace LAMMPS_NS;
+using mlff::format;
+
+namespace {
+
+// Atoms nearer than this lie on one point for every purpose: the direction between them is noise.
+constexpr double kSamePoint = 1e-6;  // Angstrom
+
+// Edges up to here are kept; those at or beyond the cutoff contribute exactly nothing. The margin
+// keeps the graph symmetric where both directions of an edge are rounded on different ranks.
+constexpr double kCutoffMargin = 1.0 + 1e-9;
+
+}  // namespace
+
+void PairPaiNN::compute(int eflag, int vflag) {
+  ev_init(eflag, vflag);
+  if (!neighbor_settings_checked_) check_neighbor_settings();
+
+  find_rows();
+  std::string problem = build_edges();
+
+  mlff::Graph graph;
+  graph.n_local = n_local_;
+  graph.n_rows = n_rows_;
+  graph.species = species_.data();
+  graph.offsets = offsets_.data();
+  graph.senders = senders_.data();
+  graph.edge_vectors = edge_vectors_.data();
+  mlff::Outputs outputs;
+  outputs.atomic_energies = atomic_energies_.data();
+  outputs.pair_gradients = pair_gradients_.data();
+  if (problem.empty()) {
+    try {
+      engine_->begin(graph, outputs);
+    } catch (const mlff::InputError& caught) {
+      problem = caught.what();
+    }
+  }
+
+  std::string warning;
+  const bool close = closest_.distance < model_.min_distance;
+  if (problem.empty() && close && extrapolation_ == Extrapolation::kStop)
+    problem = describe(closest_);
+  else if (close && extrapolation_ == Extrapolation::kWarn && !closeness_reported_)
+    warning = describe(closest_);
+  // The last point at which a rank may stop: exchanges follow.
+  agree(problem, warning);
+
+  // All ranks exchange, also one without ghosts; a single rank has none to fill.
+  while (const mlff::ExchangeRequest* request = engine_->advance())
+    if (comm->nprocs > 1) exchange(*request);
+
+  add_results();
+  if (!banner_printed_) print_banner();
+}
+
+// Decides which row of the features each atom has, and its species.
+void PairPaiNN::find_rows() {
+  n_local_ = atom->nlocal;
+  const int n_all = atom->nlocal + atom->nghost;
+  // Vectors are never empty, so that data() is valid on a rank without atoms.
+  const size_t size = static_cast<size_t>(std::max(1, n_all));
+  owner_.resize(size);
+  species_.resize(size);
+  for (int i = 0; i < n_all; ++i) species_[i] = type_species_[atom->type[i]];
+
+  for (int i = 0; i < n_all; ++i) owner_[i] = i;
+  n_rows_ = n_all;
+  if (comm->nprocs == 1) {
+    // Each ghost is an image of an owned atom. Which one is asked of comm, as atom->map may be
+    // absent and ids need not be unique.
+    forward_rows(owner_.data(), 1);
+    n_rows_ = n_local_;
+  }
+}
+
+// Edges from LAMMPS' full neighbour list. Returns a problem or "".
+std::string PairPaiNN::build_edges() {
+  const double* const* x = atom->x;
+  const int n_all = n_local_ + atom->nghost;
+  const double to_angstrom = 1.0 / units_.length;
+  const double reach = engine_->cutoff() * kCutoffMargin;
+  const double reach_squared = reach * reach;
+
+  offsets_.assign(static_cast<size_t>(n_local_) + 1, 0);
+  list_index_.assign(static_cast<size_t>(std::max(1, n_local_)), -1);
+  atomic_energies_.resize(static_cast<size_t>(std::max(1, n_local_)));
+  closest_ = ClosestPair();
+
+  std::string problem;
+  for (int i = 0; i < n_all && problem.empty(); ++i)
+    if (!std::isfinite(x[i][0]) || !std::isfinite(x[i][1]) || !std::isfinite(x[i][2]))
+      problem = format(
+          "the position of atom %lld is not finite at step %lld; the simulation is "
+          "unstable (timestep, start structure, or model outside its training)",
+          static_cast<long long>(atom->tag ? atom->tag[i] : i + 1),
+          static_cast<long long>(update->ntimestep));
+
+  // Atoms without a place in the list (NULL under hybrid) and those that the model does not see
+  // keep no edges.
+  for (int ii = 0; ii < list->inum; ++ii)
+    if (species_[list->ilist[ii]] >= 0) list_index_[list->ilist[ii]] = ii;
+
+  const int threads = engine_->num_threads();
+  (void)threads;
+  // Twice the same loop, first to count and then to fill: both run in parallel and every edge has
+  // its place independent of the number of threads.
+  auto visit = [&](int i, auto&& keep) {
+    if (list_index_[i] < 0) return;
+    const int* neighbors = list->firstneigh[i];
+    for (int k = 0; k < list->numneigh[i]; ++k) {
+      const int j = neighbors[k] & NEIGHMASK;
+      if (species_[j] < 0) continue;
+      const double dx = (x[j][0] - x[i][0]) * to_angstrom;
+      const double dy = (x[j][1] - x[i][1]) * to_angstrom;
+      const double dz = (x[j][2] - x[i][2]) * to_angstrom;
+      const double squared = dx * dx + dy * dy + dz * dz;
+      if (squared < reach_squared) keep(j, dx, dy, dz, squared);
+    }
+  };
+
+#if defined(_OPENMP)
+#pragma omp parallel num_threads(threads)
+#endif
+  {
+    ClosestPair mine;
+    double smallest = 1e300;
+#if defined(_OPENMP)
+#pragma omp for schedule(static)
+#endif
+    for (int i = 0; i < n_local_; ++i) {
+      int64_t count = 0;
+      visit(i, [&](int j, double, double, double, double squared) {
+        ++count;
+        if (squared < smallest) {
+          smallest = squared;
+          mine.first = i;
+          mine.second = j;
+        }
+      });
+      offsets_[i + 1] = count;
+    }
+    mine.distance = std::sqrt(smallest);
+#if defined(_OPENMP)
+#pragma omp critical(painn_closest)
+#endif
+    if (mine.distance < closest_.distance) closest_ = mine;
+  }
+
+  for (int i = 0; i < n_local_; ++i) offsets_[i + 1] += offsets_[i];
+  const size_t n_edges = static_cast<size_t>(offsets_[n_local_]);
+  senders_.resize(std::max<size_t>(1, n_edges));
+  edge_vectors_.resize(std::max<size_t>(3, 3 * n_edges));
+  pair_gradients_.resize(std::max<size_t>(3, 3 * n_edges));
+
+#if defined(_OPENMP)
+#pragma omp parallel for schedule(static) num_threads(threads)
+#endif
+  for (int i = 0; i < n_local_; ++i) {
+    int64_t e = offsets_[i];
+    visit(i, [&](int j, double dx, double dy, double dz, double) {
+      senders_[e] = static_cast<int32_t>(owner_[j]);
+      edge_vectors_[3 * e] = dx;
+      edge_vectors_[3 * e + 1] = dy;
+      edge_vectors_[3 * e + 2] = dz;
+      ++e;
+    });
+  }
+
+  if (problem.empty() && closest_.distance < kSamePoint) problem = describe(closest_);
+  return problem;
+}
+
+std::string PairPaiNN::describe(const ClosestPair& pair) const {
+  auto name = [&](int i) -> long long { return atom->tag ? atom->tag[i] : i + 1; };
+  const std::string text =
+      format("atoms %lld and %lld are %.3g Angstrom apart at step %lld", name(pair.first),
+             name(pair.second), pair.distance, static_cast<long long>(update->ntimestep));
+  if (pair.distance < kSamePoint)
+    return text + "; no force is defined there, separate them (delete_atoms overlap)";
+  return text + format(", closer than any pair in training (%.3g); the model extrapolates there",
+                       model_.min_distance);
+}
+
+void PairPaiNN::exchange(const mlff::ExchangeRequest& request) {
+  if (!banner_printed_) {
+    ++exchanges_;
+    exchanged_bytes_per_ghost_ += static_cast<int64_t>(request.row_bytes);
+  }
+  forward_rows(request.rows, static_cast<int>(request.row_bytes / sizeof(double)));
+}
+
+// Copies each owned row to the ghosts of its atom on all ranks. Rows hold doubles, or floats packed
+// two to a double: only bytes are moved. Collective.
+void PairPaiNN::forward_rows(void* rows, int doubles_per_row) {
+  exchange_rows_ = static_cast<char*>(rows);
+  exchange_row_bytes_ = static_cast<size_t>(doubles_per_row) * sizeof(double);
+  // LAMMPS reads the width of a row here; its buffers were sized for the widest.
+  comm_forward = doubles_per_row;
+  comm->forward_comm(this);
+  comm_forward = forward_doubles_;
+}
+
+int PairPaiNN::pack_forward_comm(int n, int* list, double* buf, int /*pbc_flag*/, int* /*pbc*/) {
+  char* to = reinterpret_cast<char*>(buf);
+  for (int i = 0; i < n; ++i, to += exchange_row_bytes_)
+    std::memcpy(to, exchange_rows_ + list[i] * exchange_row_bytes_, exchange_row_bytes_);
+  return n * static_cast<int>(exchange_row_bytes_ / sizeof(double));
+}
+
+void PairPaiNN::unpack_forward_comm(int n, int first, double* buf) {
+  std::memcpy(exchange_rows_ + first * exchange_row_bytes_, buf, n * exchange_row_bytes_);
+}
+
+int PairPaiNN::pack_reverse_comm(int n, int first, double* buf) {
+  const size_t width = totals_width_;
+  std::memcpy(buf, &totals_[first * width], n * width * sizeof(double));
+  return n * totals_width_;
+}
+
+void PairPaiNN::unpack_reverse_comm(int n, int* list, double* buf) {
+  const size_t width = totals_width_;
+  for (int i = 0; i < n; ++i)
+    for (size_t k = 0; k < width; ++k) totals_[list[i] * width + k] += *buf++;
+}
+
+// Energies, forces and virials from atomic energies and pair gradients, in the units of the run.
+// Forces and per-atom virials are added: hybrid calls several styles on the same arrays.
+void PairPaiNN::add_results() {
+  const double to_energy = units_.energy;
+  const double to_force = units_.energy / units_.length;
+
+  if (eflag_either)
+    for (int i = 0; i < n_local_; ++i) {
+      const double energy = atomic_energies_[i] * to_energy;
+      if (eflag_global) eng_vdwl += energy;
+      if (eflag_atom) eatom[i] += energy;
+    }
+
+  const int six = vflag_atom ? 3 : -1;  // columns of totals_, -1: not wanted
+  const int nine = cvflag_atom ? (vflag_atom ? 9 : 3) : -1;
+  totals_width_ = 3 + (vflag_atom ? 6 : 0) + (cvflag_atom ? 9 : 0);
+  const size_t width = totals_width_;
+  totals_.assign(std::max<size_t>(1, n_rows_ * width), 0.0);
+
+  double sums[6] = {0.0, 0.0, 0.0, 0.0, 0.0, 0.0};
+  for (int i = 0; i < n_local_; ++i) {
+    double* centre = &totals_[i * width];
+    for (int64_t e = offsets_[i]; e < offsets_[i + 1]; ++e) {
+      const double* r = &edge_vectors_[3 * e];
+      const double* d = &pair_gradients_[3 * e];
+      double* neighbor = &totals_[senders_[e] * width];
+      for (int a = 0; a < 3; ++a) {
+        centre[a] += d[a];
+        neighbor[a] -= d[a];
+      }
+      if (!vflag_either) continue;
+      const double w[6] = {-r[0] * d[0],
+                           -r[1] * d[1],
+                           -r[2] * d[2],
+                           -0.5 * (r[0] * d[1] + r[1] * d[0]),
+                           -0.5 * (r[0] * d[2] + r[2] * d[0]),
+                           -0.5 * (r[1] * d[2] + r[2] * d[1])};
+      for (int k = 0; k < 6; ++k) sums[k] += w[k];
+      if (six >= 0)
+        for (int k = 0; k < 6; ++k) {
+          centre[six + k] += 0.5 * w[k];
+          neighbor[six + k] += 0.5 * w[k];
+        }
+      if (nine >= 0) {
+        // LAMMPS' order: xx yy zz xy xz yz yx zx zy, first the position, then the force.
+        const double c[9] = {-r[0] * d[0], -r[1] * d[1], -r[2] * d[2], -r[0] * d[1], -r[0] * d[2],
+                             -r[1] * d[2], -r[1] * d[0], -r[2] * d[0], -r[2] * d[1]};
+        for (int k = 0; k < 9; ++k) {
+          centre[nine + k] += 0.5 * c[k];
+          neighbor[nine + k] += 0.5 * c[k];
+        }
+      }
+    }
+  }
+
+  // With newton_pair off LAMMPS neither clears nor returns what ghosts collect, so it is returned
+  // here. On one rank there are no ghost rows.
+  int n_target = n_rows_;
+  if (comm->nprocs > 1 && !force->newton_pair) {
+    const int reverse = comm_reverse, reverse_off = comm_reverse_off;
+    comm_reverse = comm_reverse_off = totals_width_;
+    comm->reverse_comm(this);
+    comm_reverse = reverse;
+    comm_reverse_off = reverse_off;
+    n_target = n_local_;
+  }
+
+  double** f = atom->f;
+  for (int i = 0; i < n_target; ++i) {
+    const double* total = &totals_[i * width];
+    for (int a = 0; a < 3; ++a) f[i][a] += total[a] * to_force;
+    if (six >= 0)
+      for (int k = 0; k < 6; ++k) vatom[i][k] += total[six + k] * to_energy;
+    if (nine >= 0)
+      for (int k = 0; k < 9; ++k) cvatom[i][k] += total[nine + k] * to_energy;
+  }
+  if (vflag_global)
+    for (int k = 0; k < 6; ++k) virial[k] += sums[k] * to_energy;
+}
