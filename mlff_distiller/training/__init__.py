@@ -1,0 +1,7 @@
+"""[5] Losses, metrics, checkpoints and the training loop."""
+
+from mlff_distiller.training.metrics import evaluate
+from mlff_distiller.training.reference import fit_reference_energies
+from mlff_distiller.training.trainer import TrainingResult, train
+
+__all__ = ["TrainingResult", "evaluate", "fit_reference_energies", "train"]

@@ -1,0 +1,152 @@
+"""Checkpoints: dictionaries of tensors and plain types, written whole or not at all.
+
+| key                       | content                                                          |
+|---------------------------|------------------------------------------------------------------|
+| format, format_version    | what wrote the file                                              |
+| model_config, elements    | what ``StudentForceField`` is built from                         |
+| dtype, model              | state of the student: the averaged weights, those to be used     |
+| metadata                  | teacher, data hash, closest pair, validation, package version    |
+| config                    | the ``TrainConfig`` of the run                                   |
+| training                  | in ``last.ckpt`` only: all that resuming needs, see trainer.py   |
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mlff_distiller import __version__
+from mlff_distiller.config import ModelConfig, from_dict, to_dict
+from mlff_distiller.errors import InputError
+from mlff_distiller.files import atomic_path
+from mlff_distiller.models import StudentForceField
+
+FORMAT = "mlff-distiller checkpoint"
+#: Raised when a reader of the old number could not use a new file.
+FORMAT_VERSION = 1
+BEST, LAST = "best.ckpt", "last.ckpt"
+_REQUIRED = ("model_config", "elements", "dtype", "model", "metadata")
+
+
+def save_checkpoint(
+    path: str | Path,
+    student: StudentForceField,
+    *,
+    metadata: dict[str, Any],
+    config: dict[str, Any] | None = None,
+    training: dict[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint; the old file stays if anything goes wrong.
+
+    Args:
+        path: file to write, ``.ckpt``.
+        student: the model to be used, that is with averaged weights.
+        metadata: plain types; the package version is added.
+        config: of the run, as plain types.
+        training: state of the optimisation; tensors and plain types.
+
+    Raises:
+        InputError: the file cannot be written, for example because the disk is full.
+    """
+    dtype = str(student.painn.embedding.weight.dtype).removeprefix("torch.")
+    content = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "model_config": to_dict(student.config),
+        "elements": list(student.elements),
+        "dtype": dtype,
+        "model": {k: v.detach().cpu() for k, v in student.state_dict().items()},
+        "metadata": {"package_version": __version__, **metadata},
+        "config": config or {},
+        "training": training,
+    }
+    try:
+        with atomic_path(path) as temporary:
+            torch.save(content, temporary)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise InputError(
+            f"cannot write {path}: {reason}; the checkpoint before it is kept, make room and resume"
+        ) from None
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint that a path means: a file itself, or ``best.ckpt``, else ``last.ckpt``, of a
+    run directory. Raises InputError if there is none."""
+    path = Path(path)
+    if path.is_dir():
+        for name in (BEST, LAST):
+            if (path / name).exists():
+                return path / name
+        raise InputError(
+            f"{path} must hold {BEST} or {LAST}, got neither; name a run directory of "
+            "`mlff-distiller train`"
+        )
+    if not path.exists():
+        raise InputError(f"no such checkpoint: {path}; check the path")
+    return path
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Content of a checkpoint, see the table at the top of this file.
+
+    Args:
+        path: a checkpoint, or a run directory (its best one).
+
+    Raises:
+        InputError: missing, truncated or foreign file, or one of a newer version.
+    """
+    file = find_checkpoint(path)
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror or error}; check the file") from None
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, TypeError):
+        # What torch raises depends on where the file breaks off; none of it helps a user.
+        raise InputError(
+            f"{file} must be a complete checkpoint of mlff-distiller, got a truncated or foreign "
+            "file; copy it again or train again"
+        ) from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise InputError(
+            f"{file} must be a checkpoint of mlff-distiller, got a file of another program; name "
+            "a run directory of `mlff-distiller train`"
+        )
+    version = content.get("format_version")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise InputError(
+            f"{file} has checkpoint version {version}, this mlff_distiller {__version__} reads up "
+            f"to {FORMAT_VERSION}; upgrade mlff_distiller"
+        )
+    missing = [key for key in _REQUIRED if key not in content]
+    if missing:
+        raise InputError(f"{file} lacks {', '.join(missing)}; it is damaged, train again")
+    return content
+
+
+def load_student_from_checkpoint(path: str | Path) -> StudentForceField:
+    """The student of a run directory or checkpoint, with averaged weights, in its own dtype.
+
+    Raises:
+        InputError: see :func:`read_checkpoint`; also weights that do not fit the configuration.
+    """
+    content = read_checkpoint(path)
+    config = from_dict(ModelConfig, content["model_config"], where="model_config")
+    student = StudentForceField(config, content["elements"])
+    student.to(getattr(torch, content["dtype"]))
+    load_state(student, content["model"], find_checkpoint(path))
+    return student.eval()
+
+
+def load_state(student: StudentForceField, state: dict[str, Any], name: str | Path) -> None:
+    """``load_state_dict`` with a one-line error that names the checkpoint."""
+    try:
+        student.load_state_dict(state)
+    except RuntimeError:
+        raise InputError(
+            f"{name}: the weights do not fit the configuration of the model; the file is damaged "
+            "or was edited, train again"
+        ) from None

@@ -1,0 +1,151 @@
+"""What a person sees of a run: a live bar on a terminal, plain lines elsewhere; history files."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from mlff_distiller.files import atomic_path
+from mlff_distiller.units import EV_PER_ANGSTROM3_IN_GPA
+
+# Seconds between two lines where there is no terminal.
+_LINE_INTERVAL = 15.0
+
+
+class Display:
+    """Shows progress on stderr, so that stdout stays clean for scripts.
+
+    Args:
+        enabled: show anything at all.
+    """
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
+        self.console = Console(stderr=True, highlight=False)
+        self._bar: Progress | None = None
+        self._last_line = -_LINE_INTERVAL
+        self._errors = "no validation yet"
+
+    def note(self, text: str) -> None:
+        """One line that stays."""
+        if self.enabled:
+            self.console.print(text, markup=False, soft_wrap=True)
+
+    @contextlib.contextmanager
+    def live(self) -> Iterator[None]:
+        """Keep the bar on the screen while the block runs."""
+        if not self.enabled or not self.console.is_terminal:
+            yield
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:>3.0f} %  {task.fields[left]}"),
+        )
+        # Two refreshes a second: drawing takes time from training.
+        bar = Progress(*columns, console=self.console, refresh_per_second=2, transient=True)
+        with bar:
+            bar.add_task("training", total=1.0, left="")
+            self._bar = bar
+            try:
+                yield
+            finally:
+                self._bar = None
+
+    def step(self, epoch: int, fraction: float, seconds: float, loss: float) -> None:
+        """After a training step: part of the run done, seconds so far, loss of the batch."""
+        if self._bar is not None:
+            left = _duration(seconds * (1.0 - fraction) / fraction) if fraction > 0 else "?"
+            self._bar.update(
+                self._bar.task_ids[0],
+                completed=fraction,
+                description=f"epoch {epoch + 1}  loss {loss:.3g}  {self._errors}",
+                left=f"{left} left",
+            )
+
+    def epoch(self, row: dict[str, Any], fraction: float, best: bool, *, last: bool) -> None:
+        """After a validation: a row of the history."""
+        self._errors = error_text(row)
+        now = time.monotonic()
+        due = last or now - self._last_line >= _LINE_INTERVAL
+        if self.enabled and self._bar is None and due:
+            self._last_line = now
+            seconds = row["seconds"]
+            left = _duration(seconds * (1.0 - fraction) / fraction) if fraction > 0 else "?"
+            self.note(
+                f"epoch {row['epoch'] + 1:4d}  {100 * fraction:3.0f} %  loss {row['train_loss']:.3g}"
+                f"  {self._errors}{' (best)' if best else ''}  {left} left"
+            )
+
+
+def error_text(row: dict[str, Any]) -> str:
+    """Validation errors of a row of the history, for people."""
+    parts = [
+        ("valid_force_mae", "force {:.1f} meV/Å", 1e3),
+        ("valid_energy_mae", "energy {:.2f} meV/atom", 1e3),
+        ("valid_stress_mae", "stress {:.3f} GPa", EV_PER_ANGSTROM3_IN_GPA),
+    ]
+    shown = [text.format(row[k] * unit) for k, text, unit in parts if row[k] == row[k]]
+    return "MAE " + ", ".join(shown)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class History:
+    """``history.csv``, one row an epoch in eV, Å and seconds, and TensorBoard if installed.
+
+    Args:
+        folder: run directory.
+        columns: of the table.
+        epochs: keep this many rows of an earlier run, 0 to start anew.
+        tensorboard: write event files as well.
+    """
+
+    def __init__(self, folder: Path, columns: list[str], epochs: int, tensorboard: bool) -> None:
+        self.path = folder / "history.csv"
+        self._columns = columns
+        self.warning: str | None = None
+        kept: list[dict[str, str]] = []
+        if epochs and self.path.exists():
+            with self.path.open(newline="", encoding="utf-8") as file:
+                kept = [row for row in csv.DictReader(file) if int(row["epoch"]) < epochs]
+        with atomic_path(self.path) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(kept)
+        self._events: Any = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                self.warning = (
+                    "tensorboard is not installed, history.csv holds the same numbers; "
+                    "pip install tensorboard, or set training.tensorboard to false"
+                )
+            else:
+                self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=epochs)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append one epoch."""
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self._columns).writerow(row)
+        if self._events is not None:
+            for key, value in row.items():
+                if key not in ("epoch", "step", "seconds") and value == value:
+                    self._events.add_scalar(key.replace("_", "/", 1), value, row["epoch"])
+
+    def close(self) -> None:
+        """Flush the event file."""
+        if self._events is not None:
+            self._events.close()

@@ -1,0 +1,38 @@
+"""Ctrl-C at a moment when the state is consistent."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+
+class Interrupt:
+    """Remembers that the user pressed Ctrl-C or that a batch system sent SIGTERM."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[None]:
+        """Note signals instead of raising at once; a second one raises KeyboardInterrupt.
+
+        An exception in the middle of an optimiser step would leave half of the weights updated.
+        Outside of the main thread nothing is caught: signals do not arrive there.
+        """
+
+        def note(*_: Any) -> None:
+            if self.requested:
+                raise KeyboardInterrupt
+            self.requested = True
+
+        old: dict[int, Any] = {}
+        with contextlib.suppress(ValueError):
+            for number in (signal.SIGINT, signal.SIGTERM):
+                old[number] = signal.signal(number, note)
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)

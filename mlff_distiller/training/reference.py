@@ -1,0 +1,133 @@
+"""Where training starts: reference energies per element and the scale of the readout."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from mlff_distiller.data import Batch, Structure, collate, neighbors_of
+from mlff_distiller.errors import InputError
+from mlff_distiller.models import StudentForceField
+from mlff_distiller.ops import edge_vectors
+
+logger = logging.getLogger(__name__)
+
+# The readout starts with forces this much smaller than the labels: a random guess of their size
+# would add its own error to the first steps.
+_INITIAL_FORCE_FRACTION = 0.1
+
+
+def fit_reference_energies(
+    structures: Sequence[Structure],
+    elements: Sequence[int],
+    repulsion: np.ndarray | None = None,
+) -> np.ndarray:
+    """Energy per atom of each element that explains most of the labels by composition alone.
+
+    Least squares over ``Σ_z n_z E_z / n = E / n``, so that large structures count no more than
+    small ones. Where compositions do not tell elements apart (one formula, one element missing),
+    the solution of smallest norm is taken: any other would serve the network as well.
+
+    Args:
+        structures: with energy labels; others are ignored.
+        elements: atomic numbers, ascending or not.
+        repulsion: (len(structures),), eV; subtracted from the labels beforehand.
+
+    Returns:
+        (len(elements),) float64, eV, in the order of ``elements``.
+
+    Raises:
+        InputError: no energy labels, or an element outside of ``elements``.
+    """
+    column = {int(z): k for k, z in enumerate(elements)}
+    rows, targets = [], []
+    for i, s in enumerate(structures):
+        if s.energy is None:
+            continue
+        row = np.zeros(len(column))
+        for z, count in zip(*np.unique(s.atomic_numbers, return_counts=True), strict=True):
+            if int(z) not in column:
+                raise InputError(
+                    f"reference energies: structure {i} ({s.formula}) holds Z={z}, expected only "
+                    f"{sorted(column)}; add the element"
+                )
+            row[column[int(z)]] = count / len(s)
+        rows.append(row)
+        extra = 0.0 if repulsion is None else float(repulsion[i])
+        targets.append((s.energy - extra) / len(s))
+    if not rows:
+        raise InputError(
+            "reference energies need structures with an energy, got none; label them, or set "
+            "training.reference_energies to none"
+        )
+    matrix, target = np.array(rows), np.array(targets)
+    # Compositions are ratios of small integers: singular values below 1e-9 are rounding.
+    energies, _, rank, _ = np.linalg.lstsq(matrix, target, rcond=1e-9)
+    rms = float(np.sqrt(np.mean((matrix @ energies - target) ** 2)))
+    logger.info(
+        "reference energies, eV: %s; %.4g meV/atom remain%s",
+        ", ".join(f"Z={z}: {e:.6f}" for z, e in zip(elements, energies, strict=True)),
+        1e3 * rms,
+        "" if rank == len(column) else f" (rank {rank} of {len(column)}: smallest norm)",
+    )
+    return np.asarray(energies, dtype=np.float64)
+
+
+def repulsion_energies(student: StudentForceField, structures: Sequence[Structure]) -> np.ndarray:
+    """ZBL energy of each structure, (len(structures),), eV; zeros if the student has none."""
+    energies = np.zeros(len(structures))
+    if student.zbl is None:
+        return energies
+    parameter = student.reference_energies
+    for i, structure in enumerate(structures):
+        batch = collate([structure], student.cutoff, torch.float64).to(parameter.device)
+        vectors = edge_vectors(
+            batch.positions, batch.cell, batch.edge_index, batch.shifts, batch.structure_index
+        ).to(student.zbl.radii.dtype)
+        species = student.species(batch.atomic_numbers)
+        energies[i] = float(student.zbl(species, batch.edge_index, vectors).sum())
+    return energies
+
+
+def scale_readout(student: StudentForceField, batch: Batch) -> None:
+    """Scale and shift the last layer so that training starts near the labels.
+
+    Random weights give energies and forces of an arbitrary size. Afterwards the forces of the
+    network are a tenth of the labels' in root mean square, and its mean energy is zero.
+
+    Args:
+        student: fresh; changed in place.
+        batch: some training structures; without forces nothing is changed.
+    """
+    readout = student.painn.readout[-1]
+    if not isinstance(readout, torch.nn.Linear):  # for the type checker
+        raise TypeError("the readout must end in a linear layer")
+    rows = batch.has_forces[batch.structure_index]
+    repulsion, student.zbl = student.zbl, None
+    try:
+        result = student.compute(batch, stress=False)
+    finally:
+        student.zbl = repulsion
+    found = float(result["forces"][rows].square().mean().sqrt()) if bool(rows.any()) else 0.0
+    wanted = float(batch.forces[rows].square().mean().sqrt()) if bool(rows.any()) else 0.0
+    factor = _INITIAL_FORCE_FRACTION * wanted / found if found > 0 and wanted > 0 else 1.0
+    species = student.species(batch.atomic_numbers)
+    network = (result["energies"] - student.reference_energies[species]).mean()
+    with torch.no_grad():
+        readout.weight.mul_(factor)
+        readout.bias.copy_(-factor * network.to(readout.bias.dtype).reshape(1))
+
+
+def closest_pair(structures: Sequence[Structure], cutoff: float) -> float | None:
+    """Shortest distance between two atoms (images included), Å; None if all are farther apart
+    than ``cutoff``."""
+    shortest = np.inf
+    for s in structures:
+        edge_index, shifts = (t.numpy() for t in neighbors_of(s, cutoff))
+        if edge_index.shape[1]:
+            vectors = s.positions[edge_index[0]] - s.positions[edge_index[1]] + shifts @ s.cell
+            shortest = min(shortest, float(np.linalg.norm(vectors, axis=1).min()))
+    return shortest if np.isfinite(shortest) else None

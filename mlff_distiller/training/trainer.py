@@ -1,0 +1,470 @@
+"""The training loop.
+
+A run directory holds ``best.ckpt`` (averaged weights of the best validation), ``last.ckpt`` (the
+same of now, and all that resuming needs), ``config.yaml``, ``history.csv`` and ``tensorboard/``.
+
+Resuming repeats an uninterrupted run bit for bit on the CPU: the order of the structures is a
+function of seed and epoch, nothing else draws random numbers, and weights, averages, moments of
+the optimiser, schedule and the place within the epoch are in ``last.ckpt``. A limit in minutes
+ties the learning rate to the clock; then resuming is only as reproducible as the clock is.
+
+With several processes each takes every n-th structure of a batch. Sums of squares are divided by
+the numbers of labels of the whole batch and gradients are added up, so the result is that of one
+process up to rounding.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from mlff_distiller.config import TrainConfig, save_yaml, to_dict
+from mlff_distiller.data import Batch, Structure, collate
+from mlff_distiller.errors import InputError
+from mlff_distiller.models import StudentForceField
+from mlff_distiller.training.checkpoint import (
+    BEST,
+    LAST,
+    load_state,
+    read_checkpoint,
+    save_checkpoint,
+)
+from mlff_distiller.training.display import Display, History
+from mlff_distiller.training.interrupt import Interrupt
+from mlff_distiller.training.losses import QUANTITIES, loss_weights, residuals, weighted_loss
+from mlff_distiller.training.metrics import ErrorSums, error_sums
+from mlff_distiller.training.schedule import Schedule
+from mlff_distiller.training.setup import (
+    AveragedStudent,
+    TrainingData,
+    load_data,
+    make_fabric,
+    new_student,
+)
+
+COLUMNS = [
+    "epoch",
+    "step",
+    "seconds",
+    "learning_rate",
+    "train_loss",
+    *(f"train_{name}_rmse" for name in ("energy", "force", "stress")),
+    "valid_loss",
+    *(f"valid_{name}_{kind}" for name in ("energy", "force", "stress") for kind in ("mae", "rmse")),
+]
+# last.ckpt is written after an epoch unless it is younger than this many seconds; short epochs
+# would otherwise spend their time on writing. The end of a run and Ctrl-C always write it.
+_SAVE_INTERVAL = 5.0
+
+
+class TrainingResult(TypedDict):
+    """What a run reached; plain JSON types."""
+
+    run_dir: str
+    epochs: int
+    steps: int
+    seconds: float
+    stopped: str
+    """``max_epochs``, ``max_minutes`` or ``early stop``."""
+    best_epoch: int
+    num_parameters: int
+    min_distance: float | None
+    data_hash: str
+    validation: dict[str, Any]
+    """Metrics of the best epoch, see :func:`mlff_distiller.training.evaluate`."""
+
+
+class _Stopped(Exception):
+    """Ctrl-C was pressed and the state is consistent."""
+
+
+def train(
+    config: TrainConfig,
+    output: str | Path,
+    *,
+    resume: bool | Literal["auto"] = False,
+    progress: bool = True,
+) -> TrainingResult:
+    """Train a student on labelled data.
+
+    Args:
+        config: data, network and optimisation.
+        output: run directory. Checkpoints of an earlier run there move to ``*.old``.
+        resume: go on from ``last.ckpt``; ``"auto"`` does so only where that belongs to the same
+            data and configuration, and starts anew otherwise.
+        progress: show progress on stderr.
+
+    Returns:
+        What was reached. ``best.ckpt`` in ``output`` holds the student.
+
+    Raises:
+        InputError: data that cannot be used, nothing to resume, a loss that is not finite.
+        KeyboardInterrupt: Ctrl-C (or SIGTERM), after ``last.ckpt`` was written.
+    """
+    fabric = make_fabric(config.training)
+    return fabric.launch(_run, config, Path(output), resume, progress)
+
+
+def _run(
+    fabric: Fabric, config: TrainConfig, output: Path, resume: bool | str, progress: bool
+) -> TrainingResult:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.training.threads)
+    try:
+        return _Trainer(fabric, config, output, resume, progress).run()
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Trainer:
+    def __init__(
+        self, fabric: Fabric, config: TrainConfig, output: Path, resume: bool | str, progress: bool
+    ) -> None:
+        self.fabric, self.config, self.settings = fabric, config, config.training
+        self.output = output
+        self.interrupt = Interrupt()
+        self.display = Display(progress and fabric.is_global_zero)
+        self.data = self._load_data()
+        self.dtype = getattr(torch, self.settings.precision)
+        self.student: StudentForceField = new_student(config, self.data).to(fabric.device)
+        self.parameters = list(self.student.parameters())
+        self.averaged = AveragedStudent(self.student, self.settings.ema_decay)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=self.settings.learning_rate,
+            weight_decay=self.settings.weight_decay,
+        )
+        self.batches_per_epoch = -(-len(self.data.train) // self.settings.batch_size)
+        self.schedule = Schedule(self.settings, self.batches_per_epoch)
+        self.weights = loss_weights(self.settings, fabric.device)
+        self.needs_stress = any(s.stress is not None for s in self.data.train)
+        self.valid_batches: list[Batch] | None = None
+
+        self.epoch, self.batch, self.step = 0, 0, 0
+        self.train_sums = torch.zeros(2, 3, dtype=torch.float64)  # squares and counts
+        self.best_loss, self.best_epoch, self.stagnation = math.inf, 0, 0
+        self.best_metrics: dict[str, Any] = {}
+        self.seconds_before = 0.0
+        self.saved_at = -math.inf
+        self._open_output(resume)
+
+    # -- start ---------------------------------------------------------------------------------
+
+    def _load_data(self) -> TrainingData:
+        # The first process draws and stores the splits, the others then read them.
+        if self.fabric.is_global_zero:
+            data = load_data(self.config, self.config.model.cutoff)
+        self.fabric.barrier()
+        if not self.fabric.is_global_zero:
+            data = load_data(self.config, self.config.model.cutoff)
+        return data
+
+    def _open_output(self, resume: bool | str) -> None:
+        last = self.output / LAST
+        state = self._resumable(last, resume)
+        self.fabric.barrier()
+        if state is not None:
+            self._restore(state, last)
+        if self.fabric.is_global_zero:
+            self.output.mkdir(parents=True, exist_ok=True)
+            if state is None:
+                for name in (BEST, LAST):
+                    if (self.output / name).exists():
+                        (self.output / name).replace(self.output / f"{name}.old")
+            save_yaml(self.config, self.output / "config.yaml")
+            self.history = History(
+                self.output, COLUMNS, self.epoch, tensorboard=self.settings.tensorboard
+            )
+            if self.history.warning:
+                self.display.note(self.history.warning)
+        self._describe(resumed=state is not None)
+
+    def _resumable(self, last: Path, resume: bool | str) -> dict[str, Any] | None:
+        """Content of ``last.ckpt`` if the run goes on from it."""
+        if not resume or (resume == "auto" and not last.exists()):
+            return None
+        if not last.exists():
+            raise InputError(f"{self.output} holds no {LAST} to resume; start without --resume")
+        try:
+            content = read_checkpoint(last)
+            if content.get("training") is None:
+                raise InputError(f"{last} holds no state to resume from; start without --resume")
+            same_data = content["metadata"]["data_hash"] == self.data.metadata["data_hash"]
+            if not same_data:
+                raise InputError(
+                    f"{last} was trained on other data than {self.config.data.path}; give the "
+                    "same data, or start without --resume in another directory"
+                )
+            here = {"model": to_dict(self.config.model), "precision": self.settings.precision}
+            there = {"model": content["model_config"], "precision": content["dtype"]}
+            if here != there:
+                raise InputError(
+                    f"{last} holds another network ({_difference(there, here)}); use the "
+                    "configuration that it was started with, or start without --resume"
+                )
+        except InputError:
+            if resume == "auto":
+                return None
+            raise
+        if resume == "auto" and content["config"] != to_dict(self.config):
+            return None
+        return content
+
+    def _describe(self, *, resumed: bool) -> None:
+        data, student = self.data, self.student
+        atoms = sum(len(s) for s in data.train)
+        numbers = data.metadata
+        valid = numbers["num_valid"] or "the same"
+        self.display.note(
+            f"{'resuming' if resumed else 'training'} in {self.output}: {len(data.train)} "
+            f"structures, {atoms:,} atoms, validated on {valid}; {student.num_parameters:,} "
+            f"parameters, {self.fabric.device}, {self.settings.precision}"
+        )
+        energies = student.reference_energies.tolist()
+        text = ", ".join(f"Z={z} {e:.4f}" for z, e in zip(data.elements, energies, strict=True))
+        self.display.note(f"reference energies, eV: {text}")
+
+    # -- state ---------------------------------------------------------------------------------
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "student": self.student.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "train_sums": self.train_sums,
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "step": self.step,
+            "seconds": self._seconds(),
+            "best_loss": self.best_loss,
+            "best_epoch": self.best_epoch,
+            "best_metrics": self.best_metrics,
+            "stagnation": self.stagnation,
+        }
+
+    def _restore(self, content: dict[str, Any], name: Path) -> None:
+        state = content["training"]
+        load_state(self.student, state["student"], name)
+        load_state(self.averaged.student, content["model"], name)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.train_sums = state["train_sums"]
+        self.epoch, self.batch, self.step = state["epoch"], state["batch"], state["step"]
+        self.seconds_before = state["seconds"]
+        self.best_loss, self.best_epoch = state["best_loss"], state["best_epoch"]
+        self.best_metrics, self.stagnation = state["best_metrics"], state["stagnation"]
+
+    def _save(self, name: str, validation: dict[str, Any]) -> None:
+        if not self.fabric.is_global_zero:
+            return
+        metadata = {
+            **self.data.metadata,
+            "epoch": self.epoch,
+            "validation": validation,
+            "torch_version": torch.__version__,
+        }
+        save_checkpoint(
+            self.output / name,
+            self.averaged.student,
+            metadata=metadata,
+            config=to_dict(self.config),
+            training=self._state() if name == LAST else None,
+        )
+        if name == LAST:
+            self.saved_at = time.monotonic()
+
+    def _seconds(self) -> float:
+        return self.seconds_before + time.monotonic() - self.started
+
+    # -- the loop ------------------------------------------------------------------------------
+
+    def run(self) -> TrainingResult:
+        self.started = time.monotonic()
+        with self.interrupt.watch(), self.display.live():
+            try:
+                while (reason := self._finished()) is None:
+                    self._train_epoch()
+                    self._validate_epoch()
+                self._save(LAST, self.best_metrics)
+            except _Stopped:
+                self._save(LAST, self.best_metrics)
+                self.display.note(f"stopped; {self.output / LAST} holds the state")
+                raise KeyboardInterrupt from None
+            finally:
+                if self.fabric.is_global_zero:
+                    self.history.close()
+        return TrainingResult(
+            run_dir=str(self.output),
+            epochs=self.epoch,
+            steps=self.step,
+            seconds=self._seconds(),
+            stopped=reason,
+            best_epoch=self.best_epoch,
+            num_parameters=self.student.num_parameters,
+            min_distance=self.data.metadata["min_distance"],
+            data_hash=self.data.metadata["data_hash"],
+            validation=self.best_metrics,
+        )
+
+    def _finished(self) -> str | None:
+        seconds = self._agreed(torch.zeros(3), stop=False)[1] if self.epoch else 0.0
+        if self.epoch >= self.settings.max_epochs:
+            return "max_epochs"
+        if self.schedule.progress(0, seconds) >= 1.0:
+            return "max_minutes"
+        if self.stagnation > self.settings.early_stop_patience:
+            return "early stop"
+        return None
+
+    def _train_epoch(self) -> None:
+        """Train from batch ``self.batch`` to the end of the epoch or of the time."""
+        generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(len(self.data.train), generator=generator).tolist()
+        size = self.settings.batch_size
+        rank, world = self.fabric.global_rank, self.fabric.world_size
+        seconds = 0.0
+        while self.batch < self.batches_per_epoch and self.schedule.progress(0, seconds) < 1.0:
+            chosen = order[self.batch * size : (self.batch + 1) * size][rank::world]
+            loss, seconds = self._train_step([self.data.train[i] for i in chosen])
+            self.batch += 1
+            self.step += 1
+            self.display.step(self.epoch, self.schedule.progress(self.step, seconds), seconds, loss)
+
+    def _train_step(self, structures: list[Structure]) -> tuple[float, float]:
+        """One step on this process' share of a batch; the loss of the batch and the seconds."""
+        sums = torch.zeros(3, dtype=torch.float64, device=self.fabric.device)
+        counts = torch.zeros_like(sums)
+        if structures:
+            batch = collate(structures, self.student.cutoff, self.dtype).to(self.fabric.device)
+            result = self.student.compute(batch, stress=self.needs_stress, create_graph=True)
+            found = residuals(result, batch)
+            sums, counts = found.squared_sums(), found.counts()
+        counts, seconds = self._agreed(counts, stop=self.interrupt.requested)
+        loss = weighted_loss(sums, counts, self.weights)
+        if structures:
+            # Only parameters: edge vectors require gradients too, for the forces.
+            self.fabric.backward(loss, inputs=self.parameters)
+        norm = self._reduce_gradients()
+        sums = self._sum_over_processes(sums.detach())
+        value = float(weighted_loss(sums, counts, self.weights))
+        if not (math.isfinite(value) and math.isfinite(norm)):
+            raise self._diverged("training loss", value if math.isfinite(norm) else norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule.learning_rate(self.step, seconds)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.averaged.update(self.step)
+        self.train_sums += torch.stack([sums, counts]).cpu()
+        return value, seconds
+
+    def _validate_epoch(self) -> None:
+        if self.valid_batches is None:
+            self.valid_batches = list(self._validation_batches())
+        errors = error_sums(
+            self.averaged.student, self.valid_batches, after_batch=self._stop_if_asked
+        )
+        errors.table = self._sum_over_processes(errors.table)
+        loss = errors.loss(self.weights)
+        if not math.isfinite(loss):
+            raise self._diverged("validation loss", loss)
+        row = self._history_row(errors, loss)
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.train_sums.zero_()
+        self.schedule.end_epoch(loss)
+        best = loss < self.best_loss
+        if best:
+            self.best_loss, self.best_epoch, self.stagnation = loss, self.epoch, 0
+            self.best_metrics = errors.metrics()
+            self._save(BEST, self.best_metrics)
+        else:
+            self.stagnation += 1
+        if self.fabric.is_global_zero:
+            self.history.add(row)
+        if time.monotonic() - self.saved_at > _SAVE_INTERVAL:
+            self._save(LAST, self.best_metrics)
+        done = self.schedule.progress(self.step, row["seconds"])
+        self.display.epoch(row, done, best, last=done >= 1.0)
+
+    def _validation_batches(self) -> Iterator[Batch]:
+        size, valid = self.settings.batch_size, self.data.valid
+        starts = range(0, len(valid), size)
+        for start in starts[self.fabric.global_rank :: self.fabric.world_size]:
+            batch = collate(valid[start : start + size], self.student.cutoff, self.dtype)
+            yield batch.to(self.fabric.device)
+
+    def _history_row(self, errors: ErrorSums, loss: float) -> dict[str, Any]:
+        squares, counts = self.train_sums
+        means = (squares / counts).sqrt().tolist()  # 0 / 0 is NaN: no labels
+        row: dict[str, Any] = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "seconds": round(self._seconds(), 3),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "train_loss": float(weighted_loss(squares, counts, self.weights.cpu())),
+            "valid_loss": loss,
+        }
+        for name, quantity, mean in zip(
+            ("energy", "force", "stress"), QUANTITIES, means, strict=True
+        ):
+            row[f"train_{name}_rmse"] = mean
+            row[f"valid_{name}_mae"] = errors.mae(quantity)
+            row[f"valid_{name}_rmse"] = errors.rmse(quantity)
+        return row
+
+    # -- several processes, and the end ----------------------------------------------------------
+
+    def _sum_over_processes(self, value: Tensor) -> Tensor:
+        if self.fabric.world_size == 1:
+            return value
+        return self.fabric.all_reduce(value, reduce_op="sum")
+
+    def _agreed(self, counts: Tensor, *, stop: bool) -> tuple[Tensor, float]:
+        """Counts of all processes and the clock of the first; raises _Stopped on Ctrl-C in any."""
+        clock = self._seconds() if self.fabric.is_global_zero else 0.0
+        own = torch.tensor([float(stop), clock], dtype=torch.float64, device=self.fabric.device)
+        together = self._sum_over_processes(torch.cat([counts.to(own), own]))
+        if together[3] > 0:
+            raise _Stopped
+        return together[:3], float(together[4])
+
+    def _reduce_gradients(self) -> float:
+        """Add up the gradients of all processes, clip them, and return their norm before that."""
+        if self.fabric.world_size > 1:
+            parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+            flat = self._sum_over_processes(torch.cat([p.reshape(-1) for p in parts]))
+            pieces = flat.split([p.numel() for p in parts])
+            for parameter, piece in zip(self.parameters, pieces, strict=True):
+                parameter.grad = piece.view_as(parameter)
+        limit = self.settings.gradient_clip or math.inf
+        return float(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
+
+    def _stop_if_asked(self) -> None:
+        # Several processes stop together in the next training step instead.
+        if self.interrupt.requested and self.fabric.world_size == 1:
+            raise _Stopped
+
+    def _diverged(self, what: str, value: float) -> InputError:
+        kept = [name for name in (BEST, LAST) if (self.output / name).exists()]
+        return InputError(
+            f"the {what} became {value} in epoch {self.epoch + 1}, batch {self.batch + 1}; lower "
+            f"training.learning_rate (now {self.settings.learning_rate:g}) or look for wrong "
+            f"labels; kept: {', '.join(kept) or 'nothing yet'}"
+        )
+
+
+def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:
+    flat_there = {**there["model"], "precision": there["precision"]}
+    flat_here = {**here["model"], "precision": here["precision"]}
+    return ", ".join(
+        f"{key} {flat_there.get(key)} instead of {value}"
+        for key, value in flat_here.items()
+        if flat_there.get(key) != value
+    )
