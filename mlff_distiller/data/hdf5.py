@@ -289,7 +289,7 @@ def merge(
 ) -> None:
     """Write ``path`` anew, with the records of its journal, and rename it into place."""
     _, records = read_journal(journal_path(path))
-    if path.exists() and not records and splits is None:
+    if not records and splits is None:
         _temporary(path).unlink(missing_ok=True)
         return
     temporary = _temporary(path)

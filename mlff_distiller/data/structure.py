@@ -70,6 +70,7 @@ class Structure:
         if np.ndim(self.pbc) == 0:
             object.__setattr__(self, "pbc", [bool(self.pbc)] * 3)
         convert("pbc", np.bool_, (3,))
+        object.__setattr__(self, "info", dict(self.info))  # copies must not share it
         if self.energy is not None:
             object.__setattr__(self, "energy", float(self.energy))
 

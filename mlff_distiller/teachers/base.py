@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 from collections.abc import Collection, Sequence
 from importlib import metadata
 from typing import Any, Protocol, runtime_checkable
@@ -120,7 +121,8 @@ def versions_of(packages: Sequence[str]) -> dict[str, str]:
 @contextlib.contextmanager
 def quiet() -> Any:
     """Hold back what packages print while they load; failures carry their own message."""
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         yield
 
 
