@@ -81,7 +81,9 @@ def open_potential(
         return PortablePotential(path, device=device, dtype=dtype, skin=skin)
     from mlff_distiller.ops.engine import NativePotential
 
-    return NativePotential(str(path), dtype=dtype, threads=threads, skin=skin)
+    # Whoever asks for double precision wants every digit, not an interpolated filter.
+    tabulate = dtype == "float32"
+    return NativePotential(str(path), dtype=dtype, threads=threads, tabulate=tabulate, skin=skin)
 
 
 def resolve_backend(backend: str, device: str = "cpu") -> str:
