@@ -65,9 +65,16 @@ def test_sigkill_at_any_time_loses_at_most_one_batch(tmp_path, merge_every: int)
                         stream.write(f"{n + batch}\n")
 
     killed_at = []
-    for _ in range(8):
+    for attempt in range(8):
+        before = log.stat().st_size if log.exists() else 0
         pid = in_child(write)
-        time.sleep(0.02 + 0.2 * rng.random())
+        deadline = time.monotonic() + 30
+        # Every other time wait until it writes; else it may be killed while it opens the file.
+        while attempt % 2 and time.monotonic() < deadline:
+            if log.exists() and log.stat().st_size > before:
+                break
+            time.sleep(0.002)
+        time.sleep(0.15 * rng.random())
         os.kill(pid, signal.SIGKILL)
         assert wait(pid) == -signal.SIGKILL
         reported = int(log.read_text().split()[-1]) if log.exists() and log.stat().st_size else 0

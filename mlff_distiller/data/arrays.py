@@ -83,6 +83,7 @@ class ArrayStore:
         self.splits: dict[str, np.ndarray] = {}
         self.units: dict[str, str] = {}
         self._arrays: dict[str, Any] = {}
+        self._infos: Any = None
         self._count, self.offsets = 0, np.zeros(1, dtype=np.int64)
         names: set[str] = set()
         if path.exists() or header is None:
@@ -129,10 +130,10 @@ class ArrayStore:
     def info(self, index: int) -> dict[str, Any]:
         """``info`` of one structure."""
         record, local = self._locate(index)
-        source = record.arrays if record is not None else self._main()
-        if "info" not in source:
+        infos = record.arrays["info"] if record is not None else self._infos
+        if infos is None:
             return {}
-        text = source["info"][local]
+        text = infos[local]
         return dict(json.loads(text.decode() if isinstance(text, bytes) else str(text)))
 
     def read(self, index: int) -> Structure:
@@ -191,6 +192,8 @@ class ArrayStore:
             self._arrays = {k: file[p] for k, p in _PLACES.items() if p in file}
             self._read_units(file)
             self._check_main(file)
+            # Read at once: one by one costs 0.1 ms each, which splits of large files would feel.
+            self._infos = self._arrays["info"][()] if "info" in self._arrays else None
             self.splits = self._read_splits(file)
         except InputError:
             self.close()

@@ -64,7 +64,6 @@ class Journal:
 
     Attributes:
         header: JSON mapping of the file, None while it is empty.
-        records: what was committed before.
 
     Raises:
         InputError: another process writes to it, or it is damaged before its end.
@@ -75,7 +74,7 @@ class Journal:
         self._fd = _open_locked(path)
         try:
             data = _read_all(self._fd)
-            self.header, self.records, self._committed = _scan(data, path)
+            self.header, _, self._committed = _scan(data, path)
             if self._committed < len(data):
                 os.ftruncate(self._fd, self._committed)
         except BaseException:
