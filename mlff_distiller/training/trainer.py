@@ -269,7 +269,7 @@ class _Trainer:
             **self.data.metadata,
             "epoch": self.epoch,
             "validation": validation,
-            "torch_version": torch.__version__,
+            "torch_version": str(torch.__version__),  # a class that weights_only refuses otherwise
         }
         save_checkpoint(
             self.output / name,
