@@ -87,7 +87,7 @@ def test_case_31b_memory_stays_level(model, backend, platform):
     integrator.step(300)
     gc.collect()
     before = psutil.Process().memory_info().rss
-    integrator.step(2000)
+    integrator.step(5000)
     gc.collect()
     after = psutil.Process().memory_info().rss
     assert after < 1.01 * before

@@ -1,0 +1,75 @@
+"""Liquid water from the student at constant pressure: density against time.
+
+    python npt_water.py student.pt --steps 100000
+
+The student must know H and O. Molecules are whole for the barostat, because the force declares the
+bonds of the topology.
+"""
+
+import argparse
+
+import matplotlib
+import numpy as np
+import openmm
+from mlff_distiller.openmm import painn_force
+from openmm import app, unit
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("model", help="file written by `mlff-distiller export`")
+parser.add_argument("--steps", type=int, default=20000, help="of 0.5 fs")
+parser.add_argument("--box", type=float, default=1.6, help="edge of the first box, nm")
+parser.add_argument("--temperature", type=float, default=300.0, help="K")
+parser.add_argument("--plot", default="density.png")
+args = parser.parse_args()
+
+# OpenMM fills the box with TIP3P water; only the positions are used.
+modeller = app.Modeller(app.Topology(), [] * unit.nanometer)
+modeller.addSolvent(
+    app.ForceField("amber14/tip3p.xml"), boxSize=openmm.Vec3(1, 1, 1) * args.box * unit.nanometer
+)
+topology = modeller.topology
+system = openmm.System()
+system.setDefaultPeriodicBoxVectors(*topology.getPeriodicBoxVectors())
+for atom in topology.atoms():
+    system.addParticle(atom.element.mass)
+system.addForce(painn_force(topology, args.model))  # periodic, because the topology has a box
+temperature = args.temperature * unit.kelvin
+system.addForce(openmm.MonteCarloBarostat(1 * unit.bar, temperature, 10))
+
+integrator = openmm.LangevinMiddleIntegrator(
+    temperature, 2 / unit.picosecond, 0.5 * unit.femtosecond
+)
+simulation = app.Simulation(topology, system, integrator)
+simulation.context.setPositions(modeller.positions)
+simulation.minimizeEnergy(maxIterations=50)
+simulation.context.setVelocitiesToTemperature(temperature)
+
+mass = (
+    sum((system.getParticleMass(i) for i in range(system.getNumParticles())), 0 * unit.dalton)
+    / unit.AVOGADRO_CONSTANT_NA
+)
+times, densities = [], []
+print(
+    f"{topology.getNumResidues()} molecules, {len(simulation.context.getMolecules())} for the barostat"
+)
+print(f"{'time / ps':>10} {'E_pot / kJ/mol':>16} {'density / g/cm³':>16}")
+for _ in range(20):
+    simulation.step(max(1, args.steps // 20))
+    state = simulation.context.getState(energy=True)
+    times.append(state.getTime().value_in_unit(unit.picosecond))
+    densities.append(
+        (mass / state.getPeriodicBoxVolume()).value_in_unit(unit.gram / unit.centimeter**3)
+    )
+    energy = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
+    print(f"{times[-1]:10.3f} {energy:16.1f} {densities[-1]:16.4f}")
+
+figure, axes = plt.subplots(figsize=(5, 3.5))
+axes.plot(times, densities)
+axes.set(xlabel="time / ps", ylabel="density / (g/cm³)")
+figure.tight_layout()
+figure.savefig(args.plot, dpi=150)
+half = densities[len(densities) // 2 :]
+print(f"density of the second half {np.mean(half):.4f} ± {np.std(half):.4f} g/cm³; {args.plot}")
