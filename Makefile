@@ -8,11 +8,14 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 # The demo teachers; both carry everything they need, so nothing is downloaded later.
 TEACHERS ?= sevenn==0.13.0 tblite==0.8.0
+# Two more that only the tests need (Orb runs there with random weights).
+TEST_TEACHERS ?= chgnet==0.4.2 "orb-models==0.5.5; python_version < '3.12'"
 DEMO ?= silicon
 PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.mlff-installed
+TEST_STAMP := $(VENV)/.mlff-test-teachers
 NATIVE := CMakeLists.txt pyproject.toml $(shell find mlff_distiller/csrc lammps_plugin openmm_plugin \
             -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name CMakeLists.txt)
 
@@ -47,8 +50,13 @@ $(STAMP): $(NATIVE)
 demo: install
 	$(BIN)/mlff-distiller distill examples/demo_$(DEMO).yaml
 
-test: install
+test: install $(TEST_STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+$(TEST_STAMP): $(STAMP)
+	@echo "teachers for the tests ($(TEST_TEACHERS))"
+	@$(BIN)/pip install --quiet --constraint $(VENV)/constraints.txt $(TEST_TEACHERS)
+	@touch $@
 
 lint: install
 	$(BIN)/ruff check .
