@@ -57,7 +57,12 @@ class PainnComputation:
         self.digest = digest
         self.atomic_numbers = np.asarray(atomic_numbers, dtype=np.int64)
         self.periodic = periodic
-        self.options = {"dtype": dtype, "device": device, "threads": threads, "skin": skin}
+        self.options: dict[str, Any] = {
+            "dtype": dtype,
+            "device": device,
+            "threads": threads,
+            "skin": skin,
+        }
         self._prepare()
         self._idle.append(self._open())  # errors now, not in the first step
 
