@@ -58,7 +58,22 @@ PEERS: tuple[Peer, ...] = (
         {"compile": True},
         warm_up=4,
     ),
-    Peer("deepmd", "DeePMD-kit se_e2_a, compressed", "deepmd_se_e2_a", "deepmd", warm_up=3),
+    Peer(
+        "deepmd",
+        "DeePMD-kit se_e2_a, compressed",
+        "deepmd_se_e2_a",
+        "deepmd",
+        {"precision": "float64"},  # its default
+        warm_up=3,
+    ),
+    Peer(
+        "deepmd-float32",
+        "DeePMD-kit se_e2_a, compressed, float32",
+        "deepmd_se_e2_a",
+        "deepmd",
+        {"precision": "float32"},
+        warm_up=3,
+    ),
     Peer(
         "ani",
         "ANI-1x, one network",
@@ -67,7 +82,9 @@ PEERS: tuple[Peer, ...] = (
         without=("silicon-512",),
         why_not="no parameters for Si",
     ),
-    Peer("nequip", "NequIP-S, compiled", "nequip_s", "nequip", warm_up=3),
+    Peer(
+        "nequip", "NequIP (l=1, 4 layers, 32 features), compiled", "nequip_l1", "nequip", warm_up=3
+    ),
     Peer("graphpes", "graph-pes PaiNN", "graphpes_painn", "graphpes"),
     Peer("mace", "MACE 128x0e", "mace_128x0e", "mace"),
     Peer("sevennet", "SevenNet-0", "sevennet_0", "sevennet", warm_up=1),

@@ -20,6 +20,7 @@ import contextlib
 import json
 import os
 import platform
+import select
 import signal
 import statistics
 import subprocess
@@ -68,16 +69,19 @@ class Worker:
         self.rounds: list[float] = []
         self.facts: dict = {}
 
-    def ask(self, op: str, **request) -> dict:
+    def ask(self, op: str, timeout: float = 600.0, **request) -> dict:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.send_signal(signal.SIGCONT)
         try:
             self.process.stdin.write(json.dumps({"op": op, **request}) + "\n")
             self.process.stdin.flush()
-            line = self.process.stdout.readline()
+            ready, _, _ = select.select([self.process.stdout], [], [], timeout)
         except BrokenPipeError:
-            line = ""
+            ready = []
+        if not ready and self.process.poll() is None:
+            raise RuntimeError(f"no answer to {op} within {timeout:.0f} s")
+        line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(f"the process ended with {self.process.wait()}; see {self.log.name}")
         if self.process.poll() is None:
@@ -200,6 +204,7 @@ class Benchmark:
                 worker = Worker(peer, python, threads, self.cache, tuned)
                 reply = worker.ask(
                     "load",
+                    timeout=self.options.load_timeout,
                     system=self.report["systems"][system]["path"],
                     folder=str(self.cache),
                     threads=threads,
@@ -302,6 +307,7 @@ def main() -> None:
     parser.add_argument("--seconds-per-visit", type=float, default=0.5)
     parser.add_argument("--seconds-per-peer", type=float, default=20.0)
     parser.add_argument("--memory", type=float, default=12.0, help="GB that one group may hold")
+    parser.add_argument("--load-timeout", type=float, default=1200.0, help="s; some compile")
     parser.add_argument("--no-malloc-tuning", action="store_true")
     parser.add_argument("--quick", action="store_true", help="aspirin and small water, one thread")
     parser.add_argument("--cache", default="build/peers", help="environments and models")

@@ -24,15 +24,16 @@ def calculator(atoms, folder: Path, threads: int, options: dict):
         os.environ[name] = "1"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     symbols = sorted(set(atoms.get_chemical_symbols()))
-    path = folder / "deepmd" / f"{atoms.get_chemical_formula()}.pb"
+    precision = options["precision"]
+    path = folder / "deepmd" / f"{''.join(symbols)}-{precision}.pb"
     if not path.exists():
-        _make(atoms, symbols, path)
+        _make(atoms, symbols, precision, path)
     from deepmd.calculator import DP
 
     return DP(str(path))
 
 
-def _make(atoms, symbols: list[str], path: Path) -> None:
+def _make(atoms, symbols: list[str], precision: str, path: Path) -> None:
     work = path.with_suffix(".work")
     shutil.rmtree(work, ignore_errors=True)
     data = work / "data" / "set.000"
@@ -57,10 +58,15 @@ def _make(atoms, symbols: list[str], path: Path) -> None:
             "neuron": [25, 50, 100],
             "resnet_dt": False,
             "axis_neuron": 16,
-            "precision": "float32" if os.environ.get("DP_FLOAT32") else "float64",
+            "precision": precision,
             "seed": 1,
         },
-        "fitting_net": {"neuron": [240, 240, 240], "resnet_dt": True, "seed": 1},
+        "fitting_net": {
+            "neuron": [240, 240, 240],
+            "resnet_dt": True,
+            "precision": precision,
+            "seed": 1,
+        },
     }
     settings = {
         "model": model,
@@ -88,11 +94,11 @@ def _make(atoms, symbols: list[str], path: Path) -> None:
 
 
 def _selection(atoms, types: list[int], num_types: int) -> list[int]:
-    """Most neighbours of each type, with a tenth to spare, as its documentation advises."""
+    """Most neighbours of each type and a fifth to spare, its documentation's advice and more."""
     i, j = neighbor_list("ij", atoms, RCUT + 0.1)
     counts = np.zeros((len(atoms), num_types), int)
     np.add.at(counts, (i, np.asarray(types)[j]), 1)
-    return [int(-(-1.1 * n // 2) * 2) for n in counts.max(axis=0)]
+    return [int(-(-1.2 * n // 2) * 2) for n in counts.max(axis=0)]
 
 
 def version() -> str:

@@ -8,9 +8,10 @@ warnings.simplefilter("ignore")
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from e3nn import o3  # noqa: E402
-from mace.calculators import MACECalculator  # noqa: E402
+from mace.calculators import MACECalculator  # noqa: E402  (first: it lets e3nn 0.4 load its constants)
 from mace.modules import ScaleShiftMACE, interaction_classes  # noqa: E402
+
+from e3nn import o3  # noqa: E402  isort: skip
 
 
 def calculator(atoms, folder: Path, threads: int, options: dict):
