@@ -38,6 +38,8 @@ from mlff_distiller.data.structure import Structure, check_structure
 from mlff_distiller.errors import InputError
 
 FORMAT = "mlff-distiller 1"
+# One chunk of every array of a small file.
+_CHUNK_SLACK = 512 * 1024
 UNITS = {"length": "Ang", "energy": "eV", "forces": "eV/Ang", "stress": "eV/Ang^3"}
 
 
@@ -295,6 +297,7 @@ def merge(
     temporary = _temporary(path)
     try:
         temporary.unlink(missing_ok=True)  # of a writer that was killed
+        _require_room(path, temporary)
         if path.exists():
             shutil.copyfile(path, temporary)
         with contextlib.closing(h5py.File(temporary, "a")) as file:
@@ -318,6 +321,17 @@ def merge(
         ) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _require_room(path: Path, temporary: Path) -> None:
+    """Raise OSError unless the merged file fits: HDF5 crashes on a disk that fills up meanwhile."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    parts = (path, journal_path(path))
+    size = sum(part.stat().st_size for part in parts if part.exists())
+    with temporary.open("wb") as stream:
+        os.posix_fallocate(stream.fileno(), 0, size + size // 8 + _CHUNK_SLACK)
+    temporary.unlink()
 
 
 def ensure_splits(
