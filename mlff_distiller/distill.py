@@ -238,8 +238,8 @@ class _Line:
             model=self.config.model,
             training=self.config.training,
         )
-        result = train(config, self.training)
-        return {"data_hash": data_hash, **(result if isinstance(result, dict) else {})}
+        result = train(config, self.training, resume="auto")
+        return {**result, "data_hash": data_hash}
 
     def _evaluate(self) -> dict[str, Any]:
         from mlff_distiller.data import HDF5Dataset
@@ -357,7 +357,8 @@ def export_run(run_dir: str | Path, output: str | Path, dtype: str | None = None
     student = load_student_from_checkpoint(run_dir)
     if dtype is not None:
         student.to(getattr(torch, dtype))
-    metadata = dict(read_checkpoint(run_dir).get("metadata", {}))
+    metadata = dict(read_checkpoint(run_dir)["metadata"])
+    metadata["accuracy"] = {"split": "valid", **metadata.pop("validation", {})}
     return export_student(student, output, metadata)
 
 

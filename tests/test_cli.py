@@ -21,13 +21,13 @@ import torch
 import yaml
 from ase.build import bulk
 from ase.io import read, write
+from cli_runner import COMMAND, environment, launch, run
 
 from mlff_distiller.config import ModelConfig
 from mlff_distiller.data import HDF5Dataset
 from mlff_distiller.export import export_student
 from mlff_distiller.models import StudentForceField
 
-COMMAND = [sys.executable, "-m", "mlff_distiller.cli"]
 COMMANDS = [
     "sample", "label", "train", "distill", "evaluate", "export", "md", "bench", "info", "convert",
 ]  # fmt: skip
@@ -43,30 +43,9 @@ class Slow(EMT):
 """
 
 
-def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", **more}
-
-
-def run(
-    *arguments: Any, code: int = 0, cwd: Path | None = None, **kwargs: Any
-) -> subprocess.CompletedProcess[str]:
-    process = subprocess.run(
-        [*COMMAND, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        cwd=cwd,
-        env=environment(),
-        **kwargs,
-    )
-    assert process.returncode == code, process.stdout + process.stderr
-    return process
-
-
-def refuse(*arguments: Any, say: list[str], **kwargs: Any) -> None:
+def refuse(*arguments: Any, say: list[str]) -> None:
     """The command must fail with one line on stderr that holds all of ``say``."""
-    process = run(*arguments, code=2, **kwargs)
+    process = run(*arguments, code=2)
     assert "Traceback" not in process.stderr
     lines = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, process.stderr
@@ -128,10 +107,10 @@ def test_help_imports_nothing_heavy() -> None:
     assert process.stdout.strip() == "[]"
 
 
-def test_version() -> None:
+def test_version_of_the_installed_command() -> None:
     from mlff_distiller import __version__
 
-    assert run("--version").stdout.strip() == f"mlff-distiller {__version__}"
+    assert launch("--version").stdout.strip() == f"mlff-distiller {__version__}"
 
 
 # --- data ----------------------------------------------------------------------------------------
@@ -423,7 +402,7 @@ def test_options_that_make_no_sense(folder: Path, silicon_student: Path, tmp_pat
     refuse("train", say=["--data"])
     refuse("md", silicon_student, "builtin:silicon-8", "--engine", "gromacs", say=["lammps", "ase"])
     refuse("md", silicon_student, "builtin:silicon-8", "--ensemble", "nph", say=["nve, nvt, npt"])
-    refuse("export", tmp_path, say=["checkpoint"])
+    refuse("export", tmp_path, say=["best.ckpt"])
     refuse("info", say=["--teachers"])
 
 
@@ -434,7 +413,7 @@ def limit_file_size(size: int) -> Callable[[], None]:
 def test_full_disk_loses_nothing(folder: Path, tmp_path: Path) -> None:
     arguments = ("label", folder / "frames.extxyz", "--teacher", "emt", "-o", tmp_path / "d.h5")
     arguments += ("--batch-size", "2")
-    process = run(*arguments, code=2, preexec_fn=limit_file_size(9000))
+    process = launch(*arguments, code=2, preexec_fn=limit_file_size(9000))
     assert "Traceback" not in process.stderr
     assert "cannot write" in process.stderr
     done = json.loads(run(*arguments, "--json").stdout)
@@ -473,7 +452,9 @@ def interrupt(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_labelling_resumes(folder: Path, tmp_path: Path, number: int) -> None:
+def test_interrupted_labelling_resumes(
+    folder: Path, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "slow_teacher.py").write_text(SLOW_TEACHER)
     arguments = ["label", folder / "frames.extxyz", "--teacher", "slow_teacher:Slow", "-o", "d.h5"]
     arguments += ["--batch-size", 2]

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import pytest
 import yaml
 from ase.build import bulk
 from ase.io import write
+from cli_runner import Outcome, run
 
 from mlff_distiller.config import DistillConfig, from_dict, load_config
 from mlff_distiller.data import HDF5Dataset
@@ -68,22 +66,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def distill(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mlff_distiller.cli", "distill", str(folder / "config.yaml")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
-    process = subprocess.run(
-        [*command, *arguments], capture_output=True, text=True, env=environment, check=False
-    )
-    assert process.returncode == 0, process.stdout + process.stderr
-    return process
+def distill(folder: Path, *arguments: str) -> Outcome:
+    return run("distill", folder / "config.yaml", *arguments)
 
 
 @pytest.fixture(scope="module")
-def finished(folder: Path) -> subprocess.CompletedProcess[str]:
+def finished(folder: Path) -> Outcome:
     return distill(folder)
 
 
-def test_everything_is_there(finished: subprocess.CompletedProcess[str], folder: Path) -> None:
+def test_everything_is_there(finished: Outcome, folder: Path) -> None:
     run = folder / "run"
     metrics = json.loads((run / "metrics.json").read_text())
     for key in KEYS:
@@ -106,9 +98,7 @@ def test_everything_is_there(finished: subprocess.CompletedProcess[str], folder:
     assert "Force error" in finished.stdout
 
 
-def test_student_learnt_from_its_teacher(
-    finished: subprocess.CompletedProcess[str], folder: Path
-) -> None:
+def test_student_learnt_from_its_teacher(finished: Outcome, folder: Path) -> None:
     metrics = json.loads((folder / "run" / "metrics.json").read_text())
     test = metrics["test"]
     assert test["force_relative_error"] < 0.3
@@ -121,7 +111,7 @@ def test_student_learnt_from_its_teacher(
     assert abs(metrics["nve_drift_mev_per_atom_per_ps"]) < 5
 
 
-def test_files_belong_together(finished: subprocess.CompletedProcess[str], folder: Path) -> None:
+def test_files_belong_together(finished: Outcome, folder: Path) -> None:
     run = folder / "run"
     data = HDF5Dataset(run / "data.h5")
     metrics = json.loads((run / "metrics.json").read_text())
@@ -136,9 +126,7 @@ def test_files_belong_together(finished: subprocess.CompletedProcess[str], folde
     assert load_config(run / "config.yaml", DistillConfig).structures.endswith("cu.extxyz")
 
 
-def test_second_run_skips_every_stage(
-    finished: subprocess.CompletedProcess[str], folder: Path
-) -> None:
+def test_second_run_skips_every_stage(finished: Outcome, folder: Path) -> None:
     before = (folder / "run" / "student.pt").stat().st_mtime_ns
     again = distill(folder, "--json")
     for stage in STAGES:
@@ -147,9 +135,7 @@ def test_second_run_skips_every_stage(
     assert json.loads(again.stdout) == json.loads((folder / "run" / "metrics.json").read_text())
 
 
-def test_changed_settings_redo_what_depends_on_them(
-    finished: subprocess.CompletedProcess[str], folder: Path
-) -> None:
+def test_changed_settings_redo_what_depends_on_them(finished: Outcome, folder: Path) -> None:
     config = from_dict(DistillConfig, settings(folder))
     shorter = dataclasses.replace(
         config, engines=dataclasses.replace(config.engines, nve_steps=40, npt_steps=0)
@@ -161,7 +147,7 @@ def test_changed_settings_redo_what_depends_on_them(
     run_distillation(config, quiet=True)
 
 
-def test_lost_file_is_made_again(finished: subprocess.CompletedProcess[str], folder: Path) -> None:
+def test_lost_file_is_made_again(finished: Outcome, folder: Path) -> None:
     (folder / "run" / "parity.png").unlink()
     again = distill(folder)
     assert "[evaluate]\n" in again.stderr

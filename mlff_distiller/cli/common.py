@@ -97,6 +97,17 @@ def wrote(path: str | Path, detail: str = "") -> str:
     return f"wrote {path}" + (f" ({more})" if more else "")
 
 
+def accuracy_text(errors: dict[str, Any]) -> str:
+    """Mean absolute errors of a metrics dictionary, for people."""
+    names = {
+        "force_mae_mev_per_ang": "forces {:.3g} meV/Å",
+        "energy_mae_mev_per_atom": "energy {:.3g} meV/atom",
+        "stress_mae_gpa": "stress {:.3g} GPa",
+    }
+    parts = [text.format(errors[k]) for k, text in names.items() if errors.get(k) is not None]
+    return ("MAE " + ", ".join(parts)) if parts else "not recorded"
+
+
 def jsonable(value: Any) -> Any:
     """Plain JSON: arrays become lists, NaN becomes null, paths become text."""
     if isinstance(value, dict):

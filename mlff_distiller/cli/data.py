@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,11 @@ def register(app: typer.Typer) -> None:
     )(label)
     app.command(
         **example(
-            "Convert between structure files and HDF5, keeping labels.",
+            "Convert between structure files and HDF5, keeping labels; or make a student of a PaiNN "
+            "that SchNetPack trained.",
             "convert frames.xyz data.h5",
             "convert data.h5 frames.extxyz",
+            "convert best_model student.pt --energy-unit kcal/mol --elements C,H,O",
         )
     )(convert)
 
@@ -153,14 +156,61 @@ def label(
 
 
 def convert(
-    source: Path = typer.Argument(help="extxyz, xyz, ASE db, CIF, POSCAR or HDF5 file."),
-    target: Path = typer.Argument(help="File to write: .h5, .extxyz ..."),
+    source: Path = typer.Argument(
+        help="extxyz, xyz, ASE db, CIF, POSCAR or HDF5 file; or a model of SchNetPack."
+    ),
+    target: Path = typer.Argument(help="File to write: .h5, .extxyz ...; .pt for a model."),
+    energy_unit: str | None = typer.Option(
+        None, "--energy-unit", help="Of the model's training data: eV, kcal/mol, Hartree ..."
+    ),
+    length_unit: str = typer.Option("Ang", "--length-unit", help="Of the model's training data."),
+    elements: str | None = typer.Option(
+        None, "--elements", help="Elements that the model was trained on, as C,H,O."
+    ),
+    dtype: str = typer.Option("float32", "--dtype", help="Of the student: float32 or float64."),
     as_json: bool = JSON,
 ) -> None:
-    """Convert between structure files and HDF5."""
+    """Convert between structure files and HDF5, or import a model of SchNetPack."""
     with user_errors(f"{target} was not written"):
-        # Other kinds of conversion (foreign models, say) join here, chosen by the source's type.
+        if target.suffix == ".pt":
+            _convert_model(source, target, energy_unit, length_unit, elements, dtype, as_json)
+            return
+        if energy_unit is not None or elements is not None:
+            raise InputError(
+                f"--energy-unit and --elements go with a model, got the target {target}; "
+                "name it .pt to import a model"
+            )
         _convert_structures(source, target, as_json)
+
+
+def _convert_model(
+    source: Path,
+    target: Path,
+    energy_unit: str | None,
+    length_unit: str,
+    elements: str | None,
+    dtype: str,
+    as_json: bool,
+) -> None:
+    from ase.data import chemical_symbols
+
+    from mlff_distiller.importers import convert_schnetpack
+
+    if energy_unit is None:
+        raise InputError(
+            "the unit of a model's energies is not in its file; pass it, "
+            "for instance --energy-unit kcal/mol"
+        )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        metadata = convert_schnetpack(source, target, energy_unit, length_unit, elements, dtype)
+    for warning in caught:
+        if issubclass(warning.category, UserWarning) and "--elements" in str(warning.message):
+            typer.secho(f"warning: {warning.message}", fg="yellow", err=True)
+    symbols = " ".join(chemical_symbols[z] for z in metadata["elements"])
+    text = f"PaiNN of {metadata['num_parameters']} parameters, {symbols}, {metadata['dtype']}"
+    result = {"path": target, "elements": metadata["elements"], "dtype": metadata["dtype"]}
+    emit(result, as_json, wrote(target, text))
 
 
 def _convert_structures(source: Path, target: Path, as_json: bool) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from ase.data import chemical_symbols
 
+from mlff_distiller.cli.common import accuracy_text
 from mlff_distiller.errors import InputError
 
 Description = tuple[dict[str, Any], str]
@@ -52,7 +53,7 @@ def student(path: Path) -> Description:
             f"{chemical_symbols[z]} {e:.4f} eV"
             for z, e in zip(card["elements"], card["reference_energies"], strict=True)
         ),
-        "accuracy": _accuracy(card),
+        "accuracy": _accuracy(card.get("accuracy")),
         "closest pair": f"{card['min_distance']:.3f} Å in training"
         if card.get("min_distance")
         else "unknown",
@@ -141,7 +142,7 @@ def checkpoint(path: Path) -> Description:
         "parameters": f"{model.num_parameters:,}",
         "epoch": str(card.get("epoch", content.get("epoch", "unknown"))),
         "teacher": card.get("teacher") or "unknown",
-        "accuracy": _accuracy(card),
+        "accuracy": _accuracy(card.get("validation")),
         "data hash": str(card.get("data_hash") or "unknown")[:16],
     }
     return result, _rows(path, rows)
@@ -199,36 +200,32 @@ def teachers() -> Description:
 
 
 def _native(path: Path) -> dict[str, Any] | None:
-    """What the native engine reports about the file; None where it is not built."""
+    """What the native engine says about the file; None where it is not built."""
     try:
         from mlff_distiller._native import Potential
     except ImportError:
         return None
-    report: dict[str, Any] = {}
     potential = Potential(str(path))
-    for name in ("table_error", "tabulation_error", "max_table_error", "info"):
-        value = getattr(potential, name, None)
-        if value is not None:
-            report[name] = value() if callable(value) else value
-    return report
+    return {"instruction_set": potential.isa, "table": dict(potential.table)}
 
 
 def _native_text(report: dict[str, Any] | None) -> str:
     if report is None:
-        return "not built; pip install mlff-distiller builds it"
-    shown = [f"{k.replace('_', ' ')} {v}" for k, v in report.items()]
-    return "reads this file" + (f" ({', '.join(shown)})" if shown else "")
+        return "not built; install mlff_distiller with a C++ compiler at hand"
+    table = report["table"]
+    text = f"reads this file, {report['instruction_set']}"
+    if table.get("tabulated"):
+        text += (
+            f"; filters from a table of {table['intervals']} intervals with errors below "
+            f"{table['value_error']:.1e} (values) and {table['derivative_error']:.1e} (slopes)"
+        )
+    return text
 
 
-def _accuracy(card: dict[str, Any]) -> str:
-    known = card.get("accuracy") or card.get("validation") or {}
-    names = {
-        "force_mae_mev_per_ang": "forces {:.3g} meV/Å",
-        "energy_mae_mev_per_atom": "energy {:.3g} meV/atom",
-        "stress_mae_gpa": "stress {:.3g} GPa",
-    }
-    parts = [text.format(known[k]) for k, text in names.items() if known.get(k) is not None]
-    return ("MAE " + ", ".join(parts)) if parts else "not recorded"
+def _accuracy(errors: dict[str, Any] | None) -> str:
+    text = accuracy_text(errors or {})
+    split = (errors or {}).get("split")
+    return f"{text} ({split})" if split else text
 
 
 def _symbols(elements: list[int]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from mlff_distiller.cli.common import JSON, emit, example, user_errors, wrote
+from mlff_distiller.cli.common import JSON, accuracy_text, emit, example, user_errors, wrote
 from mlff_distiller.errors import InputError
 
 
@@ -82,8 +82,13 @@ def train(
         from mlff_distiller.training import train as fit
 
         result = fit(settings, output, resume=resume)
-        summary = {"run_dir": output, **_training_summary(result)}
-        emit(summary, as_json, f"wrote {output}/best.ckpt; next: mlff-distiller export {output}")
+        lines = [
+            f"stopped by {result['stopped']} after {result['epochs']} epochs, best {result['best_epoch']}: "
+            + accuracy_text(result["validation"]),
+            wrote(output / "best.ckpt", f"{result['num_parameters']:,} parameters"),
+            f"next: mlff-distiller export {output} -o student.pt",
+        ]
+        emit(dict(result), as_json, "\n".join(lines))
 
 
 def distill(
@@ -128,7 +133,3 @@ def export(
         metadata = export_run(run_dir, output, dtype)
         text = wrote(output, f"{metadata['num_parameters']:,} parameters, {metadata['dtype']}")
         emit({"path": output, **metadata}, as_json, text)
-
-
-def _training_summary(result: object) -> dict[str, object]:
-    return dict(result) if isinstance(result, dict) else {}

@@ -1,0 +1,54 @@
+"""Runs the command line for tests."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlff_distiller.cli import app
+
+COMMAND = [sys.executable, "-m", "mlff_distiller.cli"]
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", **more}
+
+
+@dataclass
+class Outcome:
+    """What a command printed."""
+
+    stdout: str
+    stderr: str
+
+
+def run(*arguments: Any, code: int = 0, cwd: Path | None = None) -> Outcome:
+    """Run a command in this process (importing torch anew for each would take minutes)."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    here = Path.cwd()
+    os.chdir(cwd or here)
+    try:
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            app([str(a) for a in arguments], prog_name="mlff-distiller")
+    except SystemExit as stop:
+        status = stop.code or 0
+    finally:
+        os.chdir(here)
+    assert status == code, stdout.getvalue() + stderr.getvalue()
+    return Outcome(stdout.getvalue(), stderr.getvalue())
+
+
+def launch(*arguments: Any, code: int = 0, **kwargs: Any) -> Outcome:
+    """Run a command in a process of its own."""
+    command = [*COMMAND, *map(str, arguments)]
+    process = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment(), **kwargs
+    )
+    assert process.returncode == code, process.stdout + process.stderr
+    return Outcome(process.stdout, process.stderr)
