@@ -428,6 +428,31 @@ def test_convert_writes_a_student(tmp_path, schnetpack_names, dtype):
         convert_schnetpack(tmp_path / "best_model", tmp_path / "x.pt", "eV", dtype="float16")
 
 
+def test_command_line(tmp_path, schnetpack_names):
+    """`convert`: the unit is needed, the elements are asked for."""
+    from typer.testing import CliRunner
+
+    from mlff_distiller.cli import app
+
+    def run(*arguments):
+        return CliRunner().invoke(app, ["convert", *map(str, arguments)])
+
+    source, target = tmp_path / "best_model", tmp_path / "student.pt"
+    torch.save(_fake(), source)
+    result = run(source, target)
+    assert result.exit_code == 2
+    assert "--energy-unit" in result.output
+    result = run(source, tmp_path / "data.h5", "--energy-unit", "eV")
+    assert result.exit_code == 2
+    assert not list(tmp_path.glob("*.pt")) + list(tmp_path.glob("*.h5"))
+    result = run(source, target, "--energy-unit", "eV", "--elements", "C,H", "--dtype", "float64")
+    assert result.exit_code == 0, result.output
+    assert read_metadata(target)["elements"] == [1, 6]
+    result = run(source, target, "--energy-unit", "eV")
+    assert result.exit_code == 0
+    assert "warning" in result.output
+
+
 # --- refusals -----------------------------------------------------------------------------------
 
 
