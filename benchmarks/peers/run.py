@@ -133,7 +133,7 @@ class Benchmark:
                 python_of(peer.environment, self.cache)
             except (RuntimeError, OSError) as error:
                 self.broken[peer.environment] = str(error)
-        self.make_our_model()
+        self.make_our_model(any(p.environment == "schnetpack" for p in wanted))
         for name in self.options.systems:
             facts = write_system(name, self.cache / "systems")
             self.report["systems"][name] = {"label": SYSTEMS[name][1], **facts}
@@ -141,10 +141,11 @@ class Benchmark:
                 self.measure(name, threads, wanted)
                 write_report(self.report, Path(self.options.output))
 
-    def make_our_model(self) -> None:
+    def make_our_model(self, with_schnetpack: bool) -> None:
         """Our student is the import of SchNetPack's network, or one of random weights."""
+        self.cache.mkdir(parents=True, exist_ok=True)
         source, target = self.cache / "best_model", self.cache / "student.pt"
-        if not source.exists() and "schnetpack" not in self.broken:
+        if with_schnetpack and not source.exists() and "schnetpack" not in self.broken:
             try:
                 python = python_of("schnetpack", self.cache)
                 code = "import sys, pathlib; sys.path.insert(0, sys.argv[1]); " + (
