@@ -67,6 +67,7 @@ class Worker:
         )
         self.seconds: list[float] = []
         self.rounds: list[float] = []
+        self.cpu_s = self.wall_s = 0.0
         self.facts: dict = {}
 
     def ask(self, op: str, timeout: float = 600.0, **request) -> dict:
@@ -105,6 +106,7 @@ class Worker:
             "rounds_low_s": min(self.rounds),
             "rounds_high_s": max(self.rounds),
             "calls": len(calls),
+            "cpu_per_wall": self.cpu_s / self.wall_s,
             **self.facts,
         }
 
@@ -241,15 +243,17 @@ class Benchmark:
                 calls = max(1, min(200, round(self.options.seconds_per_visit / each)))
                 started = time.perf_counter()
                 try:
-                    seconds = worker.ask("measure", calls=calls)["seconds"]
+                    reply = worker.ask("measure", calls=calls)
                 except RuntimeError as error:
                     self.add(worker.peer, system, threads, group, {"not_measured": str(error)})
                     workers.remove(worker)
                     worker.close()
                     continue
                 spent[id(worker)] += time.perf_counter() - started
-                worker.seconds += seconds
-                worker.rounds.append(statistics.median(seconds))
+                worker.seconds += reply["seconds"]
+                worker.rounds.append(statistics.median(reply["seconds"]))
+                worker.cpu_s += reply["cpu_s"]
+                worker.wall_s += reply["wall_s"]
 
     def finish(self, workers: list[Worker], system: str, threads: int, group: int) -> None:
         results = {}
