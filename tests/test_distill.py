@@ -135,6 +135,14 @@ def test_second_run_skips_every_stage(finished: Outcome, folder: Path) -> None:
     assert json.loads(again.stdout) == json.loads((folder / "run" / "metrics.json").read_text())
 
 
+def test_lost_file_is_made_again(finished: Outcome, folder: Path) -> None:
+    (folder / "run" / "parity.png").unlink()
+    again = distill(folder)
+    assert "[evaluate]\n" in again.stderr
+    assert "[train] done before" in again.stderr
+    assert (folder / "run" / "parity.png").exists()
+
+
 def test_changed_settings_redo_what_depends_on_them(finished: Outcome, folder: Path) -> None:
     config = from_dict(DistillConfig, settings(folder))
     shorter = dataclasses.replace(
@@ -144,15 +152,6 @@ def test_changed_settings_redo_what_depends_on_them(finished: Outcome, folder: P
     metrics = run_distillation(shorter, quiet=True)
     assert (folder / "run" / "student.pt").read_bytes() == student
     assert {r["ensemble"] for r in metrics["engines"]["runs"]} == {"nve"}
-    run_distillation(config, quiet=True)
-
-
-def test_lost_file_is_made_again(finished: Outcome, folder: Path) -> None:
-    (folder / "run" / "parity.png").unlink()
-    again = distill(folder)
-    assert "[evaluate]\n" in again.stderr
-    assert "[train] done before" in again.stderr
-    assert (folder / "run" / "parity.png").exists()
 
 
 def test_stages_run_once_per_input(tmp_path: Path) -> None:

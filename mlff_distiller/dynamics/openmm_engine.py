@@ -49,6 +49,11 @@ def run_md(model: Path, structure: Structure, settings: MDSettings) -> Trajector
     integrator = _integrator(mm, s, s.ensemble)
     context = _context(mm, system, integrator, structure, rotation, s.threads)
     context.setPositions(positions)
+    if s.ensemble == "nve":
+        # Leapfrog keeps the velocities of half a step before the positions.
+        forces = context.getState(forces=True).getForces(asNumpy=True)._value
+        masses = structure.to_atoms(labels=False).get_masses()[:, None]
+        velocities = velocities - 0.5 * s.timestep / 1000.0 * forces / masses
     context.setVelocities(velocities)
     context.getState(energy=True)  # the first evaluation sets things up
 

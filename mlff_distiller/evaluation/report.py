@@ -108,7 +108,7 @@ def number(value: float | None, digits: int = 3) -> str:
         return "not a number"
     if value != 0 and abs(value) < 1e-3:
         mantissa, exponent = f"{value:.1e}".split("e")
-        return f"{mantissa}e{int(exponent)}"
+        return f"{mantissa.replace('-', '−')}e{int(exponent)}"
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.{digits}g}".replace("-", "−")
