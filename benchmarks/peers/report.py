@@ -66,10 +66,10 @@ def table(rows: list[dict], system: dict, results: list[dict]) -> list[str]:
     for row in sorted(measured, key=lambda r: r["median_s"]):
         ours = ours_in_group(results, row)
         ratio = "" if ours is None or row is ours else f"{row['median_s'] / ours['median_s']:.1f}×"
-        spread = f"{row['rounds_low_s'] * 1e3:.3g}–{row['rounds_high_s'] * 1e3:.3g}"
+        spread = f"{number(row['rounds_low_s'] * 1e3)}–{number(row['rounds_high_s'] * 1e3)}"
         version = f" {row['version']}" if row.get("version") else ""
         lines.append(
-            f"| {row['label']}{version} | {row['median_s'] * 1e3:.3g} ({spread}) "
+            f"| {row['label']}{version} | {number(row['median_s'] * 1e3)} ({spread}) "
             f"| {number(row['median_s'] * 1e6 / system['atoms'])} | {ratio} "
             f"| {row['peak_GB']:.2f} GB |"
         )
