@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from mlff_distiller.models.radial import BesselBasis, GaussianBasis, cosine_cutoff
 
@@ -74,10 +73,7 @@ class Interaction(nn.Module):
         # is three times as fast in this order.
         weight = torch.cat([self.filter.weight.t(), self.filter.bias.unsqueeze(0)])[:, :rows]
         filters = radial @ weight.contiguous()  # (n_edges, 3F)
-        hidden = self.message[1](self.message[0](scalars))
-        features = functional.linear(
-            hidden, self.message[2].weight[:rows], self.message[2].bias[:rows]
-        )
+        features = self.message(scalars)[:, :rows]
         messages = filters * features.index_select(0, senders)
         to_scalars = messages[:, : self.hidden_dim]
         along_edge = messages[:, self.hidden_dim : 2 * self.hidden_dim]

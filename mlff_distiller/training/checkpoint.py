@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +100,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     file = find_checkpoint(path)
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        file.open("rb").close()
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror or error}; check the file") from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, TypeError):
-        # What torch raises depends on where the file breaks off; none of it helps a user.
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception:
+        # What torch raises depends on where the file breaks off: RuntimeError, IndexError, OSError.
         raise InputError(
             f"{file} must be a complete checkpoint of mlff-distiller, got a truncated or foreign "
             "file; copy it again or train again"

@@ -27,7 +27,7 @@ class Interrupt:
                 raise KeyboardInterrupt
             self.requested = True
 
-        old: dict[int, Any] = {}
+        old: dict[signal.Signals, Any] = {}
         with contextlib.suppress(ValueError):
             for number in (signal.SIGINT, signal.SIGTERM):
                 old[number] = signal.signal(number, note)

@@ -128,8 +128,8 @@ class AveragedStudent:
     def __init__(self, student: StudentForceField, decay: float) -> None:
         self.student = copy.deepcopy(student).requires_grad_(False)
         self._decay = decay
-        self._mine = list(self.student.parameters())
-        self._theirs = list(student.parameters())
+        self._mine: list[torch.Tensor] = list(self.student.parameters())
+        self._theirs: list[torch.Tensor] = list(student.parameters())
 
     @torch.no_grad()
     def update(self, step: int) -> None:

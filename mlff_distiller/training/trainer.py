@@ -19,14 +19,14 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, cast
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
+from torch.multiprocessing import ProcessRaisedException
 
-from mlff_distiller.config import TrainConfig, save_yaml, to_dict
+from mlff_distiller.config import TrainConfig, from_dict, save_yaml, to_dict
 from mlff_distiller.data import Batch, Structure, collate
 from mlff_distiller.errors import InputError
 from mlff_distiller.models import StudentForceField
@@ -110,12 +110,23 @@ def train(
         KeyboardInterrupt: Ctrl-C (or SIGTERM), after ``last.ckpt`` was written.
     """
     fabric = make_fabric(config.training)
-    return fabric.launch(_run, config, Path(output), resume, progress)
+    try:
+        run: Any = _run  # Fabric's annotation leaves out the arguments that it passes on
+        return cast(
+            TrainingResult, fabric.launch(run, to_dict(config), Path(output), resume, progress)
+        )
+    except ProcessRaisedException as error:  # several processes: the text holds a traceback
+        *_, last = str(error).strip().splitlines()
+        _, found, message = last.partition(f"{InputError.__name__}: ")
+        if found:
+            raise InputError(message) from None
+        raise
 
 
 def _run(
-    fabric: Fabric, config: TrainConfig, output: Path, resume: bool | str, progress: bool
+    fabric: Fabric, plain: dict[str, Any], output: Path, resume: bool | str, progress: bool
 ) -> TrainingResult:
+    config = from_dict(TrainConfig, plain)  # Fabric hands no frozen dataclass to other processes
     threads = torch.get_num_threads()
     torch.set_num_threads(config.training.threads)
     try:
@@ -424,7 +435,7 @@ class _Trainer:
     def _sum_over_processes(self, value: Tensor) -> Tensor:
         if self.fabric.world_size == 1:
             return value
-        return self.fabric.all_reduce(value, reduce_op="sum")
+        return cast(Tensor, self.fabric.all_reduce(value, reduce_op="sum"))
 
     def _agreed(self, counts: Tensor, *, stop: bool) -> tuple[Tensor, float]:
         """Counts of all processes and the clock of the first; raises _Stopped on Ctrl-C in any."""
