@@ -88,7 +88,8 @@ struct TableReport {
   size_t bytes = 0;               // all interactions
 };
 
-// Wall time since the last reset, seconds, by phase; filled only when profiling is on.
+// CPU seconds since the last reset, by phase and summed over threads (geometry: wall time of the
+// calling thread); filled only when profiling is on.
 struct Profile {
   double geometry = 0.0;        // distances, spline arguments, ZBL
   double edges_forward = 0.0;   // messages
