@@ -97,6 +97,7 @@ def learning_curve(history: dict[str, np.ndarray]) -> Figure:
             )
             axis.set_yscale("log")
             _plain_log_labels(axis)
+            axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             axis.set(xlabel="epoch", title=label)
     return figure
 

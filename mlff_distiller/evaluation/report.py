@@ -246,12 +246,15 @@ def _model_card(card: dict[str, Any]) -> str:
 
 
 def _how(metrics: dict[str, Any]) -> str:
-    rows = [
-        [stage.capitalize(), f"{seconds:.1f} s"]
-        for stage, seconds in metrics.get("stage_seconds", {}).items()
-    ]
-    rows.append(["All", f"{sum(metrics.get('stage_seconds', {}).values()):.0f} s"])
-    return _section("Time spent", _table(None, rows))
+    frames = [[f"Frames: {kind}", f"{n}"] for kind, n in metrics.get("sources", {}).items()]
+    frames += [[f"Left out: {why}", f"{n}"] for why, n in metrics.get("rejected", {}).items()]
+    fitted = metrics.get("training") or {}
+    if "epochs" in fitted:
+        frames.append(["Epochs", f"{fitted['epochs']} (best {fitted['best_epoch']})"])
+    stages = metrics.get("stage_seconds", {})
+    times = [[f"Time to {stage}", f"{seconds:.1f} s"] for stage, seconds in stages.items()]
+    times.append(["All together", f"{sum(stages.values()):.0f} s"])
+    return _section("How it was made", _table(None, frames + times))
 
 
 def _next_steps(model_path: str, card: dict[str, Any]) -> str:
