@@ -154,7 +154,7 @@ void PairPaiNN::coeff(int narg, char** arg) {
   cutoff_ = engine_->cutoff() * units_.length;
   min_distance_ = model_.min_distance * units_.length;
   const size_t bytes = engine_->max_exchange_bytes();
-  forward_doubles_ = std::max<int>(1, static_cast<int>(bytes / sizeof(double)));
+  forward_doubles_ = std::max<int>(3, static_cast<int>(bytes / sizeof(double)));
   comm_forward = forward_doubles_;
   banner_printed_ = false;
 }
@@ -285,6 +285,9 @@ double PairPaiNN::memory_usage() {
   };
   add(owner_), add(species_), add(list_index_), add(offsets_), add(senders_), add(edge_vectors_);
   add(atomic_energies_), add(pair_gradients_), add(totals_);
+  add(relative_), add(ghost_offsets_), add(weights_);
+  for (const auto& gradients : barycentre_gradients_) add(gradients);
+  for (const auto& rows : ghost_adjoints_) add(rows);
   return bytes;
 }
 

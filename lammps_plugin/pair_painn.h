@@ -64,6 +64,8 @@ class PairPaiNN : public Pair {
   void agree(const std::string& problem, const std::string& warning);
   void exchange(const mlff::ExchangeRequest& request);
   void forward_rows(void* rows, int doubles_per_row);
+  void keep_ghost_adjoints(const mlff::ExchangeRequest& request);
+  void find_barycentre_gradients(mlff::Graph graph);
   void add_results();
   void print_banner();
 
@@ -101,6 +103,15 @@ class PairPaiNN : public Pair {
   std::vector<double> atomic_energies_;
   std::vector<double> pair_gradients_;
   ClosestPair closest_;
+  bool ghost_rows_ = true;  // whether ghosts have rows of their own
+
+  // exact heat flux, see pair_painn_heat.cpp; empty unless centroid/stress/atom asks for it
+  std::vector<double> relative_;       // [n_all][3] positions from a point of this rank, Angstrom
+  std::vector<double> ghost_offsets_;  // [n_ghost][3] from the owner's to this rank's frame
+  std::vector<double> weights_;        // [n_local]
+  std::vector<double> barycentre_gradients_[3];    // [n_edges][3] for x, y, z
+  std::vector<std::vector<char>> ghost_adjoints_;  // one for each reverse exchange
+  size_t kept_adjoints_ = 0;
 
   // rows under exchange
   char* exchange_rows_ = nullptr;

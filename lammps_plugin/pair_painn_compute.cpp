@@ -30,6 +30,9 @@ void PairPaiNN::compute(int eflag, int vflag) {
   ev_init(eflag, vflag);
   if (!neighbor_settings_checked_) check_neighbor_settings();
 
+  // On one rank each ghost shares the row of the atom that it is an image of. The exact heat flux
+  // tells images apart, so it takes the way of several ranks.
+  ghost_rows_ = comm->nprocs > 1 || cvflag_atom;
   find_rows();
   std::string problem = build_edges();
 
@@ -60,9 +63,10 @@ void PairPaiNN::compute(int eflag, int vflag) {
   // The last point at which a rank may stop: exchanges follow.
   agree(problem, warning);
 
-  // All ranks exchange, also one without ghosts; a single rank has none to fill.
+  // All ranks exchange, also one without ghosts.
   while (const mlff::ExchangeRequest* request = engine_->advance())
-    if (comm->nprocs > 1) exchange(*request);
+    if (ghost_rows_) exchange(*request);
+  if (cvflag_atom) find_barycentre_gradients(graph);
 
   add_results();
   if (!banner_printed_) print_banner();
@@ -80,7 +84,7 @@ void PairPaiNN::find_rows() {
 
   for (int i = 0; i < n_all; ++i) owner_[i] = i;
   n_rows_ = n_all;
-  if (comm->nprocs == 1) {
+  if (!ghost_rows_) {
     // Each ghost is an image of an owned atom. Which one is asked of comm, as atom->map may be
     // absent and ids need not be unique.
     forward_rows(owner_.data(), 1);
@@ -100,6 +104,7 @@ std::string PairPaiNN::build_edges() {
   list_index_.assign(static_cast<size_t>(std::max(1, n_local_)), -1);
   atomic_energies_.resize(static_cast<size_t>(std::max(1, n_local_)));
   closest_ = ClosestPair();
+  kept_adjoints_ = 0;
 
   std::string problem;
   for (int i = 0; i < n_all && problem.empty(); ++i)
@@ -202,6 +207,7 @@ void PairPaiNN::exchange(const mlff::ExchangeRequest& request) {
     exchanged_bytes_per_ghost_ += static_cast<int64_t>(request.row_bytes);
   }
   forward_rows(request.rows, static_cast<int>(request.row_bytes / sizeof(double)));
+  if (cvflag_atom && request.backward) keep_ghost_adjoints(request);
 }
 
 // Copies each owned row to the ghosts of its atom on all ranks. Rows hold doubles, or floats packed
@@ -282,12 +288,15 @@ void PairPaiNN::add_results() {
           neighbor[six + k] += 0.5 * w[k];
         }
       if (nine >= 0) {
-        // LAMMPS' order: xx yy zz xy xz yz yx zx zy, first the position, then the force.
-        const double c[9] = {-r[0] * d[0], -r[1] * d[1], -r[2] * d[2], -r[0] * d[1], -r[0] * d[2],
-                             -r[1] * d[2], -r[1] * d[0], -r[2] * d[0], -r[2] * d[1]};
+        // See pair_painn_heat.cpp. LAMMPS' order: first the coordinate, then the force.
+        constexpr int kPlace[9][2] = {{0, 0}, {1, 1}, {2, 2}, {0, 1}, {0, 2},
+                                      {1, 2}, {1, 0}, {2, 0}, {2, 1}};
         for (int k = 0; k < 9; ++k) {
-          centre[nine + k] += 0.5 * c[k];
-          neighbor[nine + k] += 0.5 * c[k];
+          const int a = kPlace[k][0], b = kPlace[k][1];
+          const double moment = barycentre_gradients_[a][3 * e + b];
+          const double x = relative_[3 * i + a];
+          centre[nine + k] -= moment - x * d[b];
+          neighbor[nine + k] += moment - (x + r[a]) * d[b];
         }
       }
     }
@@ -296,7 +305,7 @@ void PairPaiNN::add_results() {
   // With newton_pair off LAMMPS neither clears nor returns what ghosts collect, so it is returned
   // here. On one rank there are no ghost rows.
   int n_target = n_rows_;
-  if (comm->nprocs > 1 && !force->newton_pair) {
+  if (ghost_rows_ && !force->newton_pair) {
     const int reverse = comm_reverse, reverse_off = comm_reverse_off;
     comm_reverse = comm_reverse_off = totals_width_;
     comm->reverse_comm(this);

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from lammps_runner import (
     EXACT,
     UNITS,
@@ -25,6 +26,8 @@ from lammps_runner import (
     script_of,
     six,
 )
+
+from mlff_distiller.ops.reference import neighbor_list_reference
 
 pytestmark = needs_lammps
 
@@ -199,3 +202,85 @@ print "RESTARTED $(pe:%.17g)"
         assert abs(values["RESTARTED"] - values["LAST"]) < 1e-8
     # what follows starts from velocities that hang on the last bits of the positions
     assert abs(energies[1]["MINIMUM"] - energies[4]["MINIMUM"]) < 1e-6
+
+
+def heat_virials(student, system, reach: int) -> np.ndarray:
+    """W_j = sum_i (r_i - r_j) (outer) dE_i/dr_j from a cluster of explicit images, (n, 9) in eV.
+
+    The definition of Langer et al., arXiv:2303.14434: i in the cell, j any image.
+    """
+    cells = np.array(
+        [[a, b, c] for a in range(-reach, reach + 1) for b in range(-reach, reach + 1)
+         for c in range(-reach, reach + 1)]
+    )  # fmt: skip
+    cells = cells[np.argsort(np.abs(cells).sum(axis=1), kind="stable")]  # the cell itself first
+    n_atoms, n_images = len(system.numbers), len(cells)
+    positions = torch.as_tensor(
+        (system.positions[None] + (cells @ system.cell)[:, None]).reshape(-1, 3)
+    ).requires_grad_(True)
+    edge_index, _ = neighbor_list_reference(
+        positions.detach(), torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.bool),
+        student.cutoff,
+    )  # fmt: skip
+    numbers = torch.as_tensor(np.tile(system.numbers, n_images))
+    vectors = positions[edge_index[0]] - positions[edge_index[1]]
+    inside = student.atomic_energies(numbers, edge_index, vectors)[:n_atoms]
+    (plain,) = torch.autograd.grad(inside.sum(), positions, retain_graph=True)
+    virials = np.zeros((n_atoms, 3, 3))
+    for a in range(3):
+        moment = (inside * positions.detach()[:n_atoms, a]).sum()
+        (gradient,) = torch.autograd.grad(moment, positions, retain_graph=True)
+        rows = gradient - positions.detach()[:, a : a + 1] * plain
+        virials[:, a] = rows.reshape(n_images, n_atoms, 3).sum(dim=0).numpy()
+    return np.array([nine(v) for v in virials])
+
+
+def test_case_25_centroid_virials_are_the_exact_heat_flux(tmp_path):
+    path = tmp_path / "student.pt"
+    student = make_student(path, num_interactions=3, cutoff=3.0, zbl=True).to(torch.float64)
+    tilted = random_system(16, [[7.0, 0, 0], [2.1, 6.4, 0], [-1.3, 1.7, 6.9]], min_distance=1.3)
+    small = random_system(3, [3.1, 2.9, 3.3], min_distance=1.2, seed=3)
+    want = {"tilted": heat_virials(student, tilted, 2), "small": heat_virials(student, small, 4)}
+    runs = [
+        Run("tilted", tilted, path),
+        Run("small", small, path),
+        Run("off", tilted, path, newton="off"),
+        Run("real", tilted, path, units="real"),
+        Run("single", tilted, path, style="precision single"),
+    ]
+    for ranks in (1, 2, 4):
+        values = evaluate(runs, tmp_path, ranks)
+        for name, tolerance in {
+            "tilted": 1e-8, "small": 1e-8, "off": 1e-8, "real": 1e-7, "single": 1e-4,
+        }.items():  # fmt: skip
+            got = values[name].centroid_virials
+            expected = want["small" if name == "small" else "tilted"]
+            np.testing.assert_allclose(got, expected, atol=tolerance, rtol=0, err_msg=name)
+            assert np.abs(got[:, :6] - values[name].atom_virials).max() > 1e-2  # another gauge
+
+
+def test_heat_flux_command(model, glass, tmp_path):
+    # compute heat/flux from LAMMPS against the definition, with velocities
+    student = model[1].to(torch.float64)
+    flux = (
+        "velocity all create 300.0 4928 loop geom\n"
+        "compute ke all ke/atom\ncompute flux all heat/flux ke ea ca\n"
+        "thermo_style custom step pe etotal vol c_pr[*] c_sumea c_sumsa[*] c_sumca[*] c_flux[*]\n"
+        "run 0 post no\nwrite_dump all custom v.dump id vx vy vz c_ke modify sort id format float "
+        "%.17g\n"
+        'print "FLUX $(c_flux[1]:%.17g) $(c_flux[2]:%.17g) $(c_flux[3]:%.17g)"'
+    )
+    run = Run("flux", glass, model[0], steps=flux)
+    done = run_lmp(tmp_path, script_of(run, tmp_path), 2)
+    assert done.returncode == 0, done.output[-2000:]
+    got = [float(v) for v in re.findall(r"^FLUX (\S+) (\S+) (\S+)$", done.output, re.M)[-1]]
+    table = np.loadtxt(tmp_path / "v.dump", skiprows=9)
+    want = reference(model[1], glass)
+    virials = heat_virials(student, glass, 2).reshape(-1, 9)
+    total = np.zeros(3)
+    for i, (_, *row) in enumerate(table):
+        velocity, kinetic = np.array(row[:3]), row[3]
+        w = virials[i]
+        tensor = np.array([[w[0], w[3], w[4]], [w[6], w[1], w[5]], [w[7], w[8], w[2]]])
+        total += (want.energies[i] + kinetic) * velocity + tensor @ velocity
+    np.testing.assert_allclose(got, total, rtol=1e-6, atol=1e-6)

@@ -83,7 +83,8 @@ void Repulsion::evaluate(int species_a, int species_b, double d, double& energy,
 template <typename T>
 void EdgeGeometry<T>::prepare(const Graph& graph, double cutoff, double inverse_spacing,
                               int64_t intervals, const Repulsion& repulsion, int num_species,
-                              int num_threads, double* energies, double* gradients) {
+                              int num_threads, double* energies, double* gradients,
+                              const double* weights) {
   const int64_t n = graph.n_local, num_edges = n ? graph.offsets[n] : 0;
   int32_t* counts = counts_.require(n);
   int32_t* senders = senders_.require(num_edges);
@@ -133,7 +134,8 @@ void EdgeGeometry<T>::prepare(const Graph& graph, double cutoff, double inverse_
         repulsion.evaluate(species, graph.species[sender], d, pair, slope);
         energy += 0.5 * pair;
         if (gradients) {
-          for (int a = 0; a < 3; ++a) gradients[3 * e + a] = 0.5 * slope * r[a] * inverse;
+          const double half = weights ? 0.5 * weights[c] : 0.5;
+          for (int a = 0; a < 3; ++a) gradients[3 * e + a] = half * slope * r[a] * inverse;
         }
       }
     }

@@ -36,10 +36,11 @@ class EdgeGeometry {
  public:
   // Fills everything for `graph`; spline arguments only if inverse_spacing > 0. Sets
   // energies [n_local] to the repulsion and, if not null, gradients [n_edges][3] to its pair
-  // gradients. Throws InputError for edges that point nowhere, NaN, and atoms on top of each other.
+  // gradients, those of energies times `weights` [n_local] if these are given. Throws InputError
+  // for edges that point nowhere, NaN, and atoms on top of each other.
   void prepare(const Graph& graph, double cutoff, double inverse_spacing, int64_t intervals,
                const Repulsion& repulsion, int num_species, int num_threads, double* energies,
-               double* gradients);
+               double* gradients, const double* weights);
 
   const int32_t* counts() const { return counts_.data(); }
   const int32_t* senders() const { return senders_.data(); }

@@ -122,7 +122,7 @@ class Engine::TypedImpl : public Engine::Impl {
     stage_ = stages();  // a failed begin leaves nothing to advance
     edges_.prepare(graph, cutoff, table.tabulated ? network_.table().inverse_spacing() : 0.0,
                    table.tabulated ? table.intervals : 1, repulsion_, num_species, threads,
-                   outputs.atomic_energies, outputs.pair_gradients);
+                   outputs.atomic_energies, outputs.pair_gradients, outputs.energy_weights);
     network_.prepare(graph, edges_, threads, outputs, profiling_);
     graph_ = graph;
     gradients_ = outputs.pair_gradients != nullptr;

@@ -57,6 +57,9 @@ struct Outputs {
   //   F_n -= D,  F_c += D,  virial -= (x_n - x_c) (outer) D, each directed edge once.
   // With ghosts, F_n of a ghost has to be sent to its owner (LAMMPS: reverse communication).
   double* pair_gradients = nullptr;
+  // [n_local], or null for 1: pair_gradients become those of the sum of weight times energy of
+  // atoms (heat flux: weights are coordinates). Atomic energies are not affected.
+  const double* energy_weights = nullptr;
 };
 
 // Rows to be filled in for ghosts between two stages. `rows` is contiguous, row r at

@@ -335,6 +335,10 @@ void Network<T>::readout(int64_t begin, int64_t m, Scratch& w) {
       energy += static_cast<double>(hidden[j]) * static_cast<double>(out[j]);
       slope[j] *= out[j];
     }
+    if (outputs_.energy_weights) {
+      const T weight = static_cast<T>(outputs_.energy_weights[begin + i]);
+      for (int64_t j = 0; j < width; ++j) slope[j] *= weight;
+    }
     const int32_t species = graph_.species[begin + i];
     double& total = outputs_.atomic_energies[begin + i];  // holds the repulsion
     if (species >= 0) {
