@@ -57,7 +57,7 @@ test: install $(TEST_STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 $(TEST_STAMP): $(STAMP)
-	@echo "teachers for the tests ($(TEST_TEACHERS))"
+	@echo "teachers for the tests (chgnet, orb-models)"
 	@$(BIN)/pip install --quiet --constraint $(VENV)/constraints.txt $(TEST_TEACHERS)
 	@touch $@
 
