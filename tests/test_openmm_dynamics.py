@@ -22,11 +22,11 @@ from engine_systems import (  # noqa: E402
     silicon,
     topology_of,
 )
-from mlff_distiller.openmm import painn_force  # noqa: E402
-from mlff_distiller.openmm.native import plugin_is_built  # noqa: E402
 from openmm import app, unit  # noqa: E402
 
 from mlff_distiller.export import export_student  # noqa: E402
+from mlff_distiller.openmm import painn_force  # noqa: E402
+from mlff_distiller.openmm.native import plugin_is_built  # noqa: E402
 from mlff_distiller.potential import native_is_built  # noqa: E402
 
 #: Without the engine TorchScript does the work, a hundred times slower: the same, only less of it.

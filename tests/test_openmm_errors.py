@@ -10,7 +10,6 @@ import torch
 
 openmm = pytest.importorskip("openmm")
 
-import mlff_distiller.openmm.native as native  # noqa: E402
 from ase import Atoms  # noqa: E402
 from engine_systems import (  # noqa: E402
     direct,
@@ -21,10 +20,11 @@ from engine_systems import (  # noqa: E402
     openmm_system,
     topology_of,
 )
-from mlff_distiller.openmm import painn_force  # noqa: E402
 
+import mlff_distiller.openmm.native as native  # noqa: E402
 from mlff_distiller.errors import InputError  # noqa: E402
 from mlff_distiller.export import export_student  # noqa: E402
+from mlff_distiller.openmm import painn_force  # noqa: E402
 
 BACKENDS = ["python"] + (["native"] if native.plugin_is_built() else [])
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
@@ -331,6 +331,7 @@ def test_torch_module_equals_the_model(model):
 
 def test_torch_module_with_a_box(model):
     from engine_systems import water_box
+
     from mlff_distiller.openmm.torch_force import scripted_module
 
     atoms = water_box()

@@ -21,13 +21,13 @@ from engine_systems import (  # noqa: E402
     topology_of,
     water_box,
 )
-from mlff_distiller.openmm import keep_molecules_whole, painn_force  # noqa: E402
-from mlff_distiller.openmm.native import plugin_is_built  # noqa: E402
 from openmm import unit  # noqa: E402
 from scipy.spatial.transform import Rotation  # noqa: E402
 
 from mlff_distiller.calculator import StudentCalculator  # noqa: E402
 from mlff_distiller.export import export_student  # noqa: E402
+from mlff_distiller.openmm import keep_molecules_whole, painn_force  # noqa: E402
+from mlff_distiller.openmm.native import plugin_is_built  # noqa: E402
 
 BACKENDS = ["python"]
 if plugin_is_built():

@@ -19,12 +19,12 @@ from engine_systems import (  # noqa: E402
     topology_of,
     water_box,
 )
-from mlff_distiller.openmm import painn_force  # noqa: E402
-from mlff_distiller.openmm.native import plugin_is_built  # noqa: E402
 from openmm import app, unit  # noqa: E402
 
 from mlff_distiller.errors import InputError  # noqa: E402
 from mlff_distiller.export import export_student  # noqa: E402
+from mlff_distiller.openmm import painn_force  # noqa: E402
+from mlff_distiller.openmm.native import plugin_is_built  # noqa: E402
 
 BACKENDS = ["python"] + (["native"] if plugin_is_built() else [])
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import openmm
-from mlff_distiller.openmm import painn_force
 from openmm import app, unit
+
+from mlff_distiller.openmm import painn_force
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -11,8 +11,9 @@ import argparse
 import matplotlib
 import numpy as np
 import openmm
-from mlff_distiller.openmm import painn_force
 from openmm import app, unit
+
+from mlff_distiller.openmm import painn_force
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

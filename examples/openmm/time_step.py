@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import openmm
-from mlff_distiller.openmm import painn_force
 from openmm import app, unit
+
+from mlff_distiller.openmm import painn_force
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("model", help="file written by `mlff-distiller export`")

@@ -223,7 +223,6 @@ def _check_elements(numbers: Sequence[int], elements: list[int]) -> None:
 
 def _resolve(backend: str, device: str) -> tuple[str, str]:
     from mlff_distiller.openmm.native import plugin_is_built
-
     from mlff_distiller.potential import native_is_built
 
     if device == "auto":

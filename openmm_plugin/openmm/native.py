@@ -13,7 +13,6 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import openmm
-
 from mlff_distiller.errors import InputError
 from mlff_distiller.files import native_file, sha256
 

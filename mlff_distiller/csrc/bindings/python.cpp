@@ -36,8 +36,7 @@ mlff::EngineOptions engine_options(const std::string& dtype, int threads, bool t
     throw mlff::InputError("threads must be >= 0, got " + std::to_string(threads) +
                            "; 0 takes OpenMP's default");
   }
-  options.precision =
-      dtype == "float32" ? mlff::Precision::kFloat32 : mlff::Precision::kFloat64;
+  options.precision = dtype == "float32" ? mlff::Precision::kFloat32 : mlff::Precision::kFloat64;
   options.num_threads = threads;
   options.tabulate = tabulate;
   options.isa = mlff::isa_from_name(isa);
@@ -255,10 +254,10 @@ PYBIND11_MODULE(_native, m) {
 
   py::class_<PyPotential> potential(m, "Potential");
   potential
-      .def(py::init<const std::string&, const std::string&, int, bool, double,
-                    const std::string&>(),
-           py::arg("path"), py::arg("dtype") = "float32", py::arg("threads") = 0,
-           py::arg("tabulate") = true, py::arg("skin") = 0.3, py::arg("isa") = "auto")
+      .def(
+          py::init<const std::string&, const std::string&, int, bool, double, const std::string&>(),
+          py::arg("path"), py::arg("dtype") = "float32", py::arg("threads") = 0,
+          py::arg("tabulate") = true, py::arg("skin") = 0.3, py::arg("isa") = "auto")
       .def("compute", &PyPotential::compute, py::arg("atomic_numbers"), py::arg("positions"),
            py::arg("cell"), py::arg("pbc"), py::arg("forces") = true,
            py::arg("atom_virials") = false)
@@ -268,24 +267,20 @@ PYBIND11_MODULE(_native, m) {
       .def_property_readonly(
           "isa", [](PyPotential& self) { return mlff::isa_name(self.get().engine().isa()); })
       .def_property_readonly(
-          "table",
-          [](PyPotential& self) { return table_dict(self.get().engine().table_report()); })
-      .def_property_readonly("cutoff",
-                             [](PyPotential& self) { return self.get().model().cutoff; })
+          "table", [](PyPotential& self) { return table_dict(self.get().engine().table_report()); })
+      .def_property_readonly("cutoff", [](PyPotential& self) { return self.get().model().cutoff; })
       .def_property_readonly("elements",
                              [](PyPotential& self) { return self.get().model().elements; })
       .def_property_readonly("skin", [](PyPotential& self) { return self.get().skin(); })
       .def_property_readonly("num_builds",
                              [](PyPotential& self) { return self.get().num_builds(); })
-      .def_property_readonly("num_edges",
-                             [](PyPotential& self) { return self.get().num_edges(); })
+      .def_property_readonly("num_edges", [](PyPotential& self) { return self.get().num_edges(); })
       .def_property_readonly("neighbor_seconds",
                              [](PyPotential& self) { return self.get().neighbor_seconds(); })
       .def_property_readonly("memory_bytes",
                              [](PyPotential& self) { return self.get().memory_bytes(); })
       .def_property_readonly(
-          "profile",
-          [](PyPotential& self) { return profile_dict(self.get().engine().profile()); })
+          "profile", [](PyPotential& self) { return profile_dict(self.get().engine().profile()); })
       .def("set_profiling",
            [](PyPotential& self, bool on) { self.get().engine().set_profiling(on); });
 
@@ -302,8 +297,7 @@ PYBIND11_MODULE(_native, m) {
       .def_property_readonly("max_exchange_bytes",
                              [](PyEngine& self) { return self.get().max_exchange_bytes(); })
       .def_property_readonly("elements", [](PyEngine& self) { return self.model().elements; })
-      .def_property_readonly(
-          "isa", [](PyEngine& self) { return mlff::isa_name(self.get().isa()); })
-      .def_property_readonly(
-          "table", [](PyEngine& self) { return table_dict(self.get().table_report()); });
+      .def_property_readonly("isa", [](PyEngine& self) { return mlff::isa_name(self.get().isa()); })
+      .def_property_readonly("table",
+                             [](PyEngine& self) { return table_dict(self.get().table_report()); });
 }

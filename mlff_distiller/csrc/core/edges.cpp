@@ -36,8 +36,8 @@ std::string describe(int fault, const Graph& graph, int64_t edge) {
           << "; the simulation has blown up or its input is damaged";
       break;
     default:
-      out << "atoms " << centre << " and " << sender << " are at one point (less than "
-          << kTooClose << " Ang apart); remove duplicate atoms";
+      out << "atoms " << centre << " and " << sender << " are at one point (less than " << kTooClose
+          << " Ang apart); remove duplicate atoms";
   }
   return out.str();
 }
@@ -148,9 +148,10 @@ void EdgeGeometry<T>::prepare(const Graph& graph, double cutoff, double inverse_
     const double* r = graph.edge_vectors + 3 * bad_edge;
     const double d2 = r[0] * r[0] + r[1] * r[1] + r[2] * r[2];
     const int32_t sender = graph.senders[bad_edge];
-    const int fault = !std::isfinite(d2) ? kNotFinite
+    const int fault = !std::isfinite(d2)                     ? kNotFinite
                       : sender < 0 || sender >= graph.n_rows ? kBadSender
-                      : d2 <= kTooClose * kTooClose ? kOnTop : kBadSpecies;
+                      : d2 <= kTooClose * kTooClose          ? kOnTop
+                                                             : kBadSpecies;
     throw InputError(describe(fault, graph, bad_edge));
   }
   for (int64_t c = 0; c < n; ++c) {

@@ -129,8 +129,7 @@ class Engine::TypedImpl : public Engine::Impl {
     stage_ = 0;
     exchanged_ = false;
     if (profiling_) {
-      geometry_ +=
-          std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      geometry_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     }
   }
 
@@ -156,9 +155,7 @@ class Engine::TypedImpl : public Engine::Impl {
     return nullptr;
   }
 
-  size_t row_bytes() const override {
-    return sizeof(T) * static_cast<size_t>(network_.padded());
-  }
+  size_t row_bytes() const override { return sizeof(T) * static_cast<size_t>(network_.padded()); }
   const TableReport& table_report() const override { return network_.table().report(); }
   size_t memory_bytes() const override { return network_.bytes() + edges_.bytes(); }
   const Profile& profile() override {

@@ -129,15 +129,15 @@ class Engine {
   // 5 F numbers, adjoints 4 F, F rounded up to a multiple of 64 bytes.
   size_t max_exchange_bytes() const;
 
-  double cutoff() const;                    // Angstrom
-  int num_species() const;                  //
-  int num_threads() const;                  // that compute() will use
-  void set_num_threads(int num_threads);    // 0: OpenMP's default
+  double cutoff() const;                  // Angstrom
+  int num_species() const;                //
+  int num_threads() const;                // that compute() will use
+  void set_num_threads(int num_threads);  // 0: OpenMP's default
   Precision precision() const;
-  Isa isa() const;                          // in use, never kAuto
+  Isa isa() const;  // in use, never kAuto
   const TableReport& table_report() const;
-  size_t memory_bytes() const;              // weights, tables and work buffers held now
-  void set_profiling(bool on);              // also resets; costs a few per cent
+  size_t memory_bytes() const;  // weights, tables and work buffers held now
+  void set_profiling(bool on);  // also resets; costs a few per cent
   const Profile& profile() const;
 
  private:

@@ -97,14 +97,14 @@ struct Kernels {
   void (*forward)(const EdgeCall<T>&) = nullptr;
   void (*backward_first)(const EdgeCall<T>&) = nullptr;
   void (*backward)(const EdgeCall<T>&) = nullptr;
-  void (*update_norms)(const UpdateCall<T>&) = nullptr;         // vu -> cat's norms
-  void (*update_combine)(const UpdateCall<T>&) = nullptr;       // a, vu -> cat's s, v
-  void (*update_adjoint_a)(const UpdateCall<T>&) = nullptr;     // gs, gv, vu -> ga
-  void (*update_adjoint_vu)(const UpdateCall<T>&) = nullptr;    // gs, gv, gcat, a, vu -> gvu
+  void (*update_norms)(const UpdateCall<T>&) = nullptr;       // vu -> cat's norms
+  void (*update_combine)(const UpdateCall<T>&) = nullptr;     // a, vu -> cat's s, v
+  void (*update_adjoint_a)(const UpdateCall<T>&) = nullptr;   // gs, gv, vu -> ga
+  void (*update_adjoint_vu)(const UpdateCall<T>&) = nullptr;  // gs, gv, gcat, a, vu -> gvu
   void (*scale_vectors)(int64_t m, int64_t num_channels, const T* x2, const T* v,
                         T* features) = nullptr;
-  void (*finish_sums)(int64_t num_channels, const T* sums, const T* x2, const T* v,
-                      const T* gv_own, T* gx, T* gv) = nullptr;
+  void (*finish_sums)(int64_t num_channels, const T* sums, const T* x2, const T* v, const T* gv_own,
+                      T* gx, T* gv) = nullptr;
   double (*fma_rounds)(int64_t rounds) = nullptr;         // ceilings.h
   T (*read_sum)(int64_t count, const T* data) = nullptr;  // count a multiple of 256
 };

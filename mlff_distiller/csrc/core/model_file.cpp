@@ -105,8 +105,8 @@ std::string unzip_entry(const std::string& zip, const std::string& tail, const s
       fail_damaged(path, "bad zip entry");
     }
     const char* local = &zip[sizes.offset];
-    const uint64_t data = sizes.offset + 30 + little_endian(local + 26, 2) +
-                          little_endian(local + 28, 2);
+    const uint64_t data =
+        sizes.offset + 30 + little_endian(local + 26, 2) + little_endian(local + 28, 2);
     if (data > zip.size() || zip.size() - data < sizes.stored_size) {
       fail_damaged(path, "an entry ends early");
     }

@@ -25,9 +25,9 @@ struct ModelFile {
   int64_t hidden_dim = 0;        // F
   int64_t num_interactions = 0;  // K
   int64_t num_rbf = 0;
-  double cutoff = 0.0;       // Angstrom
-  std::string rbf;           // "gaussian" or "bessel"
-  std::string dtype;         // precision of the stored parameters: "float32" or "float64"
+  double cutoff = 0.0;        // Angstrom
+  std::string rbf;            // "gaussian" or "bessel"
+  std::string dtype;          // precision of the stored parameters: "float32" or "float64"
   std::vector<int> elements;  // atomic number of each species index
   bool zbl = false;
   double min_distance = 0.0;  // closest pair seen in training, Angstrom; 0 if unknown

@@ -185,9 +185,8 @@ EdgeCall<T> Network<T>::edge_call(int64_t k, int64_t centre, Scratch& w) {
 
 template <typename T>
 void Network<T>::forward(int64_t interaction) {
-  for_tiles([&](int64_t begin, int64_t end, Scratch& w) {
-    forward_tile(interaction, begin, end, w);
-  });
+  for_tiles(
+      [&](int64_t begin, int64_t end, Scratch& w) { forward_tile(interaction, begin, end, w); });
 }
 
 template <typename T>
@@ -272,8 +271,7 @@ void Network<T>::forward_tile(int64_t k, int64_t begin, int64_t end, Scratch& w)
   if (!last) {
     message_network(k + 1, begin, m, w);
     for (int64_t i = 0; i < m; ++i) {
-      std::memcpy(s_.data() + (begin + i) * f, cat + i * 2 * f,
-                  sizeof(T) * static_cast<size_t>(f));
+      std::memcpy(s_.data() + (begin + i) * f, cat + i * 2 * f, sizeof(T) * static_cast<size_t>(f));
     }
     watch.lap(w.profile.dense_forward);
     return;

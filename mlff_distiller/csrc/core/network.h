@@ -48,26 +48,26 @@ class Network {
  private:
   // Kept from the forward to the reverse pass, per interaction.
   struct Layer {
-    Buffer<T> vu;        // [n_local][3][2F] V v | U v, but for the last
-    Buffer<T> a;         // [n_local][2F] a_sv | a_vv, but for the last
-    Buffer<T> slope;     // [n_local][F] silu' of the update network, but for the last
-    Buffer<T> features;  // [n_rows][5F] x0 | x1 | x2 v, but for the first
-    Buffer<T> x2;        // [n_local][F], but for the first
-    Buffer<T> v;         // [n_local][3][F] vectors before the message, but for the first
+    Buffer<T> vu;             // [n_local][3][2F] V v | U v, but for the last
+    Buffer<T> a;              // [n_local][2F] a_sv | a_vv, but for the last
+    Buffer<T> slope;          // [n_local][F] silu' of the update network, but for the last
+    Buffer<T> features;       // [n_rows][5F] x0 | x1 | x2 v, but for the first
+    Buffer<T> x2;             // [n_local][F], but for the first
+    Buffer<T> v;              // [n_local][3][F] vectors before the message, but for the first
     Buffer<T> message_slope;  // [n_local][F] silu' of the message network, but for the first
   };
   // Work space of one thread, for one tile.
   struct Scratch {
-    Buffer<T> cat;              // [tile][2F] s | norm
-    Buffer<T> v;                // [tile][3][F]
-    Buffer<T> vu, gvu;          // [tile][3][2F]
-    Buffer<T> hidden, slope;    // [tile][F]
-    Buffer<T> a, ga;            // [tile][3F]
-    Buffer<T> gs, gv, gcat;     // [tile][F], [tile][3][F], [tile][2F]
+    Buffer<T> cat;            // [tile][2F] s | norm
+    Buffer<T> v;              // [tile][3][F]
+    Buffer<T> vu, gvu;        // [tile][3][2F]
+    Buffer<T> hidden, slope;  // [tile][F]
+    Buffer<T> a, ga;          // [tile][3F]
+    Buffer<T> gs, gv, gcat;   // [tile][F], [tile][3][F], [tile][2F]
     Buffer<T> readout, readout_slope;
-    Buffer<T> sums;             // [5F]
-    Buffer<T> gradients;        // [edges of a centre][4]
-    Buffer<T> basis;            // [edges of a centre][2][num_rows], exact filters
+    Buffer<T> sums;       // [5F]
+    Buffer<T> gradients;  // [edges of a centre][4]
+    Buffer<T> basis;      // [edges of a centre][2][num_rows], exact filters
     std::vector<double> values, derivatives;
     Profile profile;
   };

@@ -21,9 +21,9 @@ namespace {
 
 typedef std::array<double, 9> Matrix;  // rows
 
-constexpr int64_t kSortFrom = 512;    // atoms; smaller systems fit the cache in any order
-constexpr double kSortBin = 3.0;      // Angstrom
-constexpr int kMaxForceThreads = 8;   // each has its own force array
+constexpr int64_t kSortFrom = 512;   // atoms; smaller systems fit the cache in any order
+constexpr double kSortBin = 3.0;     // Angstrom
+constexpr int kMaxForceThreads = 8;  // each has its own force array
 
 double determinant(const Matrix& m) {
   return m[0] * (m[4] * m[8] - m[5] * m[7]) - m[1] * (m[3] * m[8] - m[5] * m[6]) +
@@ -184,9 +184,9 @@ struct Potential::State {
 
   Matrix cell{};
   std::array<bool, 3> pbc{};
-  std::vector<int64_t> order;       // caller's index of each sorted atom
+  std::vector<int64_t> order;  // caller's index of each sorted atom
   std::vector<std::pair<uint64_t, int64_t>> keys;
-  std::vector<double> sorted;       // positions
+  std::vector<double> sorted;  // positions
   std::vector<int32_t> species;
   NeighborList list;
   Buffer<double> edge_vectors, pair_gradients;
@@ -202,10 +202,10 @@ void Potential::State::check_input(int64_t n, const int64_t* numbers, const doub
   for (int64_t i = 0; i < n; ++i) {
     const int64_t z = numbers[i];
     if (z < 0 || z > kMaxZ || species_of_z[static_cast<size_t>(z)] < 0) {
-      throw InputError("atom " + std::to_string(i) + " is " +
-                       element_symbol(static_cast<int>(std::min<int64_t>(std::max<int64_t>(z, -1), 999))) +
-                       ", the model knows " + model.element_list() +
-                       "; use a model trained with that element");
+      throw InputError(
+          "atom " + std::to_string(i) + " is " +
+          element_symbol(static_cast<int>(std::min<int64_t>(std::max<int64_t>(z, -1), 999))) +
+          ", the model knows " + model.element_list() + "; use a model trained with that element");
     }
   }
   for (int64_t i = 0; i < 3 * n; ++i) {
@@ -266,7 +266,8 @@ void Potential::State::sort_atoms(int64_t n, const double* positions) {
       for (int b = 0; b < 3; ++b) {
         x += positions[3 * i + b] * to_fraction[static_cast<size_t>(3 * b + a)];
       }
-      fraction[static_cast<size_t>(3 * i + a)] = pbc[static_cast<size_t>(a)] ? x - std::floor(x) : x;
+      fraction[static_cast<size_t>(3 * i + a)] =
+          pbc[static_cast<size_t>(a)] ? x - std::floor(x) : x;
     }
   }
   for (int a = 0; a < 3; ++a) {
@@ -276,7 +277,8 @@ void Potential::State::sort_atoms(int64_t n, const double* positions) {
     }
     bins[a] = std::sqrt(length) / kSortBin;
     low[a] = fraction[static_cast<size_t>(a)];
-    for (int64_t i = 0; i < n; ++i) low[a] = std::min(low[a], fraction[static_cast<size_t>(3 * i + a)]);
+    for (int64_t i = 0; i < n; ++i)
+      low[a] = std::min(low[a], fraction[static_cast<size_t>(3 * i + a)]);
   }
   keys.resize(static_cast<size_t>(n));
   for (int64_t i = 0; i < n; ++i) {
@@ -288,7 +290,8 @@ void Potential::State::sort_atoms(int64_t n, const double* positions) {
     keys[static_cast<size_t>(i)] = {morton(x), i};
   }
   std::sort(keys.begin(), keys.end());
-  for (int64_t i = 0; i < n; ++i) order[static_cast<size_t>(i)] = keys[static_cast<size_t>(i)].second;
+  for (int64_t i = 0; i < n; ++i)
+    order[static_cast<size_t>(i)] = keys[static_cast<size_t>(i)].second;
 }
 
 void Potential::State::build(int64_t n, const int64_t* numbers, const double* positions) {
@@ -315,8 +318,8 @@ void Potential::State::build(int64_t n, const int64_t* numbers, const double* po
 
 void Potential::State::update_edge_vectors(int64_t n, const double* positions) {
   for (int64_t i = 0; i < n; ++i) {
-    std::memcpy(&sorted[static_cast<size_t>(3 * i)],
-                positions + 3 * order[static_cast<size_t>(i)], 3 * sizeof(double));
+    std::memcpy(&sorted[static_cast<size_t>(3 * i)], positions + 3 * order[static_cast<size_t>(i)],
+                3 * sizeof(double));
   }
   const int threads = engine.num_threads();
   (void)threads;
@@ -344,8 +347,7 @@ void Potential::State::update_edge_vectors(int64_t n, const double* positions) {
 // Forces (in the caller's order) and virial from pair gradients. Threads own ranges of centres and
 // force arrays; arrays are added in their order, so equal thread counts give equal bits.
 void Potential::State::sum_forces(int64_t n, PotentialResult& result) {
-  const int threads =
-      n > 256 ? std::max(1, std::min(engine.num_threads(), kMaxForceThreads)) : 1;
+  const int threads = n > 256 ? std::max(1, std::min(engine.num_threads(), kMaxForceThreads)) : 1;
   force_parts.resize(static_cast<size_t>(3 * n * threads));
   std::array<Matrix, kMaxForceThreads> virials{};
   const int64_t* offsets = list.offsets.data();
@@ -380,7 +382,8 @@ void Potential::State::sum_forces(int64_t n, PotentialResult& result) {
     double* to = &result.forces[static_cast<size_t>(3 * order[static_cast<size_t>(i)])];
     for (int a = 0; a < 3; ++a) {
       double total = 0.0;
-      for (int t = 0; t < threads; ++t) total += force_parts[static_cast<size_t>(3 * (n * t + i) + a)];
+      for (int t = 0; t < threads; ++t)
+        total += force_parts[static_cast<size_t>(3 * (n * t + i) + a)];
       to[a] = total;
     }
   }
@@ -406,8 +409,8 @@ Potential::Potential(ModelFile model, const PotentialOptions& options)
 Potential::~Potential() = default;
 
 void Potential::compute(int64_t n, const int64_t* atomic_numbers, const double* positions,
-                        const double* cell, const std::array<bool, 3>& pbc,
-                        PotentialResult& result, unsigned outputs) {
+                        const double* cell, const std::array<bool, 3>& pbc, PotentialResult& result,
+                        unsigned outputs) {
   State& s = *state_;
   {
     Timer timer(s.neighbor_seconds);
@@ -471,10 +474,10 @@ double Potential::neighbor_seconds() const { return state_->neighbor_seconds; }
 size_t Potential::memory_bytes() const {
   const State& s = *state_;
   return s.engine.memory_bytes() + s.edge_vectors.bytes() + s.pair_gradients.bytes() +
-         vector_bytes(s.list.offsets) + vector_bytes(s.list.senders) +
-         vector_bytes(s.list.shifts) + vector_bytes(s.sorted) + vector_bytes(s.built_positions) +
-         vector_bytes(s.built_numbers) + vector_bytes(s.order) + vector_bytes(s.keys) +
-         vector_bytes(s.energies) + vector_bytes(s.force_parts) + vector_bytes(s.atom_virials);
+         vector_bytes(s.list.offsets) + vector_bytes(s.list.senders) + vector_bytes(s.list.shifts) +
+         vector_bytes(s.sorted) + vector_bytes(s.built_positions) + vector_bytes(s.built_numbers) +
+         vector_bytes(s.order) + vector_bytes(s.keys) + vector_bytes(s.energies) +
+         vector_bytes(s.force_parts) + vector_bytes(s.atom_virials);
 }
 
 void add_atom_virials(int64_t n_local, const int64_t* offsets, const int32_t* senders,

@@ -20,16 +20,16 @@ struct PotentialOptions {
 };
 
 struct PotentialResult {
-  double energy = 0.0;                // eV
-  std::vector<double> energies;       // [n] eV, per atom, sums to energy
-  std::vector<double> forces;         // [n][3] eV/Angstrom
-  std::array<double, 9> virial{};     // eV, 3x3 symmetric; stress = -virial / volume
-  std::vector<double> atom_virials;   // [n][9] eV if asked for, sums to virial, not symmetric
+  double energy = 0.0;               // eV
+  std::vector<double> energies;      // [n] eV, per atom, sums to energy
+  std::vector<double> forces;        // [n][3] eV/Angstrom
+  std::array<double, 9> virial{};    // eV, 3x3 symmetric; stress = -virial / volume
+  std::vector<double> atom_virials;  // [n][9] eV if asked for, sums to virial, not symmetric
 };
 
 enum PotentialOutputs : unsigned {
-  kEnergy = 0,         // always
-  kForces = 1u << 0,   // and virial
+  kEnergy = 0,        // always
+  kForces = 1u << 0,  // and virial
   kAtomVirials = 1u << 1,
 };
 

@@ -24,7 +24,8 @@ class ExactFilter {
     const int64_t num_rbf = model.num_rbf;
     rows_.resize(static_cast<size_t>((num_rbf + 1) * num_channels_));
     for (int64_t c = 0; c < num_channels_; ++c) {
-      for (int64_t k = 0; k < num_rbf; ++k) row(k)[c] = weight[static_cast<size_t>(c * num_rbf + k)];
+      for (int64_t k = 0; k < num_rbf; ++k)
+        row(k)[c] = weight[static_cast<size_t>(c * num_rbf + k)];
       row(num_rbf)[c] = bias[static_cast<size_t>(c)];
     }
     values_.resize(static_cast<size_t>(basis.size()));
@@ -227,8 +228,8 @@ void FilterTable<T>::build(const ModelFile& model, const RadialBasis& basis, int
       intervals = (intervals & (intervals - 1)) == 0 ? intervals * 3 / 2 : intervals * 4 / 3;
       if (intervals > 8192) {
         std::ostringstream out;
-        out << "filter table must be within " << value_tolerance()
-            << " of the exact filters, got " << error.value << " (derivative " << error.truncation
+        out << "filter table must be within " << value_tolerance() << " of the exact filters, got "
+            << error.value << " (derivative " << error.truncation
             << ") with 8192 intervals; run with tabulate=off";
         throw InputError(out.str());
       }
