@@ -22,12 +22,14 @@ import torch
 from lammps_runner import (
     EXACT,
     OVERSUBSCRIBED,
+    README,
     Run,
     assert_same,
     evaluate,
     make_student,
     needs_lammps,
     random_system,
+    readme_with_cases,
     reference,
     run_lmp,
     script_of,
@@ -304,3 +306,10 @@ def test_example_hybrid_zbl(silicon, tmp_path):
         "hybrid_zbl.lmp", tmp_path, 2, f"model={silicon[0]}", "steps=40", "energy=30.0"
     )
     assert "ENERGY" in output
+
+
+# --- documentation --------------------------------------------------------------------------------
+def test_readme_lists_every_case():
+    text = README.read_text()
+    assert text == readme_with_cases(), "run: python tests/lammps_runner.py"
+    assert re.findall(r"^\| (\d+) \|", text, re.MULTILINE) == [str(n) for n in range(1, 41)]
