@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mlff_distiller.models.radial import BesselBasis, GaussianBasis, cosine_cutoff
+from mlff_distiller.ops.messages import message, message_reference
 
 #: Added under the square root of the vector norm, whose gradient is infinite at zero.
 NORM_EPSILON = 1e-8
@@ -65,7 +66,6 @@ class Interaction(nn.Module):
         Returns:
             scalars and vectors of the same shapes.
         """
-        senders, receivers = edge_index[0], edge_index[1]
         # The first interaction has no vectors to pass on: a third of its messages is zero.
         rows = 2 * self.hidden_dim if self.is_first else 3 * self.hidden_dim
         # (W rbf + b) fcut = [rbf fcut, fcut] [W b]^T: no product of the size of the filters. The
@@ -74,15 +74,12 @@ class Interaction(nn.Module):
         weight = torch.cat([self.filter.weight.t(), self.filter.bias.unsqueeze(0)])[:, :rows]
         filters = radial @ weight.contiguous()  # (n_edges, 3F)
         features = self.message(scalars)[:, :rows]
-        messages = filters * features.index_select(0, senders)
-        to_scalars = messages[:, : self.hidden_dim]
-        along_edge = messages[:, self.hidden_dim : 2 * self.hidden_dim]
-        vector_messages = along_edge.unsqueeze(1) * directions.unsqueeze(-1)
-        if not self.is_first:
-            along_vectors = messages[:, 2 * self.hidden_dim :].unsqueeze(1)
-            vector_messages = vector_messages + along_vectors * vectors.index_select(0, senders)
-        scalars = scalars.index_add(0, receivers, to_scalars)
-        vectors = vectors.index_add(0, receivers, vector_messages)
+        if torch.jit.is_scripting():
+            received = message_reference(features, vectors, filters, directions, edge_index)
+        else:
+            received = message(features, vectors, filters, directions, edge_index)
+        scalars = scalars + received[0]
+        vectors = vectors + received[1]
 
         normed, mixed = torch.split(self.mix(vectors), self.hidden_dim, dim=-1)  # V v and U v
         norms = torch.sqrt((normed * normed).sum(dim=1) + self.norm_epsilon)
