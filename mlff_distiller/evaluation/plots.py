@@ -32,6 +32,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
     "#56B4E9",
     "#6b7280",
 )
+PIXELS_PER_INCH = 160
 ENGINE_COLOURS = {"lammps": BLUE, "openmm": ORANGE, "ase": GREEN, "teacher": GREY}
 ENGINE_NAMES = {
     "lammps": "LAMMPS",
@@ -58,7 +59,7 @@ _STYLE: Any = {
     "legend.frameon": False,
     "lines.linewidth": 1.8,
     "figure.dpi": 100,
-    "savefig.dpi": 160,
+    "savefig.dpi": PIXELS_PER_INCH,
     "savefig.bbox": "tight",
 }
 
