@@ -205,13 +205,18 @@ def _native(path: Path) -> dict[str, Any] | None:
         from mlff_distiller._native import Potential
     except ImportError:
         return None
-    potential = Potential(str(path))
+    try:
+        potential = Potential(str(path))
+    except (RuntimeError, ValueError) as error:
+        return {"error": str(error).splitlines()[0]}
     return {"instruction_set": potential.isa, "table": dict(potential.table)}
 
 
 def _native_text(report: dict[str, Any] | None) -> str:
     if report is None:
         return "not built; install mlff_distiller with a C++ compiler at hand"
+    if "error" in report:
+        return f"refuses this file: {report['error']}"
     table = report["table"]
     text = f"reads this file, {report['instruction_set']}"
     if table.get("tabulated"):
