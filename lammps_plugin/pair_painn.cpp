@@ -169,6 +169,7 @@ void PairPaiNN::init_style() {
     force->pair->comm_reverse_off = std::max(force->pair->comm_reverse_off, comm_reverse_off);
   }
   neighbor_settings_checked_ = false;
+  plan_valid_ = false;
   closeness_reported_ = false;
 }
 
@@ -237,8 +238,8 @@ void PairPaiNN::agree(const std::string& problem, const std::string& warning) {
 // Once, after the first step, when the traffic is known. Collective.
 void PairPaiNN::print_banner() {
   banner_printed_ = true;
-  int64_t mine = atom->nghost, ghosts = 0;
-  MPI_Allreduce(&mine, &ghosts, 1, MPI_INT64_T, MPI_SUM, world);
+  int64_t mine = n_remote_, remote = 0;
+  MPI_Allreduce(&mine, &remote, 1, MPI_INT64_T, MPI_SUM, world);
   if (comm->me != 0) return;
 
   std::string types;
@@ -263,11 +264,23 @@ void PairPaiNN::print_banner() {
   text += format("  %d MPI rank%s x %d thread%s", comm->nprocs, comm->nprocs == 1 ? "" : "s",
                  engine_->num_threads(), engine_->num_threads() == 1 ? "" : "s");
   if (comm->nprocs > 1) {
-    const double per_atom = atom->natoms > 0 ? static_cast<double>(ghosts) / atom->natoms : 0.0;
-    text += format(", features of ghosts exchanged %d times a step: %.0f bytes per atom and step",
-                   exchanges_, per_atom * static_cast<double>(exchanged_bytes_per_ghost_));
+    const double per_atom = atom->natoms > 0 ? static_cast<double>(remote) / atom->natoms : 0.0;
+    text += format(
+        ", features of other ranks' atoms exchanged %d times a step: %.0f bytes per "
+        "atom and step",
+        exchanges_, per_atom * static_cast<double>(exchanged_bytes_per_row_));
   }
   utils::logmesg(lmp, text + "\n");
+}
+
+void PairPaiNN::finish() {
+  double mine[2] = {compute_seconds_, exchange_seconds_}, sums[2];
+  compute_seconds_ = exchange_seconds_ = 0.0;
+  MPI_Allreduce(mine, sums, 2, MPI_DOUBLE, MPI_SUM, world);
+  if (comm->me == 0 && comm->nprocs > 1 && sums[0] > 0.0)
+    utils::logmesg(lmp, format("pair_style painn: %.1f%% of its time exchanging features, waiting "
+                               "for other ranks included\n",
+                               100.0 * sums[1] / sums[0]));
 }
 
 void* PairPaiNN::extract(const char* name, int& dim) {
@@ -283,7 +296,9 @@ double PairPaiNN::memory_usage() {
   auto add = [&](const auto& values) {
     bytes += static_cast<double>(values.capacity() * sizeof(values[0]));
   };
-  add(owner_), add(species_), add(list_index_), add(offsets_), add(senders_), add(edge_vectors_);
+  add(species_), add(rows_), add(row_species_), add(owners_), add(planned_rows_);
+  add(send_indices_), add(send_buffer_), add(list_index_), add(offsets_), add(senders_),
+      add(edge_vectors_);
   add(atomic_energies_), add(pair_gradients_), add(totals_);
   add(relative_), add(ghost_offsets_), add(weights_);
   for (const auto& gradients : barycentre_gradients_) add(gradients);

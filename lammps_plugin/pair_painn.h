@@ -4,14 +4,17 @@
 //                     [extrapolation warn|stop|ignore]
 //   pair_coeff  * * student.pt Si O ...    # one element per atom type, NULL leaves a type out
 //
-// Message passing across ranks. The ghost shell is one cutoff wide, as for a pair potential. Rows
-// of the features follow LAMMPS' atom order, owned atoms first, then ghosts. Between two
-// interactions the features of ghosts are fetched from their owners with comm->forward_comm(), and
+// Message passing across ranks. The ghost shell is one cutoff wide, as for a pair potential.
+// Between two interactions the features of atoms of other ranks are fetched from their owners, and
 // in the reverse pass the adjoints in the same direction, because the engine gathers: an owned atom
 // collects from its neighbours, which the full neighbour list holds, what a scattering reverse
 // pass would have sent to it. Every rank makes every exchange, also without atoms.
 //
-// On one rank each ghost is an image of an owned atom, whose row is used instead: no exchange.
+// Rows of the features: owned atoms in LAMMPS' order, then one for each atom of another rank that
+// some owned atom has in its neighbour list. Periodic images of one atom share its row, whoever
+// owns it: most ghosts of a small domain are images, so this moves several times fewer bytes than
+// a row for each ghost would. (The exact heat flux does need to tell images apart and takes a row
+// for each ghost, in LAMMPS' order, filled by comm->forward_comm().) See pair_painn_exchange.cpp.
 #ifndef LMP_PAIR_PAINN_H
 #define LMP_PAIR_PAINN_H
 
@@ -37,6 +40,8 @@ class PairPaiNN : public Pair {
   void init_style() override;
   double init_one(int i, int j) override;
   void compute(int eflag, int vflag) override;
+  // At the end of a run: the share of the exchanges, which LAMMPS counts as pair time.
+  void finish() override;
   // "cutoff" (double, distance units of the run), "min_distance" (closest pair in training, same)
   void* extract(const char* name, int& dim) override;
   double memory_usage() override;
@@ -58,11 +63,14 @@ class PairPaiNN : public Pair {
 
   void allocate();
   void check_neighbor_settings();
+  void plan_exchange();
   void find_rows();
   std::string build_edges();
   std::string describe(const ClosestPair& pair) const;
   void agree(const std::string& problem, const std::string& warning);
   void exchange(const mlff::ExchangeRequest& request);
+  void exchange_remote(const mlff::ExchangeRequest& request);
+  void return_totals();
   void forward_rows(void* rows, int doubles_per_row);
   void keep_ghost_adjoints(const mlff::ExchangeRequest& request);
   void find_barycentre_gradients(mlff::Graph graph);
@@ -88,22 +96,40 @@ class PairPaiNN : public Pair {
   bool neighbor_settings_checked_ = false;
   bool closeness_reported_ = false;
   bool banner_printed_ = false;
-  int64_t exchanged_bytes_per_ghost_ = 0;
+  int64_t exchanged_bytes_per_row_ = 0;
   int exchanges_ = 0;
+  double compute_seconds_ = 0.0;
+  double exchange_seconds_ = 0.0;
 
   // the graph of this step; kept, so that a step allocates nothing
   int n_local_ = 0;
   int n_rows_ = 0;
-  std::vector<double> owner_;     // [n_all], row of each atom; doubles, as comm sends them
-  std::vector<int32_t> species_;  // [n_all]
-  std::vector<int> list_index_;   // [n_local], position in the neighbour list or -1
+  std::vector<int32_t> species_;      // [n_all], of LAMMPS' atoms
+  std::vector<int32_t> rows_;         // [n_all], row of each atom, -1 if nobody's neighbour
+  std::vector<int32_t> row_species_;  // [n_rows]
+  std::vector<int> list_index_;       // [n_local], position in the neighbour list or -1
   std::vector<int64_t> offsets_;
   std::vector<int32_t> senders_;
   std::vector<double> edge_vectors_;
   std::vector<double> atomic_energies_;
   std::vector<double> pair_gradients_;
   ClosestPair closest_;
-  bool ghost_rows_ = true;  // whether ghosts have rows of their own
+  bool ghost_rows_ = false;  // whether each ghost has a row of its own
+
+  // Who needs which rows; holds as long as the neighbour list does. Remote rows are sorted by
+  // owner, so that messages arrive where they belong.
+  struct Message {
+    int rank = 0;
+    int first = 0;  // row, or place in send_indices_
+    int count = 0;
+  };
+  bool plan_valid_ = false;
+  int n_remote_ = 0;
+  std::vector<double> owners_;         // [n_all][2], rank and index there; as comm sends doubles
+  std::vector<int32_t> planned_rows_;  // [n_all]
+  std::vector<Message> receives_, sends_;
+  std::vector<int> send_indices_;  // owned atoms
+  std::vector<double> send_buffer_;
 
   // exact heat flux, see pair_painn_heat.cpp; empty unless centroid/stress/atom asks for it
   std::vector<double> relative_;       // [n_all][3] positions from a point of this rank, Angstrom

@@ -1,4 +1,6 @@
 // One step: rows, edges, the network with its exchanges, and adding up the results.
+#include <mpi.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -6,7 +8,6 @@
 #include "atom.h"
 #include "comm.h"
 #include "core/error.h"
-#include "force.h"
 #include "neigh_list.h"
 #include "pair_painn.h"
 #include "text.h"
@@ -27,19 +28,18 @@ constexpr double kCutoffMargin = 1.0 + 1e-9;
 }  // namespace
 
 void PairPaiNN::compute(int eflag, int vflag) {
+  const double start = MPI_Wtime();
   ev_init(eflag, vflag);
   if (!neighbor_settings_checked_) check_neighbor_settings();
 
-  // On one rank each ghost shares the row of the atom that it is an image of. The exact heat flux
-  // tells images apart, so it takes the way of several ranks.
-  ghost_rows_ = comm->nprocs > 1 || cvflag_atom;
+  ghost_rows_ = cvflag_atom != 0;
   find_rows();
   std::string problem = build_edges();
 
   mlff::Graph graph;
   graph.n_local = n_local_;
   graph.n_rows = n_rows_;
-  graph.species = species_.data();
+  graph.species = row_species_.data();
   graph.offsets = offsets_.data();
   graph.senders = senders_.data();
   graph.edge_vectors = edge_vectors_.data();
@@ -63,33 +63,12 @@ void PairPaiNN::compute(int eflag, int vflag) {
   // The last point at which a rank may stop: exchanges follow.
   agree(problem, warning);
 
-  // All ranks exchange, also one without ghosts.
-  while (const mlff::ExchangeRequest* request = engine_->advance())
-    if (ghost_rows_) exchange(*request);
+  while (const mlff::ExchangeRequest* request = engine_->advance()) exchange(*request);
   if (cvflag_atom) find_barycentre_gradients(graph);
 
   add_results();
+  compute_seconds_ += MPI_Wtime() - start;
   if (!banner_printed_) print_banner();
-}
-
-// Decides which row of the features each atom has, and its species.
-void PairPaiNN::find_rows() {
-  n_local_ = atom->nlocal;
-  const int n_all = atom->nlocal + atom->nghost;
-  // Vectors are never empty, so that data() is valid on a rank without atoms.
-  const size_t size = static_cast<size_t>(std::max(1, n_all));
-  owner_.resize(size);
-  species_.resize(size);
-  for (int i = 0; i < n_all; ++i) species_[i] = type_species_[atom->type[i]];
-
-  for (int i = 0; i < n_all; ++i) owner_[i] = i;
-  n_rows_ = n_all;
-  if (!ghost_rows_) {
-    // Each ghost is an image of an owned atom. Which one is asked of comm, as atom->map may be
-    // absent and ids need not be unique.
-    forward_rows(owner_.data(), 1);
-    n_rows_ = n_local_;
-  }
 }
 
 // Edges from LAMMPS' full neighbour list. Returns a problem or "".
@@ -178,7 +157,7 @@ std::string PairPaiNN::build_edges() {
   for (int i = 0; i < n_local_; ++i) {
     int64_t e = offsets_[i];
     visit(i, [&](int j, double dx, double dy, double dz, double) {
-      senders_[e] = static_cast<int32_t>(owner_[j]);
+      senders_[e] = rows_[j];
       edge_vectors_[3 * e] = dx;
       edge_vectors_[3 * e + 1] = dy;
       edge_vectors_[3 * e + 2] = dz;
@@ -199,49 +178,6 @@ std::string PairPaiNN::describe(const ClosestPair& pair) const {
     return text + "; no force is defined there, separate them (delete_atoms overlap)";
   return text + format(", closer than any pair in training (%.3g); the model extrapolates there",
                        model_.min_distance);
-}
-
-void PairPaiNN::exchange(const mlff::ExchangeRequest& request) {
-  if (!banner_printed_) {
-    ++exchanges_;
-    exchanged_bytes_per_ghost_ += static_cast<int64_t>(request.row_bytes);
-  }
-  forward_rows(request.rows, static_cast<int>(request.row_bytes / sizeof(double)));
-  if (cvflag_atom && request.backward) keep_ghost_adjoints(request);
-}
-
-// Copies each owned row to the ghosts of its atom on all ranks. Rows hold doubles, or floats packed
-// two to a double: only bytes are moved. Collective.
-void PairPaiNN::forward_rows(void* rows, int doubles_per_row) {
-  exchange_rows_ = static_cast<char*>(rows);
-  exchange_row_bytes_ = static_cast<size_t>(doubles_per_row) * sizeof(double);
-  // LAMMPS reads the width of a row here; its buffers were sized for the widest.
-  comm_forward = doubles_per_row;
-  comm->forward_comm(this);
-  comm_forward = forward_doubles_;
-}
-
-int PairPaiNN::pack_forward_comm(int n, int* list, double* buf, int /*pbc_flag*/, int* /*pbc*/) {
-  char* to = reinterpret_cast<char*>(buf);
-  for (int i = 0; i < n; ++i, to += exchange_row_bytes_)
-    std::memcpy(to, exchange_rows_ + list[i] * exchange_row_bytes_, exchange_row_bytes_);
-  return n * static_cast<int>(exchange_row_bytes_ / sizeof(double));
-}
-
-void PairPaiNN::unpack_forward_comm(int n, int first, double* buf) {
-  std::memcpy(exchange_rows_ + first * exchange_row_bytes_, buf, n * exchange_row_bytes_);
-}
-
-int PairPaiNN::pack_reverse_comm(int n, int first, double* buf) {
-  const size_t width = totals_width_;
-  std::memcpy(buf, &totals_[first * width], n * width * sizeof(double));
-  return n * totals_width_;
-}
-
-void PairPaiNN::unpack_reverse_comm(int n, int* list, double* buf) {
-  const size_t width = totals_width_;
-  for (int i = 0; i < n; ++i)
-    for (size_t k = 0; k < width; ++k) totals_[list[i] * width + k] += *buf++;
 }
 
 // Energies, forces and virials from atomic energies and pair gradients, in the units of the run.
@@ -302,20 +238,11 @@ void PairPaiNN::add_results() {
     }
   }
 
-  // With newton_pair off LAMMPS neither clears nor returns what ghosts collect, so it is returned
-  // here. On one rank there are no ghost rows.
-  int n_target = n_rows_;
-  if (ghost_rows_ && !force->newton_pair) {
-    const int reverse = comm_reverse, reverse_off = comm_reverse_off;
-    comm_reverse = comm_reverse_off = totals_width_;
-    comm->reverse_comm(this);
-    comm_reverse = reverse;
-    comm_reverse_off = reverse_off;
-    n_target = n_local_;
-  }
+  // The owners' share is returned here, so neither newton on nor off is anything to LAMMPS.
+  return_totals();
 
   double** f = atom->f;
-  for (int i = 0; i < n_target; ++i) {
+  for (int i = 0; i < n_local_; ++i) {
     const double* total = &totals_[i * width];
     for (int a = 0; a < 3; ++a) f[i][a] += total[a] * to_force;
     if (six >= 0)

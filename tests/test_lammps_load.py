@@ -190,12 +190,10 @@ def test_case_40_two_live_instances_in_python(tmp_path):
         (tmp_path / f"in{k}").write_text(script.split("write_dump")[0])
     program = """
 from lammps import lammps
-from mlff_distiller.lammps import plugin_path
 arguments = ["-log", "none", "-screen", "none"]
 def start():
     lmp = lammps(cmdargs=arguments)
-    if not lmp.has_style("pair", "painn"):
-        lmp.command(f"plugin load {plugin_path()}")
+    assert lmp.has_style("pair", "painn")  # importing lammps has read the entry points
     return lmp
 a, b = start(), start()
 for round in range(2):
@@ -238,7 +236,7 @@ def test_banner_once(tmp_path):
     traffic = re.search(r"exchanged (\d+) times a step: (\d+) bytes per atom and step", output)
     assert traffic
     assert int(traffic.group(1)) == 4  # features of layers 1 and 2, adjoints of layers 2 and 1
-    assert int(traffic.group(2)) > 1000
+    assert 100 < int(traffic.group(2)) < 4 * 5 * 16 * 8 * 4
 
 
 # --- examples -------------------------------------------------------------------------------------
