@@ -31,7 +31,7 @@ class Display:
         self.console = Console(stderr=True, highlight=False)
         self._bar: Progress | None = None
         self._last_line = -_LINE_INTERVAL
-        self._errors = "no validation yet"
+        self._errors = ""
 
     def note(self, text: str) -> None:
         """One line that stays."""
@@ -46,8 +46,8 @@ class Display:
             return
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.percentage:>3.0f} %  {task.fields[left]}"),
+            BarColumn(bar_width=10),
+            TextColumn("{task.percentage:.0f} % {task.fields[left]}"),
         )
         # Two refreshes a second: drawing takes time from training.
         bar = Progress(*columns, console=self.console, refresh_per_second=2, transient=True)
@@ -67,12 +67,12 @@ class Display:
                 self._bar.task_ids[0],
                 completed=fraction,
                 description=f"epoch {epoch + 1}  loss {loss:.3g}  {self._errors}",
-                left=f"{left} left",
+                left=left,
             )
 
     def epoch(self, row: dict[str, Any], fraction: float, best: bool, *, last: bool) -> None:
         """After a validation: a row of the history."""
-        self._errors = error_text(row)
+        self._errors = _short_errors(row)  # the bar must fit into 80 columns
         now = time.monotonic()
         due = last or now - self._last_line >= _LINE_INTERVAL
         if self.enabled and self._bar is None and due:
@@ -81,19 +81,29 @@ class Display:
             left = _duration(seconds * (1.0 - fraction) / fraction) if fraction > 0 else "?"
             self.note(
                 f"epoch {row['epoch'] + 1:4d}  {100 * fraction:3.0f} %  loss {row['train_loss']:.3g}"
-                f"  {self._errors}{' (best)' if best else ''}  {left} left"
+                f"  {error_text(row)}{' (best)' if best else ''}  {left} left"
             )
+
+
+_SHOWN = (
+    ("valid_force_mae", "force", "meV/Å", 1e3),
+    ("valid_energy_mae", "energy", "meV/atom", 1e3),
+    ("valid_stress_mae", "stress", "GPa", EV_PER_ANGSTROM3_IN_GPA),
+)
 
 
 def error_text(row: dict[str, Any]) -> str:
     """Validation errors of a row of the history, for people."""
     parts = [
-        ("valid_force_mae", "force {:.1f} meV/Å", 1e3),
-        ("valid_energy_mae", "energy {:.2f} meV/atom", 1e3),
-        ("valid_stress_mae", "stress {:.3f} GPa", EV_PER_ANGSTROM3_IN_GPA),
+        f"{name} {row[k] * size:.3g} {unit}" for k, name, unit, size in _SHOWN if row[k] == row[k]
     ]
-    shown = [text.format(row[k] * unit) for k, text, unit in parts if row[k] == row[k]]
-    return "MAE " + ", ".join(shown)
+    return "MAE " + ", ".join(parts)
+
+
+def _short_errors(row: dict[str, Any]) -> str:
+    return "  ".join(
+        f"{row[k] * size:.3g} {unit}" for k, _, unit, size in _SHOWN if row[k] == row[k]
+    )
 
 
 def _duration(seconds: float) -> str:
