@@ -3,8 +3,14 @@
 #include <algorithm>
 #include <cmath>
 #include <sstream>
+#include <string>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 #include "error.h"
+#include "tables.h"
 #include "units.h"
 
 namespace mlff {
@@ -80,55 +86,37 @@ void Repulsion::evaluate(int species_a, int species_b, double d, double& energy,
   slope = bare * (screening_slope * envelope + screening * envelope_slope) - energy / d;
 }
 
+// Returns the first bad edge, or -1.
 template <typename T>
-void EdgeGeometry<T>::prepare(const Graph& graph, double cutoff, double inverse_spacing,
-                              int64_t intervals, const Repulsion& repulsion, int num_species,
-                              int num_threads, double* energies, double* gradients,
-                              const double* weights) {
-  const int64_t n = graph.n_local, num_edges = n ? graph.offsets[n] : 0;
-  int32_t* counts = counts_.require(n);
-  int32_t* senders = senders_.require(num_edges);
-  int32_t* slots = slots_.require(num_edges);
-  int32_t* interval = intervals_.require(num_edges);
-  T* fraction = fractions_.require(num_edges);
-  T* direction = directions_.require(3 * num_edges);
-  T* inverse_distance = inverse_distances_.require(num_edges);
-  int64_t max_count = 0, bad_edge = num_edges;
-  (void)num_threads;
-
-#pragma omp parallel for num_threads(num_threads) schedule(static) reduction(max : max_count) \
-    reduction(min : bad_edge)
-  for (int64_t c = 0; c < n; ++c) {
-    const int64_t begin = graph.offsets[c], end = graph.offsets[c + 1];
+int64_t EdgeGeometry<T>::prepare_tile(const Graph& graph, int64_t t, double cutoff,
+                                      double inverse_spacing, int64_t intervals,
+                                      const Repulsion& repulsion, double* energies,
+                                      double* gradients, const double* weights, Scratch& scratch) {
+  const int64_t begin = t * tile_, end = std::min(graph.n_local, begin + tile_);
+  const int64_t first_edge = graph.offsets[begin];
+  scratch.edges.clear();
+  scratch.bins.assign(static_cast<size_t>(intervals) + 1, 0);
+  for (int64_t c = begin; c < end; ++c) {
     const int species = graph.species[c];
-    int64_t at = begin;
     double energy = 0.0;
-    for (int64_t e = begin; e < end; ++e) {
+    for (int64_t e = graph.offsets[c]; e < graph.offsets[c + 1]; ++e) {
       const double* r = graph.edge_vectors + 3 * e;
       const double d2 = r[0] * r[0] + r[1] * r[1] + r[2] * r[2];
       if (gradients) gradients[3 * e] = gradients[3 * e + 1] = gradients[3 * e + 2] = 0.0;
       if (d2 >= cutoff * cutoff) {
-        if (!std::isfinite(d2)) bad_edge = std::min(bad_edge, e);
+        if (!std::isfinite(d2)) return e;
         continue;
       }
       const int32_t sender = graph.senders[e];
       if (!(d2 > kTooClose * kTooClose) || sender < 0 || sender >= graph.n_rows || species < 0 ||
           graph.species[sender] < 0) {
-        bad_edge = std::min(bad_edge, e);
-        continue;
+        return e;
       }
-      const double d = std::sqrt(d2), inverse = 1.0 / d;
-      const double x = d * inverse_spacing;
-      const int64_t i = std::min(static_cast<int64_t>(x), intervals - 1);
-      senders[at] = sender;
-      slots[at] = static_cast<int32_t>(e - begin);
-      interval[at] = static_cast<int32_t>(i);
-      fraction[at] = static_cast<T>(x - static_cast<double>(i));
-      direction[3 * at] = static_cast<T>(r[0] * inverse);
-      direction[3 * at + 1] = static_cast<T>(r[1] * inverse);
-      direction[3 * at + 2] = static_cast<T>(r[2] * inverse);
-      inverse_distance[at] = static_cast<T>(inverse);
-      ++at;
+      const double d = std::sqrt(d2), inverse = 1.0 / d, position = d * inverse_spacing;
+      const int64_t interval = std::min(static_cast<int64_t>(position), intervals - 1);
+      ++scratch.bins[static_cast<size_t>(interval) + 1];
+      scratch.edges.push_back({inverse, position, static_cast<int32_t>(e - first_edge), sender,
+                               static_cast<int32_t>(c - begin), static_cast<int32_t>(interval)});
       if (repulsion.active()) {
         double pair, slope;
         repulsion.evaluate(species, graph.species[sender], d, pair, slope);
@@ -140,8 +128,66 @@ void EdgeGeometry<T>::prepare(const Graph& graph, double cutoff, double inverse_
       }
     }
     energies[c] = energy;
-    counts[c] = static_cast<int32_t>(at - begin);
-    max_count = std::max(max_count, at - begin);
+  }
+
+  for (int64_t i = 1; i < intervals; ++i) {
+    scratch.bins[static_cast<size_t>(i)] += scratch.bins[static_cast<size_t>(i) - 1];
+  }
+  const bool tabulated = inverse_spacing > 0.0;
+  for (const Unsorted& edge : scratch.edges) {
+    const int64_t place = scratch.bins[static_cast<size_t>(edge.interval)]++;
+    const int64_t at = first_edge + place;
+    const double* r = graph.edge_vectors + 3 * (first_edge + edge.slot);
+    EdgeRecord<T>& record = records_.data()[at];
+    double q[3] = {0.0, 0.0, 0.0}, b[3] = {1.0, 0.0, 0.0}, scale = 1.0;
+    if (tabulated) {
+      spline_weights(edge.position - static_cast<double>(edge.interval), q, b);
+      scale = inverse_spacing;
+    }
+    for (int a = 0; a < 3; ++a) {
+      record.q[a] = static_cast<T>(q[a]);
+      record.b[a] = static_cast<T>(b[a] * scale);
+      record.r[a] = static_cast<T>(r[a] * edge.inverse_distance);
+    }
+    record.interval = tabulated ? edge.interval : static_cast<int32_t>(place);
+    record.sender = edge.sender;
+    record.centre = edge.centre;
+    slots_.data()[at] = edge.slot;
+    inverse_distances_.data()[at] = static_cast<T>(edge.inverse_distance);
+  }
+  counts_.data()[t] = static_cast<int32_t>(scratch.edges.size());
+  return -1;
+}
+
+template <typename T>
+void EdgeGeometry<T>::prepare(const Graph& graph, int64_t tile, double cutoff,
+                              double inverse_spacing, int64_t intervals, const Repulsion& repulsion,
+                              int num_species, int num_threads, double* energies, double* gradients,
+                              const double* weights) {
+  const int64_t n = graph.n_local, num_edges = n ? graph.offsets[n] : 0;
+  const int64_t tiles = (n + tile - 1) / tile;
+  tile_ = tile;
+  graph_offsets_ = graph.offsets;
+  counts_.require(tiles);
+  slots_.require(num_edges);
+  EdgeRecord<T>* records = records_.require(num_edges + kRecordsAhead);
+  std::fill(records + num_edges, records + num_edges + kRecordsAhead, EdgeRecord<T>{});
+  inverse_distances_.require(num_edges);
+  if (scratch_.size() < static_cast<size_t>(num_threads)) {
+    scratch_.resize(static_cast<size_t>(num_threads));
+  }
+  int64_t bad_edge = num_edges;
+
+#pragma omp parallel for num_threads(num_threads) schedule(static) reduction(min : bad_edge)
+  for (int64_t t = 0; t < tiles; ++t) {
+#ifdef _OPENMP
+    Scratch& scratch = scratch_[static_cast<size_t>(omp_get_thread_num())];
+#else
+    Scratch& scratch = scratch_[0];
+#endif
+    const int64_t bad = prepare_tile(graph, t, cutoff, inverse_spacing, intervals, repulsion,
+                                     energies, gradients, weights, scratch);
+    if (bad >= 0) bad_edge = std::min(bad_edge, bad);
   }
 
   if (bad_edge < num_edges) {
@@ -160,13 +206,11 @@ void EdgeGeometry<T>::prepare(const Graph& graph, double cutoff, double inverse_
                        std::to_string(graph.species[c]) + " for atom " + std::to_string(c));
     }
   }
-  max_count_ = max_count;
 }
 
 template <typename T>
 size_t EdgeGeometry<T>::bytes() const {
-  return counts_.bytes() + senders_.bytes() + slots_.bytes() + intervals_.bytes() +
-         fractions_.bytes() + directions_.bytes() + inverse_distances_.bytes();
+  return counts_.bytes() + slots_.bytes() + records_.bytes() + inverse_distances_.bytes();
 }
 
 template class EdgeGeometry<float>;

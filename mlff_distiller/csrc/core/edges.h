@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "engine.h"
+#include "kernels.h"
 #include "memory.h"
 #include "model_file.h"
 
@@ -29,33 +30,49 @@ class Repulsion {
   std::vector<Pair> pairs_;
 };
 
-// Edges inside the cutoff. Centre c's are the entries offsets[c] ... offsets[c] + counts[c] of
-// every array; the graph's own offsets leave room for those in the skin.
+// Edges inside the cutoff, by tiles of centres: tile t holds centres [t tile, (t + 1) tile) and its
+// edges are the entries first(t) ... first(t) + count(t) of every array, sorted by table interval;
+// those of one interval keep the graph's order. The graph's own offsets leave room for edges in the
+// skin.
 template <typename T>
 class EdgeGeometry {
  public:
-  // Fills everything for `graph`; spline arguments only if inverse_spacing > 0. Sets
-  // energies [n_local] to the repulsion and, if not null, gradients [n_edges][3] to its pair
-  // gradients, those of energies times `weights` [n_local] if these are given. Throws InputError
-  // for edges that point nowhere, NaN, and atoms on top of each other.
-  void prepare(const Graph& graph, double cutoff, double inverse_spacing, int64_t intervals,
-               const Repulsion& repulsion, int num_species, int num_threads, double* energies,
-               double* gradients, const double* weights);
+  // Fills everything for `graph`. Without a table (intervals 1, inverse_spacing 0) records refer to
+  // rows of FilterTable::evaluate. Sets energies [n_local] to the repulsion and, if not null,
+  // gradients [n_edges][3] to its pair gradients, those of energies times `weights` [n_local] if
+  // these are given. Throws InputError for edges that point nowhere, NaN, and atoms on top of each
+  // other.
+  void prepare(const Graph& graph, int64_t tile, double cutoff, double inverse_spacing,
+               int64_t intervals, const Repulsion& repulsion, int num_species, int num_threads,
+               double* energies, double* gradients, const double* weights);
 
-  const int32_t* counts() const { return counts_.data(); }
-  const int32_t* senders() const { return senders_.data(); }
-  const int32_t* slots() const { return slots_.data(); }  // edge of the graph, from offsets[c]
-  const int32_t* intervals() const { return intervals_.data(); }
-  const T* fractions() const { return fractions_.data(); }
-  const T* directions() const { return directions_.data(); }  // [..][3]
+  int64_t first(int64_t tile) const { return graph_offsets_[tile * tile_]; }
+  int64_t count(int64_t tile) const { return counts_.data()[tile]; }
+  const EdgeRecord<T>* records() const { return records_.data(); }
+  const int32_t* slots() const { return slots_.data(); }  // edge of the graph, from first(tile)
   const T* inverse_distances() const { return inverse_distances_.data(); }
-  int64_t max_count() const { return max_count_; }
   size_t bytes() const;
 
  private:
-  Buffer<int32_t> counts_, senders_, slots_, intervals_;
-  Buffer<T> fractions_, directions_, inverse_distances_;
-  int64_t max_count_ = 0;
+  struct Unsorted {
+    double inverse_distance, position;  // position: distance in intervals
+    int32_t slot, sender, centre, interval;
+  };
+  struct Scratch {
+    std::vector<Unsorted> edges;
+    std::vector<int64_t> bins;
+  };
+
+  int64_t prepare_tile(const Graph& graph, int64_t t, double cutoff, double inverse_spacing,
+                       int64_t intervals, const Repulsion& repulsion, double* energies,
+                       double* gradients, const double* weights, Scratch& scratch);
+
+  int64_t tile_ = 1;
+  const int64_t* graph_offsets_ = nullptr;
+  Buffer<int32_t> counts_, slots_;
+  Buffer<EdgeRecord<T>> records_;
+  Buffer<T> inverse_distances_;
+  std::vector<Scratch> scratch_;
 };
 
 extern template class EdgeGeometry<float>;

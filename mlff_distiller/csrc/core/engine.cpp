@@ -118,10 +118,10 @@ class Engine::TypedImpl : public Engine::Impl {
     }
     const auto start = std::chrono::steady_clock::now();
     const int threads = options.num_threads > 0 ? options.num_threads : default_threads();
-    const TableReport& table = network_.table().report();
+    const FilterTable<T>& table = network_.table();
     stage_ = stages();  // a failed begin leaves nothing to advance
-    edges_.prepare(graph, cutoff, table.tabulated ? network_.table().inverse_spacing() : 0.0,
-                   table.tabulated ? table.intervals : 1, repulsion_, num_species, threads,
+    edges_.prepare(graph, network_.tile_size(graph.n_local, threads), cutoff,
+                   table.inverse_spacing(), table.intervals(), repulsion_, num_species, threads,
                    outputs.atomic_energies, outputs.pair_gradients, outputs.energy_weights);
     network_.prepare(graph, edges_, threads, outputs, profiling_);
     graph_ = graph;

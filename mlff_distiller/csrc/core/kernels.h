@@ -32,43 +32,61 @@ struct GemmCall {
   Epilogue epilogue = Epilogue::kStore;
 };
 
-// Filters w(d) = sum_k basis_k(d) row_k. Tabulated: four rows from `intervals[e]` on, B-spline
-// basis at `fractions[e]`. Exact: all `num_rows` rows, basis and its derivative given per edge.
+// Rows that neighbours read interleave their blocks in chunks of channels, so that what one chunk
+// needs lies together: [row][F / chunk][blocks][chunk].
+constexpr int64_t kChunkBytes = 64;
+
+// Kernels prefetch the neighbours of this many edges ahead.
+constexpr int64_t kRecordsAhead = 8;
+
+// One edge inside the cutoff, ready for use.
 template <typename T>
-struct FilterRows {
-  const T* rows = nullptr;  // row stride: 3F, first interaction 2F (no w2: v is zero)
-  T inverse_spacing = 0;    // 1/Angstrom
-  int num_rows = 0;         // 0: tabulated
+struct EdgeRecord {
+  T q[3];            // w  = value_i + sum_k q_k slope_{i+k}
+  T b[3];            // w' = sum_k b_k slope_{i+k}
+  T r[3];            // direction from centre to sender
+  int32_t interval;  // i
+  int32_t sender;    // row
+  int32_t centre;    // within the tile
 };
 
-// The edges of one centre, inside the cutoff.
+// Filters of one interaction as rows over channels, see FilterTable: row i has the values at knot i
+// and, slope_offset further, the slopes; three blocks w0 | w1 | w2 (first interaction: two) a
+// chunk.
 template <typename T>
-struct EdgeCall {
-  int64_t num_channels = 0;            // F
-  int64_t num_edges = 0;               //
-  const int32_t* senders = nullptr;    //
-  const int32_t* intervals = nullptr;  // tabulated
-  const T* fractions = nullptr;        // tabulated, in [0, 1]
-  const T* basis = nullptr;            // exact: [num_edges][2][num_rows], values then derivatives
-  const T* directions = nullptr;       // [num_edges][3], from centre to sender
+struct FilterRows {
+  const T* rows = nullptr;
+  int64_t chunk_stride = 0, row_stride = 0, slope_offset = 0;  // numbers
+};
+
+// The edges of a tile of centres, sorted by interval.
+template <typename T>
+struct TileCall {
+  int64_t num_channels = 0;  // F
+  int64_t num_centres = 0, num_edges = 0;
+  const EdgeRecord<T>* edges = nullptr;  // kRecordsAhead more may be read, not used
   FilterRows<T> filter;
 
   // First interaction: x depends on the species alone.
   const int32_t* species = nullptr;  // of rows
-  const T* species_x = nullptr;      // [species][2F]: x0 | x1
+  const T* species_x = nullptr;      // [species][F/chunk][x0 | x1][chunk]
 
-  const T* rows = nullptr;  // forward: features  [.., 5F] x0 | x1 | x2 v_x | x2 v_y | x2 v_z
-                            // backward: adjoints [.., 4F] gs | gv_x | gv_y | gv_z
-  // forward: in/out messages s [F] and v [3F].
+  // forward: features  [row][F/chunk][x0 | x1 | x2 v_x | x2 v_y | x2 v_z][chunk]
+  // backward: adjoints [row][F/chunk][gs | gv_x | gv_y | gv_z][chunk]
+  const T* rows = nullptr;
+  // forward: messages are added to s, row stride s_stride, and v [centre][3][F].
   T* s = nullptr;
+  int64_t s_stride = 0;
   T* v = nullptr;
-  // backward, first interaction: the centre's adjoints [4F]; else the centre's own features [5F].
-  const T* centre = nullptr;
-  // backward: sums over neighbours n, [5F], overwritten:
-  //   gs_n w0 | -(gv_n . direction) w1 | gv_n w2 (three)
+  // backward: features of the centres, first interaction: adjoints of the centres; laid out as
+  // rows.
+  const T* centres = nullptr;
+  // backward: sums over neighbours n, [centre][F/chunk][5][chunk], overwritten:
+  //   gs_n w0 | -(gv_n . r) w1 | gv_n w2 (three)
   T* sums = nullptr;
-  // backward: [num_edges][4]; dE/dd, then the vector g that multiplies (1 - r r^T)/d.
+  // backward: [num_edges][4], added to; dE/dd, then the vector g that multiplies (1 - r r^T)/d.
   T* gradients = nullptr;
+  T* work = nullptr;  // [num_centres][20][chunk]
 };
 
 // m atoms' rows for the element-wise parts of the update block.
@@ -93,18 +111,20 @@ struct Kernels {
   int lanes = 0;         // numbers per vector
   int gemm_vectors = 0;  // vectors per packed panel
   void (*gemm)(const GemmCall<T>&) = nullptr;
-  void (*forward_first)(const EdgeCall<T>&) = nullptr;
-  void (*forward)(const EdgeCall<T>&) = nullptr;
-  void (*backward_first)(const EdgeCall<T>&) = nullptr;
-  void (*backward)(const EdgeCall<T>&) = nullptr;
+  void (*forward_first)(const TileCall<T>&) = nullptr;
+  void (*forward)(const TileCall<T>&) = nullptr;
+  void (*backward_first)(const TileCall<T>&) = nullptr;
+  void (*backward)(const TileCall<T>&) = nullptr;
   void (*update_norms)(const UpdateCall<T>&) = nullptr;       // vu -> cat's norms
   void (*update_combine)(const UpdateCall<T>&) = nullptr;     // a, vu -> cat's s, v
   void (*update_adjoint_a)(const UpdateCall<T>&) = nullptr;   // gs, gv, vu -> ga
   void (*update_adjoint_vu)(const UpdateCall<T>&) = nullptr;  // gs, gv, gcat, a, vu -> gvu
-  void (*scale_vectors)(int64_t m, int64_t num_channels, const T* x2, const T* v,
-                        T* features) = nullptr;
-  void (*finish_sums)(int64_t num_channels, const T* sums, const T* x2, const T* v, const T* gv_own,
-                      T* gx, T* gv) = nullptr;
+  void (*write_features)(int64_t m, int64_t num_channels, const T* x, const T* v, T* x2,
+                         T* rows) = nullptr;
+  void (*write_adjoints)(int64_t m, int64_t num_channels, const T* gs, const T* gcat, const T* gv,
+                         T* rows) = nullptr;
+  void (*finish_sums)(int64_t m, int64_t num_channels, const T* sums, const T* x2, const T* v,
+                      const T* rows, T* gx, T* gs, T* gv) = nullptr;
   double (*fma_rounds)(int64_t rounds) = nullptr;         // ceilings.h
   T (*read_sum)(int64_t count, const T* data) = nullptr;  // count a multiple of 256
 };

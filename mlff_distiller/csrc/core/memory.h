@@ -49,14 +49,16 @@ class Buffer {
   void allocate(size_t bytes) {
     constexpr size_t kHuge = size_t{1} << 21;
     const size_t alignment = bytes >= kHuge ? kHuge : 64;
-    bytes = (bytes + alignment - 1) / alignment * alignment;
+    bytes = (bytes + 63) / 64 * 64;
     std::free(data_);
+    data_ = nullptr;
     bytes_ = 0;
-    data_ = static_cast<T*>(std::aligned_alloc(alignment, bytes));
-    if (!data_) throw std::bad_alloc();
+    void* memory = nullptr;
+    if (posix_memalign(&memory, alignment, bytes) != 0) throw std::bad_alloc();
+    data_ = static_cast<T*>(memory);
     bytes_ = bytes;
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-    if (bytes >= kHuge) madvise(data_, bytes, MADV_HUGEPAGE);
+    if (bytes >= kHuge) madvise(memory, bytes, MADV_HUGEPAGE);
 #endif
   }
 

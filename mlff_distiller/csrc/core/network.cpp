@@ -13,8 +13,10 @@
 namespace mlff {
 namespace {
 
-// A multiple of the matrix kernels' 12 rows; larger tiles leave L2.
-constexpr int64_t kTile = 48;
+// Most centres per tile. Larger tiles read weights and tables less often, but leave L2. Exact
+// filters take some kB an edge.
+constexpr int64_t kTile = 96;
+constexpr int64_t kExactTile = 12;
 
 template <typename T>
 int64_t padded_channels(int64_t hidden) {
@@ -69,13 +71,20 @@ GemmCall<T> product(const PackedMatrix<T>& matrix, int64_t m, const T* a, T* c) 
 template <typename T>
 Network<T>::Network(const ModelFile& model, const Kernels<T>& kernels, bool tabulate)
     : kernels_(kernels),
-      basis_(model),
       padded_(padded_channels<T>(model.hidden_dim)),
       num_interactions_(model.num_interactions),
       weights_(model, kernels, padded_),
-      tabulate_(tabulate),
       layers_(static_cast<size_t>(model.num_interactions)) {
-  table_.build(model, basis_, padded_, tabulate);
+  table_.build(model, kernels, padded_, tabulate);
+}
+
+template <typename T>
+int64_t Network<T>::tile_size(int64_t n_local, int num_threads) const {
+  // Every thread gets the same number of tiles of one size.
+  const int64_t most = table_.tabulated() ? kTile : kExactTile;
+  const int64_t share = (n_local + num_threads - 1) / num_threads;
+  const int64_t tiles = (share + most - 1) / most;
+  return tiles > 0 ? (share + tiles - 1) / tiles : 1;
 }
 
 template <typename T>
@@ -86,8 +95,7 @@ void Network<T>::prepare(const Graph& graph, const EdgeGeometry<T>& edges, int n
   outputs_ = outputs;
   profile_ = profile;
   const int64_t n = graph.n_local, f = padded_;
-  const int64_t share = (n + num_threads - 1) / num_threads;
-  tile_ = std::max<int64_t>(1, std::min(kTile, share));
+  tile_ = tile_size(n, num_threads);
   const int64_t tiles = (n + tile_ - 1) / tile_;
   num_threads_ = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(num_threads, tiles)));
 
@@ -107,6 +115,7 @@ void Network<T>::prepare(const Graph& graph, const EdgeGeometry<T>& edges, int n
   }
   s_.require(n * f);
   if (outputs.pair_gradients) {
+    gradients_.require(n ? 4 * graph.offsets[n] : 0);
     adjoints_[0].require(graph.n_rows * 4 * f);
     if (num_interactions_ > 1) adjoints_[1].require(graph.n_rows * 4 * f);
   }
@@ -127,13 +136,9 @@ void Network<T>::prepare(const Graph& graph, const EdgeGeometry<T>& edges, int n
     w.gcat.require(tile_ * 2 * f);
     w.readout.require(tile_ * weights_.padded_readout);
     w.readout_slope.require(tile_ * weights_.padded_readout);
-    w.sums.require(5 * f);
-    w.gradients.require(4 * edges.max_count());
-    if (!tabulate_) {
-      w.basis.require(2 * basis_.size() * edges.max_count());
-      w.values.resize(static_cast<size_t>(basis_.size()));
-      w.derivatives.resize(static_cast<size_t>(basis_.size()));
-    }
+    w.x.require(tile_ * 3 * f);
+    w.sums.require(tile_ * 5 * f);
+    w.edge_work.require(tile_ * 20 * kChunkBytes / static_cast<int64_t>(sizeof(T)));
   }
 }
 
@@ -153,33 +158,20 @@ void Network<T>::for_tiles(Function&& function) {
 }
 
 template <typename T>
-EdgeCall<T> Network<T>::edge_call(int64_t k, int64_t centre, Scratch& w) {
-  const int64_t first = graph_.offsets[centre];
-  EdgeCall<T> call;
+TileCall<T> Network<T>::tile_call(int64_t k, int64_t begin, int64_t m, Scratch& w) {
+  const int64_t tile = begin / tile_, first = edges_->first(tile);
+  TileCall<T> call;
   call.num_channels = padded_;
-  call.num_edges = edges_->counts()[centre];
-  call.senders = edges_->senders() + first;
-  call.intervals = edges_->intervals() + first;
-  call.fractions = edges_->fractions() + first;
-  call.directions = edges_->directions() + 3 * first;
-  call.filter.rows = table_.rows(k);
-  call.filter.inverse_spacing = static_cast<T>(table_.inverse_spacing());
+  call.num_centres = m;
+  call.num_edges = edges_->count(tile);
+  call.edges = edges_->records() + first;
+  call.filter = table_.tabulated() ? table_.rows(k)
+                                   : table_.evaluate(k, call.num_edges,
+                                                     edges_->inverse_distances() + first, w.exact);
   call.species = graph_.species;
   call.species_x = weights_.species_x.data();
-  if (!tabulate_) {
-    const int rows = basis_.size();
-    for (int64_t e = 0; e < call.num_edges; ++e) {
-      const double d = 1.0 / static_cast<double>(edges_->inverse_distances()[first + e]);
-      basis_.evaluate(d, w.values.data(), w.derivatives.data());
-      T* to = w.basis.data() + 2 * e * rows;
-      for (int i = 0; i < rows; ++i) {
-        to[i] = static_cast<T>(w.values[static_cast<size_t>(i)]);
-        to[rows + i] = static_cast<T>(w.derivatives[static_cast<size_t>(i)]);
-      }
-    }
-    call.filter.num_rows = rows;
-    call.basis = w.basis.data();
-  }
+  call.gradients = gradients_.data() + 4 * first;
+  call.work = w.edge_work.data();
   return call;
 }
 
@@ -212,26 +204,28 @@ void Network<T>::forward_tile(int64_t k, int64_t begin, int64_t end, Scratch& w)
   Stopwatch watch(profile_);
 
   for (int64_t i = 0; i < m; ++i) {
-    const int64_t c = begin + i;
-    const int32_t species = graph_.species[c];
-    EdgeCall<T> call = edge_call(k, c, w);
-    call.s = cat + i * 2 * f;
-    call.v = v + i * 3 * f;
-    if (k == 0) {
-      if (species < 0) {
-        std::memset(call.s, 0, sizeof(T) * static_cast<size_t>(f));
-      } else {
-        std::memcpy(call.s, weights_.embedding.data() + species * f,
-                    sizeof(T) * static_cast<size_t>(f));
-      }
-      std::memset(call.v, 0, sizeof(T) * static_cast<size_t>(3 * f));
-      kernels_.forward_first(call);
+    const int32_t species = graph_.species[begin + i];
+    T* s = cat + i * 2 * f;
+    if (k > 0) {
+      std::memcpy(s, s_.data() + (begin + i) * f, sizeof(T) * static_cast<size_t>(f));
+    } else if (species < 0) {
+      std::memset(s, 0, sizeof(T) * static_cast<size_t>(f));
     } else {
-      std::memcpy(call.s, s_.data() + c * f, sizeof(T) * static_cast<size_t>(f));
-      std::memcpy(call.v, layer.v.data() + c * 3 * f, sizeof(T) * static_cast<size_t>(3 * f));
-      call.rows = layer.features.data();
-      kernels_.forward(call);
+      std::memcpy(s, weights_.embedding.data() + species * f, sizeof(T) * static_cast<size_t>(f));
     }
+  }
+  const size_t vector_bytes = sizeof(T) * static_cast<size_t>(m * 3 * f);
+  TileCall<T> call = tile_call(k, begin, m, w);
+  call.s = cat;
+  call.s_stride = 2 * f;
+  call.v = v;
+  if (k == 0) {
+    std::memset(v, 0, vector_bytes);
+    kernels_.forward_first(call);
+  } else {
+    std::memcpy(v, layer.v.data() + begin * 3 * f, vector_bytes);
+    call.rows = layer.features.data();
+    kernels_.forward(call);
   }
   watch.lap(w.profile.edges_forward);
 
@@ -279,6 +273,8 @@ void Network<T>::forward_tile(int64_t k, int64_t begin, int64_t end, Scratch& w)
   readout(begin, m, w);
   watch.lap(w.profile.dense_forward);
   if (outputs_.pair_gradients) {
+    T* gradients = call.gradients;
+    std::fill(gradients, gradients + 4 * call.num_edges, T(0));
     update_adjoint(k, begin, m, vu, a, slope, cat, w);
     watch.lap(w.profile.dense_backward);
   }
@@ -290,9 +286,6 @@ void Network<T>::message_network(int64_t k, int64_t begin, int64_t m, Scratch& w
   const int64_t f = padded_;
   const InteractionWeights<T>& weights = weights_.interactions[static_cast<size_t>(k)];
   Layer& layer = layers_[static_cast<size_t>(k)];
-  T* features = layer.features.data() + begin * 5 * f;
-  T* x2 = layer.x2.data() + begin * f;
-
   GemmCall<T> in = product(weights.message_in.forward, m, w.cat.data(), w.hidden.data());
   in.lda = 2 * f;
   in.bias = weights.message_in.bias.data();
@@ -301,15 +294,11 @@ void Network<T>::message_network(int64_t k, int64_t begin, int64_t m, Scratch& w
   in.ldd = f;
   kernels_.gemm(in);
 
-  GemmCall<T> x01 = product(weights.message_x01.forward, m, w.hidden.data(), features);
-  x01.bias = weights.message_x01.bias.data();
-  x01.ldc = 5 * f;
-  kernels_.gemm(x01);
-
-  GemmCall<T> second = product(weights.message_x2.forward, m, w.hidden.data(), x2);
-  second.bias = weights.message_x2.bias.data();
-  kernels_.gemm(second);
-  kernels_.scale_vectors(m, f, x2, layer.v.data() + begin * 3 * f, features);
+  GemmCall<T> out = product(weights.message_out.forward, m, w.hidden.data(), w.x.data());
+  out.bias = weights.message_out.bias.data();
+  kernels_.gemm(out);
+  kernels_.write_features(m, f, w.x.data(), layer.v.data() + begin * 3 * f,
+                          layer.x2.data() + begin * f, layer.features.data() + begin * 5 * f);
 }
 
 // Atomic energies, and dE/ds in w.gs.
@@ -382,27 +371,20 @@ void Network<T>::update_adjoint(int64_t k, int64_t begin, int64_t m, const T* vu
   mix.epilogue = last ? Epilogue::kStore : Epilogue::kAccumulate;
   kernels_.gemm(mix);
 
-  T* rows = adjoints(k) + begin * 4 * f;
-  for (int64_t i = 0; i < m; ++i) {
-    T* row = rows + i * 4 * f;
-    const T* gs = w.gs.data() + i * f;
-    const T* gcat = w.gcat.data() + i * 2 * f;
-    for (int64_t j = 0; j < f; ++j) row[j] = gs[j] + gcat[j];
-    std::memcpy(row + f, w.gv.data() + i * 3 * f, sizeof(T) * static_cast<size_t>(3 * f));
-  }
+  kernels_.write_adjoints(m, f, w.gs.data(), w.gcat.data(), w.gv.data(),
+                          adjoints(k) + begin * 4 * f);
 }
 
-// D += dE/dd r + (1 - r r^T)/d g for the centre's edges.
+// D += dE/dd r + (1 - r r^T)/d g for the edges of a tile; D holds the repulsion.
 template <typename T>
-void Network<T>::add_gradients(int64_t centre, const T* gradients) {
-  const int64_t first = graph_.offsets[centre];
-  const int64_t count = edges_->counts()[centre];
+void Network<T>::write_gradients(int64_t begin) {
+  const int64_t tile = begin / tile_, first = edges_->first(tile);
   double* out = outputs_.pair_gradients + 3 * first;
-  for (int64_t e = 0; e < count; ++e) {
-    const T* g = gradients + 4 * e;
-    const T* r = edges_->directions() + 3 * (first + e);
+  for (int64_t e = 0; e < edges_->count(tile); ++e) {
+    const T* g = gradients_.data() + 4 * (first + e);
+    const T* r = edges_->records()[first + e].r;
     const T inverse = edges_->inverse_distances()[first + e];
-    double* to = out + 3 * edges_->slots()[first + e];
+    double* to = out + 3 * static_cast<int64_t>(edges_->slots()[first + e]);
     const T along = g[0] - (g[1] * r[0] + g[2] * r[1] + g[3] * r[2]) * inverse;
     for (int a = 0; a < 3; ++a) to[a] += static_cast<double>(along * r[a] + g[1 + a] * inverse);
   }
@@ -414,25 +396,18 @@ void Network<T>::backward_tile(int64_t k, int64_t begin, int64_t end, Scratch& w
   const InteractionWeights<T>& weights = weights_.interactions[static_cast<size_t>(k)];
   Layer& layer = layers_[static_cast<size_t>(k)];
   Layer& below = layers_[static_cast<size_t>(k - 1)];
-  const T* adjoint_rows = adjoints(k);
   Stopwatch watch(profile_);
-  for (int64_t i = 0; i < m; ++i) {
-    const int64_t c = begin + i;
-    EdgeCall<T> call = edge_call(k, c, w);
-    call.rows = adjoint_rows;
-    call.centre = layer.features.data() + c * 5 * f;
-    call.sums = w.sums.data();
-    call.gradients = w.gradients.data();
-    kernels_.backward(call);
-    kernels_.finish_sums(f, w.sums.data(), layer.x2.data() + c * f, layer.v.data() + c * 3 * f,
-                         adjoint_rows + (c * 4 + 1) * f, w.ga.data() + i * 3 * f,
-                         w.gv.data() + i * 3 * f);
-    std::memcpy(w.gs.data() + i * f, adjoint_rows + c * 4 * f, sizeof(T) * static_cast<size_t>(f));
-    add_gradients(c, w.gradients.data());
-  }
+  TileCall<T> call = tile_call(k, begin, m, w);
+  call.rows = adjoints(k);
+  call.centres = layer.features.data() + begin * 5 * f;
+  call.sums = w.sums.data();
+  kernels_.backward(call);
+  kernels_.finish_sums(m, f, w.sums.data(), layer.x2.data() + begin * f,
+                       layer.v.data() + begin * 3 * f, adjoints(k) + begin * 4 * f, w.x.data(),
+                       w.gs.data(), w.gv.data());
   watch.lap(w.profile.edges_backward);
 
-  GemmCall<T> out = product(weights.message_reverse, m, w.ga.data(), w.hidden.data());
+  GemmCall<T> out = product(weights.message_out.reverse, m, w.x.data(), w.hidden.data());
   out.epilogue = Epilogue::kScale;
   out.d = layer.message_slope.data() + begin * f;
   out.ldd = f;
@@ -457,20 +432,17 @@ void Network<T>::backward_tile(int64_t k, int64_t begin, int64_t end, Scratch& w
 template <typename T>
 void Network<T>::backward_first_tile(int64_t begin, int64_t end, Scratch& w) {
   Stopwatch watch(profile_);
-  for (int64_t c = begin; c < end; ++c) {
-    EdgeCall<T> call = edge_call(0, c, w);
-    call.centre = adjoints(0) + c * 4 * padded_;
-    call.gradients = w.gradients.data();
-    kernels_.backward_first(call);
-    add_gradients(c, w.gradients.data());
-  }
+  TileCall<T> call = tile_call(0, begin, end - begin, w);
+  call.centres = adjoints(0) + begin * 4 * padded_;
+  kernels_.backward_first(call);
+  write_gradients(begin);
   watch.lap(w.profile.edges_backward);
 }
 
 template <typename T>
 size_t Network<T>::bytes() const {
-  size_t total = weights_.bytes() + table_.report().bytes + s_.bytes() + adjoints_[0].bytes() +
-                 adjoints_[1].bytes();
+  size_t total = weights_.bytes() + table_.report().bytes + s_.bytes() + gradients_.bytes() +
+                 adjoints_[0].bytes() + adjoints_[1].bytes();
   for (const Layer& layer : layers_) {
     total += layer.vu.bytes() + layer.a.bytes() + layer.slope.bytes() + layer.features.bytes() +
              layer.x2.bytes() + layer.v.bytes() + layer.message_slope.bytes();
@@ -478,8 +450,8 @@ size_t Network<T>::bytes() const {
   for (const Scratch& w : scratch_) {
     total += w.cat.bytes() + w.v.bytes() + w.vu.bytes() + w.gvu.bytes() + w.hidden.bytes() +
              w.slope.bytes() + w.a.bytes() + w.ga.bytes() + w.gs.bytes() + w.gv.bytes() +
-             w.gcat.bytes() + w.readout.bytes() + w.readout_slope.bytes() + w.sums.bytes() +
-             w.gradients.bytes() + w.basis.bytes();
+             w.gcat.bytes() + w.readout.bytes() + w.readout_slope.bytes() + w.x.bytes() +
+             w.sums.bytes() + w.edge_work.bytes() + w.exact.bytes();
   }
   return total;
 }

@@ -30,6 +30,8 @@ class Network {
  public:
   Network(const ModelFile& model, const Kernels<T>& kernels, bool tabulate);
 
+  // Centres per tile for a graph, which EdgeGeometry has to use.
+  int64_t tile_size(int64_t n_local, int num_threads) const;
   // Sizes every buffer for a graph; `edges` and `graph` must outlive the passes.
   void prepare(const Graph& graph, const EdgeGeometry<T>& edges, int num_threads,
                const Outputs& outputs, bool profile);
@@ -51,7 +53,7 @@ class Network {
     Buffer<T> vu;             // [n_local][3][2F] V v | U v, but for the last
     Buffer<T> a;              // [n_local][2F] a_sv | a_vv, but for the last
     Buffer<T> slope;          // [n_local][F] silu' of the update network, but for the last
-    Buffer<T> features;       // [n_rows][5F] x0 | x1 | x2 v, but for the first
+    Buffer<T> features;       // [n_rows][5F] rows, see TileCall, but for the first
     Buffer<T> x2;             // [n_local][F], but for the first
     Buffer<T> v;              // [n_local][3][F] vectors before the message, but for the first
     Buffer<T> message_slope;  // [n_local][F] silu' of the message network, but for the first
@@ -65,10 +67,10 @@ class Network {
     Buffer<T> a, ga;          // [tile][3F]
     Buffer<T> gs, gv, gcat;   // [tile][F], [tile][3][F], [tile][2F]
     Buffer<T> readout, readout_slope;
-    Buffer<T> sums;       // [5F]
-    Buffer<T> gradients;  // [edges of a centre][4]
-    Buffer<T> basis;      // [edges of a centre][2][num_rows], exact filters
-    std::vector<double> values, derivatives;
+    Buffer<T> x;          // [tile][3F]
+    Buffer<T> sums;       // [tile][5F]
+    Buffer<T> edge_work;  // see TileCall
+    typename FilterTable<T>::Scratch exact;
     Profile profile;
   };
 
@@ -79,18 +81,16 @@ class Network {
                       const T* norms, Scratch& w);
   void backward_tile(int64_t k, int64_t begin, int64_t end, Scratch& w);
   void backward_first_tile(int64_t begin, int64_t end, Scratch& w);
-  EdgeCall<T> edge_call(int64_t k, int64_t centre, Scratch& w);
-  void add_gradients(int64_t centre, const T* gradients);
+  TileCall<T> tile_call(int64_t k, int64_t begin, int64_t m, Scratch& w);
+  void write_gradients(int64_t begin);
   template <typename Function>
   void for_tiles(Function&& function);
 
   const Kernels<T>& kernels_;
-  RadialBasis basis_;
   FilterTable<T> table_;
   int64_t padded_;
   int64_t num_interactions_;
   Weights<T> weights_;
-  bool tabulate_;
 
   Graph graph_;
   const EdgeGeometry<T>* edges_ = nullptr;
@@ -100,6 +100,7 @@ class Network {
   bool profile_ = false;
   std::vector<Layer> layers_;
   Buffer<T> s_;            // [n_local][F]
+  Buffer<T> gradients_;    // [n_edges][4] summed over interactions, see TileCall; order of edges_
   Buffer<T> adjoints_[2];  // [n_rows][4F] gs | gv, by parity of the interaction
   std::vector<Scratch> scratch_;
 };

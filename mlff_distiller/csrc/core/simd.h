@@ -49,20 +49,20 @@ MLFF_INLINE T sum_lanes(Vec<T> v) {
   return total;
 }
 
-// Lane sums of four vectors.
+// Adds the lane sums of four vectors to out [4].
 template <typename T>
-MLFF_INLINE void sum_lanes4(Vec<T> a, Vec<T> b, Vec<T> c, Vec<T> d, T* out) {
-  out[0] = sum_lanes<T>(a);
-  out[1] = sum_lanes<T>(b);
-  out[2] = sum_lanes<T>(c);
-  out[3] = sum_lanes<T>(d);
+MLFF_INLINE void add_lanes4(Vec<T> a, Vec<T> b, Vec<T> c, Vec<T> d, T* out) {
+  out[0] += sum_lanes<T>(a);
+  out[1] += sum_lanes<T>(b);
+  out[2] += sum_lanes<T>(c);
+  out[3] += sum_lanes<T>(d);
 }
 
 // Shuffles work within 128-bit parts: after two rounds every part holds (a, b, c, d) sums.
 #if MLFF_VECTOR_BYTES == 64
 template <>
 inline
-    __attribute__((always_inline)) void sum_lanes4<float>(Vec<float> a, Vec<float> b, Vec<float> c,
+    __attribute__((always_inline)) void add_lanes4<float>(Vec<float> a, Vec<float> b, Vec<float> c,
                                                           Vec<float> d, float* out) {
   __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
   __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
@@ -71,16 +71,18 @@ inline
                            _mm512_castpd_ps(_mm512_unpackhi_pd(abd, cdd)));
   __m256 h = _mm256_add_ps(_mm512_castps512_ps256(s),
                            _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(s), 1)));
-  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1)));
+  const __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+  _mm_storeu_ps(out, _mm_add_ps(_mm_loadu_ps(out), q));
 }
 #elif MLFF_VECTOR_BYTES == 32
 template <>
 inline
-    __attribute__((always_inline)) void sum_lanes4<float>(Vec<float> a, Vec<float> b, Vec<float> c,
+    __attribute__((always_inline)) void add_lanes4<float>(Vec<float> a, Vec<float> b, Vec<float> c,
                                                           Vec<float> d, float* out) {
   __m256 ab = _mm256_hadd_ps(a, b), cd = _mm256_hadd_ps(c, d);
   __m256 s = _mm256_hadd_ps(ab, cd);
-  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1)));
+  const __m128 q = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+  _mm_storeu_ps(out, _mm_add_ps(_mm_loadu_ps(out), q));
 }
 #endif
 

@@ -85,18 +85,37 @@ std::vector<double> spline_coefficients(ExactFilter& filter, int64_t intervals, 
   return std::vector<double>(c.begin() + kMargin * channels, c.end() - kMargin * channels);
 }
 
+// The rows of FilterTable, rounded to T: [intervals + 2][value | slope][channels].
+template <typename T>
+std::vector<T> spline_rows(ExactFilter& filter, int64_t intervals, double spacing) {
+  const int64_t channels = filter.num_channels();
+  const std::vector<double> c = spline_coefficients(filter, intervals, spacing);
+  std::vector<T> rows(static_cast<size_t>((intervals + 2) * 2 * channels));
+  for (int64_t i = 0; i < intervals + 2; ++i) {
+    const double* from = &c[static_cast<size_t>(i * channels)];
+    T* to = &rows[static_cast<size_t>(i * 2 * channels)];
+    for (int64_t f = 0; f < channels; ++f) {
+      // The last knot's value is never used: its interval is beyond the cutoff.
+      const double value = i <= intervals
+                               ? (from[f] + 4.0 * from[channels + f] + from[2 * channels + f]) / 6.0
+                               : 0.0;
+      to[f] = static_cast<T>(value);
+      to[channels + f] = static_cast<T>(from[channels + f] - from[f]);
+    }
+  }
+  return rows;
+}
+
 struct TableError {
-  double value = 0.0, derivative = 0.0;  // with rounded coefficients
-  double truncation = 0.0;               // of the derivative, with coefficients in double
+  double value = 0.0, derivative = 0.0;
 };
 
-// Largest relative errors of the rounded coefficients; stops early once a bound is missed.
+// Largest relative errors of the rows; stops early once a bound is missed.
 template <typename T>
-TableError check(ExactFilter& filter, const std::vector<double>& coefficients, int64_t intervals,
-                 double spacing, double value_tolerance, double derivative_tolerance) {
+TableError check(ExactFilter& filter, const std::vector<T>& rows, int64_t intervals, double spacing,
+                 double value_tolerance, double derivative_tolerance) {
   const int64_t channels = filter.num_channels();
-  std::vector<double> w(static_cast<size_t>(channels)), dw(w), rounded(coefficients);
-  for (double& x : rounded) x = static_cast<double>(static_cast<T>(x));
+  std::vector<double> w(static_cast<size_t>(channels)), dw(w);
   double largest = 1e-300, largest_slope = 1e-300;
   for (int64_t i = 0; i <= intervals; ++i) {
     filter.evaluate(static_cast<double>(i) * spacing, w.data(), dw.data());
@@ -106,50 +125,45 @@ TableError check(ExactFilter& filter, const std::vector<double>& coefficients, i
     }
   }
   TableError error;
-  // Knots; where the error of the derivative peaks, (3 - sqrt 3)/6; where that of the value does.
+  // Where the error of the value peaks, where that of the derivative does, (3 - sqrt 3)/6; knots.
   for (double t : {0.5, 0.2113248654, 0.0}) {
-    const double u = 1.0 - t;
-    const double b[4] = {u * u * u / 6.0, 2.0 / 3.0 - t * t * (1.0 - 0.5 * t),
-                         2.0 / 3.0 - u * u * (1.0 - 0.5 * u), t * t * t / 6.0};
-    const double s = 1.0 / spacing;
-    const double g[4] = {-0.5 * u * u * s, t * (1.5 * t - 2.0) * s, u * (2.0 - 1.5 * u) * s,
-                         0.5 * t * t * s};
+    double q[3], b[3];
+    spline_weights(t, q, b);
     for (int64_t i = 0; i < intervals; ++i) {
       filter.evaluate((static_cast<double>(i) + t) * spacing, w.data(), dw.data());
-      const double* row = &rounded[static_cast<size_t>(i * channels)];
-      const double* fine = &coefficients[static_cast<size_t>(i * channels)];
-      double worst = 0.0, worst_slope = 0.0, worst_fine = 0.0;
+      const T* row = &rows[static_cast<size_t>(i * 2 * channels)];
+      double worst = 0.0, worst_slope = 0.0;
       for (int64_t f = 0; f < channels; ++f) {
-        double value = -w[static_cast<size_t>(f)], slope = -dw[static_cast<size_t>(f)];
-        double fine_slope = slope;
-        for (int k = 0; k < 4; ++k) {
-          value += b[k] * row[k * channels + f];
-          slope += g[k] * row[k * channels + f];
-          fine_slope += g[k] * fine[k * channels + f];
+        double value = static_cast<double>(row[f]), slope = 0.0;
+        for (int k = 0; k < 3; ++k) {
+          const double coefficient = static_cast<double>(row[(2 * k + 1) * channels + f]);
+          value += q[k] * coefficient;
+          slope += b[k] * coefficient;
         }
-        worst = std::max(worst, std::fabs(value));
-        worst_slope = std::max(worst_slope, std::fabs(slope));
-        worst_fine = std::max(worst_fine, std::fabs(fine_slope));
+        worst = std::max(worst, std::fabs(value - w[static_cast<size_t>(f)]));
+        worst_slope =
+            std::max(worst_slope, std::fabs(slope / spacing - dw[static_cast<size_t>(f)]));
       }
       error.value = std::max(error.value, worst / largest);
       error.derivative = std::max(error.derivative, worst_slope / largest_slope);
-      error.truncation = std::max(error.truncation, worst_fine / largest_slope);
-      if (error.value > value_tolerance || error.truncation > derivative_tolerance) return error;
+      if (error.value > value_tolerance || error.derivative > derivative_tolerance) return error;
     }
   }
   return error;
 }
 
-// Copies rows over the model's channels to rows over padded blocks.
+// From rows over the model's channels, [count][value | slope][block][hidden], to the layout of
+// FilterRows, [chunk][count][value | slope][block][chunk].
 template <typename T>
-void place_rows(const double* from, int64_t count, int64_t blocks, int64_t hidden, int64_t padded,
-                Buffer<T>& buffer) {
-  T* to = buffer.require(count * blocks * padded);
-  std::fill(to, to + count * blocks * padded, T(0));
-  for (int64_t i = 0; i < count; ++i) {
-    for (int64_t b = 0; b < blocks; ++b) {
-      for (int64_t f = 0; f < hidden; ++f) {
-        to[(i * blocks + b) * padded + f] = static_cast<T>(from[(i * blocks + b) * hidden + f]);
+void place_rows(const std::vector<T>& from, int64_t count, int64_t blocks, int64_t hidden,
+                int64_t padded, Buffer<T>& buffer) {
+  constexpr int64_t kChunk = kChunkBytes / static_cast<int64_t>(sizeof(T));
+  T* to = buffer.require(count * 2 * blocks * padded);
+  for (int64_t c = 0; c < padded; c += kChunk) {
+    for (int64_t i = 0; i < count; ++i) {
+      for (int64_t b = 0; b < 2 * blocks; ++b) {
+        const T* row = &from[static_cast<size_t>((i * 2 * blocks + b) * hidden)];
+        for (int64_t f = c; f < c + kChunk; ++f) *to++ = f < hidden ? row[f] : T(0);
       }
     }
   }
@@ -202,35 +216,35 @@ void RadialBasis::evaluate(double d, double* values, double* derivatives) const 
 }
 
 template <typename T>
-void FilterTable<T>::build(const ModelFile& model, const RadialBasis& basis, int64_t padded,
+void FilterTable<T>::build(const ModelFile& model, const Kernels<T>& kernels, int64_t padded,
                            bool tabulate) {
-  const int64_t layers = model.num_interactions;
+  const int64_t layers = model.num_interactions, hidden = model.hidden_dim;
+  kernels_ = &kernels;
+  basis_ = std::make_unique<RadialBasis>(model);
+  padded_ = padded;
   rows_.resize(static_cast<size_t>(layers));
+  exact_.resize(static_cast<size_t>(layers));
   report_ = TableReport();
   report_.tabulated = tabulate;
+  if (!tabulate) {
+    for (int64_t k = 0; k < layers; ++k) pack_exact(model, k);
+    return;
+  }
   int64_t intervals = 256;
   for (int64_t k = 0; k < layers;) {
-    ExactFilter filter(model, basis, k);
-    Buffer<T>& rows = rows_[static_cast<size_t>(k)];
-    const int64_t blocks = k == 0 ? 2 : 3;
-    if (!tabulate) {
-      place_rows(filter.row(0), basis.size(), blocks, model.hidden_dim, padded, rows);
-      report_.bytes += rows.bytes();
-      ++k;
-      continue;
-    }
+    ExactFilter filter(model, *basis_, k);
     const double spacing = model.cutoff / static_cast<double>(intervals);
-    const std::vector<double> coefficients = spline_coefficients(filter, intervals, spacing);
-    const TableError error = check<T>(filter, coefficients, intervals, spacing, value_tolerance(),
-                                      derivative_tolerance());
-    if (error.value > value_tolerance() || error.truncation > derivative_tolerance()) {
-      // One spacing for all interactions, so that an edge's spline argument serves them all.
+    const std::vector<T> rows = spline_rows<T>(filter, intervals, spacing);
+    const TableError error =
+        check(filter, rows, intervals, spacing, value_tolerance(), derivative_tolerance());
+    if (error.value > value_tolerance() || error.derivative > derivative_tolerance()) {
+      // One spacing for all interactions, so that an edge's spline weights serve them all.
       intervals = (intervals & (intervals - 1)) == 0 ? intervals * 3 / 2 : intervals * 4 / 3;
       if (intervals > 8192) {
         std::ostringstream out;
-        out << "filter table must be within " << value_tolerance() << " of the exact filters, got "
-            << error.value << " (derivative " << error.truncation
-            << ") with 8192 intervals; run with tabulate=off";
+        out << "the filter table must be within " << value_tolerance() << " (slope "
+            << derivative_tolerance() << ") of the exact filters, got " << error.value << " ("
+            << error.derivative << ") with 8192 intervals; run with tabulate=off";
         throw InputError(out.str());
       }
       k = 0;
@@ -240,14 +254,84 @@ void FilterTable<T>::build(const ModelFile& model, const RadialBasis& basis, int
     }
     report_.value_error = std::max(report_.value_error, error.value);
     report_.derivative_error = std::max(report_.derivative_error, error.derivative);
-    place_rows(coefficients.data(), intervals + 3, blocks, model.hidden_dim, padded, rows);
-    report_.bytes += rows.bytes();
+    Buffer<T>& buffer = rows_[static_cast<size_t>(k)];
+    buffer = Buffer<T>();
+    place_rows(rows, intervals + 2, k == 0 ? 2 : 3, hidden, padded, buffer);
+    report_.bytes += buffer.bytes();
     ++k;
   }
-  if (tabulate) {
-    report_.intervals = intervals;
-    inverse_spacing_ = static_cast<double>(intervals) / model.cutoff;
+  report_.intervals = intervals;
+  inverse_spacing_ = static_cast<double>(intervals) / model.cutoff;
+}
+
+template <typename T>
+void FilterTable<T>::pack_exact(const ModelFile& model, int64_t k) {
+  constexpr int64_t kChunk = kChunkBytes / static_cast<int64_t>(sizeof(T));
+  const ExactFilter filter(model, *basis_, k);
+  const int64_t blocks = k == 0 ? 2 : 3, hidden = model.hidden_dim, size = basis_->size();
+  std::vector<double> matrix;
+  for (int64_t i = 0; i < size; ++i) {
+    for (int64_t c = 0; c < padded_; c += kChunk) {
+      for (int64_t b = 0; b < blocks; ++b) {
+        for (int64_t f = c; f < c + kChunk; ++f) {
+          matrix.push_back(f < hidden ? filter.row(i)[b * hidden + f] : 0.0);
+        }
+      }
+    }
   }
+  PackedMatrix<T>& packed = exact_[static_cast<size_t>(k)];
+  packed.pack(*kernels_, size, blocks * padded_, matrix);
+  report_.bytes += packed.bytes();
+}
+
+template <typename T>
+FilterRows<T> FilterTable<T>::rows(int64_t interaction) const {
+  constexpr int64_t kChunk = kChunkBytes / static_cast<int64_t>(sizeof(T));
+  const int64_t blocks = interaction == 0 ? 2 : 3;
+  FilterRows<T> out;
+  out.rows = rows_[static_cast<size_t>(interaction)].data();
+  out.slope_offset = blocks * kChunk;
+  out.row_stride = 2 * blocks * kChunk;
+  out.chunk_stride = (report_.intervals + 2) * out.row_stride;
+  return out;
+}
+
+template <typename T>
+FilterRows<T> FilterTable<T>::evaluate(int64_t interaction, int64_t count,
+                                       const T* inverse_distances, Scratch& scratch) const {
+  constexpr int64_t kChunk = kChunkBytes / static_cast<int64_t>(sizeof(T));
+  const PackedMatrix<T>& matrix = exact_[static_cast<size_t>(interaction)];
+  const int64_t width = matrix.n(), size = basis_->size();
+  scratch.values.resize(static_cast<size_t>(size));
+  scratch.derivatives.resize(static_cast<size_t>(size));
+  T* basis = scratch.basis.require(2 * count * size);  // all values, then all derivatives
+  T* rows = scratch.rows.require((count + 2) * 2 * width);
+  for (int64_t e = 0; e < count; ++e) {
+    basis_->evaluate(1.0 / static_cast<double>(inverse_distances[e]), scratch.values.data(),
+                     scratch.derivatives.data());
+    for (int64_t i = 0; i < size; ++i) {
+      basis[e * size + i] = static_cast<T>(scratch.values[static_cast<size_t>(i)]);
+      basis[(count + e) * size + i] = static_cast<T>(scratch.derivatives[static_cast<size_t>(i)]);
+    }
+  }
+  for (int half = 0; half < 2; ++half) {
+    GemmCall<T> call;
+    matrix.fill(call);
+    call.m = count;
+    call.a = basis + half * count * size;
+    call.lda = size;
+    call.c = rows + half * width;
+    call.ldc = 2 * width;
+    kernels_->gemm(call);
+  }
+  // The last edges' weights of the following rows are zero, but zero times garbage may be NaN.
+  std::fill(rows + count * 2 * width, rows + (count + 2) * 2 * width, T(0));
+  FilterRows<T> out;
+  out.rows = rows;
+  out.slope_offset = width;
+  out.row_stride = 2 * width;
+  out.chunk_stride = (interaction == 0 ? 2 : 3) * kChunk;
+  return out;
 }
 
 template class FilterTable<float>;

@@ -3,9 +3,12 @@
 #define MLFF_CORE_TABLES_H_
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "engine.h"
+#include "gemm.h"
+#include "kernels.h"
 #include "memory.h"
 #include "model_file.h"
 
@@ -28,36 +31,71 @@ class RadialBasis {
   std::vector<double> first_, second_;  // centres and 1/widths, or frequencies
 };
 
-// Filters of every interaction as rows over channels, split in three blocks of `padded` channels
-// (the first interaction has no third: there are no vectors to multiply yet).
+// Filters of every interaction as rows over channels, in the layout of FilterRows: chunks of
+// channels, each with its two or three blocks (the first interaction has no w2: there are no
+// vectors to multiply yet).
 //
-// Tabulated: row i of interaction k holds the B-spline coefficients of knot i - 1, so a distance
-// d = (i + t) spacing takes rows i ... i + 3. Exact: row i belongs to function i of RadialBasis.
+// Tabulated: w is a cubic spline with uniform knots, so w' is a quadratic B-spline. Row i holds the
+// value at knot i and the i-th coefficient of w' (times the spacing); at d = (i + t) spacing
+//   w  = value_i + sum_k q_k(t) slope_{i+k},   w' = sum_k b_k(t) slope_{i+k} / spacing,  k = 0, 1,
+//   2,
+// with q the integral of b from 0. The usual form, four coefficients of w, needs as many reads, one
+// more FMA for w and for w' each, and rounds worse: w' is then a difference of float32 numbers that
+// are almost equal, whose error grows as intervals shrink.
+//
+// Exact: evaluate() makes such rows for given distances.
 template <typename T>
 class FilterTable {
  public:
   // Starts with 256 intervals and refines until values are within `value_tolerance` of the exact
   // filters, relative to the largest of the interaction, and derivatives within
-  // `derivative_tolerance`; both are checked at three points of every interval. The table that is
-  // reported and used has rounded coefficients; the derivative's bound leaves their rounding out,
-  // as it grows when intervals shrink (rounding / spacing: some 1e-6 in float32) and no refinement
-  // mends it. Throws InputError if 8192 intervals do not suffice.
-  void build(const ModelFile& model, const RadialBasis& basis, int64_t padded, bool tabulate);
+  // `derivative_tolerance`; both are checked at three points of every interval with the rounded
+  // numbers of the table. Throws InputError if 8192 intervals do not suffice.
+  void build(const ModelFile& model, const Kernels<T>& kernels, int64_t padded, bool tabulate);
 
-  const T* rows(int64_t interaction) const {
-    return rows_[static_cast<size_t>(interaction)].data();
-  }
-  double inverse_spacing() const { return inverse_spacing_; }
+  bool tabulated() const { return report_.tabulated; }
   const TableReport& report() const { return report_; }
+  int64_t intervals() const { return tabulated() ? report_.intervals : 1; }
+  double inverse_spacing() const { return inverse_spacing_; }  // 1/Angstrom
+  FilterRows<T> rows(int64_t interaction) const;
+
+  // Work space of evaluate().
+  struct Scratch {
+    Buffer<T> rows, basis;
+    std::vector<double> values, derivatives;
+    size_t bytes() const { return rows.bytes() + basis.bytes(); }
+  };
+  // Exact filters as rows, row e for the edge with 1/distance inverse_distances[e]. Edges use them
+  // with interval e, q = 0 and b = (1, 0, 0). Valid until the next call.
+  FilterRows<T> evaluate(int64_t interaction, int64_t count, const T* inverse_distances,
+                         Scratch& scratch) const;
 
   static constexpr double value_tolerance() { return sizeof(T) == 4 ? 1e-7 : 1e-10; }
   static constexpr double derivative_tolerance() { return sizeof(T) == 4 ? 2e-6 : 1e-8; }
 
  private:
+  void pack_exact(const ModelFile& model, int64_t interaction);
+
+  const Kernels<T>* kernels_ = nullptr;
+  std::unique_ptr<RadialBasis> basis_;
+  int64_t padded_ = 0;
   std::vector<Buffer<T>> rows_;
+  std::vector<PackedMatrix<T>> exact_;  // functions of RadialBasis -> filters
   double inverse_spacing_ = 0.0;
   TableReport report_;
 };
+
+// Weights of the three slopes at fraction t of an interval: q for the value, b for the derivative
+// (1/spacing times).
+inline void spline_weights(double t, double* q, double* b) {
+  const double u = 1.0 - t;
+  b[0] = 0.5 * u * u;
+  b[1] = 0.5 + t * u;
+  b[2] = 0.5 * t * t;
+  q[0] = (1.0 - u * u * u) / 6.0;
+  q[1] = t * (0.5 + t * (0.5 - t / 3.0));
+  q[2] = t * t * t / 6.0;
+}
 
 extern template class FilterTable<float>;
 extern template class FilterTable<double>;

@@ -107,11 +107,9 @@ Weights<T>::Weights(const ModelFile& model, const Kernels<T>& kernels, int64_t p
       packer.forward(at + "message.0", square({0}, 1), w.message_in.forward);
       packer.reverse(at + "message.0", square({0}, 1), w.message_in.reverse);
       packer.bias(at + "message.0", square({0}, 1), w.message_in.bias);
-      packer.forward(at + "message.2", square({0, 1}, 1), w.message_x01.forward);
-      packer.bias(at + "message.2", square({0, 1}, 1), w.message_x01.bias);
-      packer.forward(at + "message.2", square({2}, 1), w.message_x2.forward);
-      packer.bias(at + "message.2", square({2}, 1), w.message_x2.bias);
-      packer.reverse(at + "message.2", square({0, 1, 2}, 1), w.message_reverse);
+      packer.forward(at + "message.2", square({0, 1, 2}, 1), w.message_out.forward);
+      packer.reverse(at + "message.2", square({0, 1, 2}, 1), w.message_out.reverse);
+      packer.bias(at + "message.2", square({0, 1, 2}, 1), w.message_out.bias);
     }
     packer.forward(at + "mix", square({0, 1}, 1), w.mix.forward);
     packer.reverse(at + "mix", square({0, 1}, 1), w.mix.reverse);
@@ -129,8 +127,8 @@ Weights<T>::Weights(const ModelFile& model, const Kernels<T>& kernels, int64_t p
     packer.reverse(at + "update.2", square(all, 1), w.update_reverse);
   }
 
-  const int64_t half = f / 2, lanes64 = 64 / static_cast<int64_t>(sizeof(T));
-  padded_readout = (half + lanes64 - 1) / lanes64 * lanes64;
+  const int64_t half = f / 2, chunk = kChunkBytes / static_cast<int64_t>(sizeof(T));
+  padded_readout = (half + chunk - 1) / chunk * chunk;
   const Blocks readout{{0}, half, padded_readout, 1, f, padded};
   packer.forward("readout.0", readout, readout_in.forward);
   packer.reverse("readout.0", readout, readout_in.reverse);
@@ -155,8 +153,9 @@ Weights<T>::Weights(const ModelFile& model, const Kernels<T>& kernels, int64_t p
     const std::vector<double> message = apply_linear(model, "interactions.0.message.2", hidden);
     for (int64_t i = 0; i < f; ++i) {
       embeddings[z * padded + i] = static_cast<T>(row[i]);
-      x[z * 2 * padded + i] = static_cast<T>(message[static_cast<size_t>(i)]);
-      x[(z * 2 + 1) * padded + i] = static_cast<T>(message[static_cast<size_t>(f + i)]);
+      T* to = x + z * 2 * padded + i / chunk * 2 * chunk + i % chunk;
+      to[0] = static_cast<T>(message[static_cast<size_t>(i)]);
+      to[chunk] = static_cast<T>(message[static_cast<size_t>(f + i)]);
     }
   }
 }
@@ -165,9 +164,9 @@ template <typename T>
 size_t Weights<T>::bytes() const {
   size_t total = embedding.bytes() + species_x.bytes() + bytes_of(readout_in);
   for (const InteractionWeights<T>& w : interactions) {
-    total += bytes_of(w.message_in) + bytes_of(w.message_x01) + bytes_of(w.message_x2) +
-             w.message_reverse.bytes() + bytes_of(w.mix) + bytes_of(w.update_in) +
-             bytes_of(w.update_ss) + bytes_of(w.update_rest) + w.update_reverse.bytes();
+    total += bytes_of(w.message_in) + bytes_of(w.message_out) + bytes_of(w.mix) +
+             bytes_of(w.update_in) + bytes_of(w.update_ss) + bytes_of(w.update_rest) +
+             w.update_reverse.bytes();
   }
   return total;
 }

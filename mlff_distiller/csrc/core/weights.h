@@ -21,15 +21,13 @@ struct DenseLayer {
 
 template <typename T>
 struct InteractionWeights {
-  DenseLayer<T> message_in;         // F -> F
-  DenseLayer<T> message_x01;        // F -> x0 | x1 (forward only)
-  DenseLayer<T> message_x2;         // F -> x2 (forward only)
-  PackedMatrix<T> message_reverse;  // gx0 | gx1 | gx2 -> F
-  DenseLayer<T> mix;                // F -> V v | U v, no bias
-  DenseLayer<T> update_in;          // s | norm -> F
-  DenseLayer<T> update_ss;          // F -> a_ss (forward only)
-  DenseLayer<T> update_rest;        // F -> a_sv | a_vv, last: a_sv (forward only)
-  PackedMatrix<T> update_reverse;   // ga_ss | ga_sv | ga_vv, last: ga_ss | ga_sv -> F
+  DenseLayer<T> message_in;        // F -> F
+  DenseLayer<T> message_out;       // F -> x0 | x1 | x2
+  DenseLayer<T> mix;               // F -> V v | U v, no bias
+  DenseLayer<T> update_in;         // s | norm -> F
+  DenseLayer<T> update_ss;         // F -> a_ss (forward only)
+  DenseLayer<T> update_rest;       // F -> a_sv | a_vv, last: a_sv (forward only)
+  PackedMatrix<T> update_reverse;  // ga_ss | ga_sv | ga_vv, last: ga_ss | ga_sv -> F
 };
 
 template <typename T>
@@ -40,7 +38,7 @@ struct Weights {
   size_t bytes() const;
 
   Buffer<T> embedding;  // [species][F]
-  Buffer<T> species_x;  // [species][2F], x0 | x1 of the first interaction
+  Buffer<T> species_x;  // [species][F/chunk][x0 | x1][chunk] of the first interaction
   std::vector<InteractionWeights<T>> interactions;
   int64_t padded_readout = 0;  // F/2, padded
   DenseLayer<T> readout_in;    // F -> F/2
