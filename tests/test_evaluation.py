@@ -228,7 +228,13 @@ def test_drift_is_the_slope_of_the_total_energy() -> None:
 
 
 def test_settings_refuse_nonsense() -> None:
-    for wrong in ({"steps": 0}, {"timestep": 0.0}, {"ensemble": "nph"}, {"dtype": "half"}):
+    for wrong in (
+        {"steps": 0},
+        {"timestep": 0.0},
+        {"ensemble": "nph"},
+        {"dtype": "half"},
+        {"threads": 10**6},
+    ):
         with pytest.raises(InputError):
             MDSettings(**wrong)  # type: ignore[arg-type]
 

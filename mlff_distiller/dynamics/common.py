@@ -55,6 +55,10 @@ class MDSettings:
             value = getattr(self, name)
             if value < least:
                 raise InputError(f"{name} must be >= {least}, got {value}; correct it")
+        if self.threads > 1024:  # OpenMP overruns its stack with absurd numbers
+            raise InputError(
+                f"threads must be <= 1024, got {self.threads}; use the number of cores"
+            )
         if self.timestep <= 0:
             raise InputError(f"timestep must be > 0 fs, got {self.timestep}; use e.g. 1.0")
         if self.temperature < 0:
