@@ -151,7 +151,27 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
             f"{path} has format version {version}, this mlff_distiller {__version__} reads up to "
             f"{FORMAT_VERSION}; upgrade mlff_distiller"
         )
+    _check_metadata(metadata, path)
     return metadata
+
+
+def _check_metadata(metadata: dict[str, Any], path: str | Path) -> None:
+    elements, cutoff = metadata.get("elements"), metadata.get("cutoff")
+    good = (
+        isinstance(elements, list)
+        and bool(elements)
+        and all(isinstance(z, int) and 1 <= z <= 118 for z in elements)
+        and isinstance(cutoff, (int, float))
+        and cutoff > 0
+        and metadata.get("dtype") in ("float32", "float64")
+        and isinstance(metadata.get("model_config"), dict)
+        and metadata["model_config"].get("cutoff") == cutoff
+    )
+    if not good:
+        raise InputError(
+            f"the metadata of {path} contradict themselves (elements {elements!r}, cutoff "
+            f"{cutoff!r}, dtype {metadata.get('dtype')!r}); export the student again"
+        )
 
 
 def load_exported(
@@ -225,7 +245,7 @@ def _native_parameters(student: StudentForceField, min_distance: float) -> bytes
         tensors["zbl.radii"] = student.zbl.radii
     dtype = "float64" if painn.embedding.weight.dtype == torch.float64 else "float32"
     lines = [
-        "mlff-native 1",
+        f"mlff-native {FORMAT_VERSION}",
         f"hidden_dim {config.hidden_dim}",
         f"num_interactions {config.num_interactions}",
         f"num_rbf {config.num_rbf}",

@@ -13,6 +13,12 @@ from mlff_distiller.errors import InputError
 from mlff_distiller.export import load_exported, read_metadata
 from mlff_distiller.ops.reference import neighbor_list_reference
 
+#: Å. Nearer than this, atoms lie on one point: no direction is defined between them.
+SAME_POINT = 1e-4
+#: Å. Beyond, differences of float64 positions have lost the digits that forces need.
+FARTHEST = 1e9
+MOST_IMAGES = 1e8
+
 
 class PortablePotential:
     """Evaluate an exported student with torch alone.
@@ -86,7 +92,14 @@ class PortablePotential:
         self._update_list(atomic_numbers, positions, cell, pbc, x, lattice)
         senders, receivers = self._edge_index[0], self._edge_index[1]
         vectors = x[senders] - x[receivers] + self._shifts.to(x.dtype) @ lattice
-        inside = (vectors * vectors).sum(1) < self.cutoff**2
+        squared = (vectors * vectors).sum(1)
+        if squared.numel() and float(squared.min()) < SAME_POINT**2:
+            pair = self._edge_index[:, int(squared.argmin())].tolist()
+            raise InputError(
+                f"atoms {pair[1]} and {pair[0]} are at one point "
+                f"({float(squared.min()) ** 0.5:.1g} Å apart); remove duplicate atoms"
+            )
+        inside = squared < self.cutoff**2
         edge_index = self._edge_index[:, inside]
         vectors = vectors[inside].detach().requires_grad_(True)
         numbers = torch.as_tensor(atomic_numbers, device=self._device)
@@ -122,11 +135,30 @@ class PortablePotential:
                 moved = float(((positions - positions_0) ** 2).sum(axis=1).max())
                 if moved <= (0.5 * self.skin) ** 2:
                     return
+        _check_extent(positions, cell, pbc, self.cutoff + self.skin)
         self._edge_index, self._shifts = neighbor_list_reference(
             x, lattice, torch.as_tensor(pbc, device=x.device), self.cutoff + self.skin
         )
         self._listed = (atomic_numbers.copy(), positions.copy(), cell.copy(), pbc.copy())
         self.num_builds += 1
+
+
+def _check_extent(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, reach: float) -> None:
+    """Refuse what would need more memory than there is, or more digits than float64 has."""
+    largest = float(np.abs(positions).max(initial=0.0))
+    if largest > FARTHEST:
+        raise InputError(
+            f"positions must lie within {FARTHEST:g} Å of the origin, got {largest:g}; "
+            "wrap or centre them"
+        )
+    images = 1.0
+    if pbc.any():
+        heights = 1.0 / np.linalg.norm(np.linalg.pinv(np.where(pbc[:, None], cell, 0.0)), axis=0)
+        images = float(np.prod(1.0 + 2.0 * np.ceil(reach / heights[pbc])))
+    if images * len(positions) > MOST_IMAGES:
+        raise InputError(
+            f"a cutoff of {reach:g} Å reaches {images:.1g} images of this cell; check the cell"
+        )
 
 
 def check_elements(atomic_numbers: np.ndarray, elements: list[int]) -> None:

@@ -29,7 +29,7 @@ from mlff_distiller.config import ModelConfig
 from mlff_distiller.errors import InputError
 from mlff_distiller.models.painn import PaiNN
 from mlff_distiller.models.zbl import ZBLRepulsion
-from mlff_distiller.ops.reference import neighbor_list_reference
+from mlff_distiller.ops.neighbors import edge_vectors, neighbor_list
 
 if TYPE_CHECKING:
     from mlff_distiller.data import Batch
@@ -131,18 +131,29 @@ class StudentForceField(nn.Module):
             (n_atoms,) float64, eV.
         """
         species = self.species(atomic_numbers)
-        energies = self.painn(species, edge_index, edge_vectors)
+        vectors = edge_vectors.to(self.painn.embedding.weight.dtype)
+        energies = self.painn(species, edge_index, vectors)
         if self.zbl is not None:
-            energies = energies + self.zbl(species, edge_index, edge_vectors)
+            energies = energies + self.zbl(species, edge_index, vectors)
         return energies.to(torch.float64) + self.reference_energies[species]
 
     def forward(
         self, atomic_numbers: Tensor, positions: Tensor, cell: Tensor, pbc: Tensor
     ) -> Tensor:
-        """Energy of one structure, () float64 in eV, differentiable in positions and cell."""
-        edge_index, shifts = neighbor_list_reference(positions, cell, pbc, self.cutoff)
-        vectors = positions[edge_index[0]] - positions[edge_index[1]]
-        vectors = vectors + shifts.to(positions.dtype) @ cell
+        """Energy of one structure, () float64 in eV, differentiable in positions and cell.
+
+        Raises:
+            InputError: wrong shape or dtype, NaN, unknown element, singular or left-handed
+                periodic cell.
+        """
+        if atomic_numbers.shape != positions.shape[:1] or atomic_numbers.is_floating_point():
+            raise InputError(
+                "atomic_numbers must be integers, one for each row of positions, got "
+                f"{atomic_numbers.dtype} {tuple(atomic_numbers.shape)} for positions "
+                f"{tuple(positions.shape)}"
+            )
+        edge_index, shifts = neighbor_list(positions, cell, pbc, self.cutoff, backend="reference")
+        vectors = edge_vectors(positions, cell, edge_index, shifts)
         return self.atomic_energies(atomic_numbers, edge_index, vectors).sum()
 
     def compute(

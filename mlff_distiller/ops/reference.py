@@ -145,7 +145,7 @@ def _images(
     positions: list[Tensor] = []
     flat_index: list[Tensor] = []
     for start in range(0, codes.shape[0], block):
-        images = (translations[start : start + block].unsqueeze(1) + wrapped).view(-1, 3)
+        images = (translations[start : start + block].unsqueeze(1) + wrapped).reshape(-1, 3)
         kept = torch.nonzero(((images >= lower) & (images <= upper)).all(1)).squeeze(1)
         positions.append(images[kept])
         flat_index.append(kept + start * n_atoms)

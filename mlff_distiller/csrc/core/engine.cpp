@@ -186,7 +186,21 @@ class Engine::TypedImpl : public Engine::Impl {
   Profile profile_;
 };
 
+namespace {
+
+// OpenMP runtimes crash, rather than complain, when asked for absurdly many threads.
+void check_threads(int num_threads) {
+  constexpr int kMostThreads = 1024;
+  if (num_threads < 0 || num_threads > kMostThreads) {
+    throw InputError("threads must be 0 (OpenMP's default) to " + std::to_string(kMostThreads) +
+                     ", got " + std::to_string(num_threads) + "; set threads");
+  }
+}
+
+}  // namespace
+
 Engine::Engine(const ModelFile& model, const EngineOptions& options) {
+  check_threads(options.num_threads);
   const Isa isa = choose(options.isa);
   if (options.precision == Precision::kFloat32) {
     impl_ = std::make_unique<TypedImpl<float>>(model, isa, options.tabulate);
@@ -219,7 +233,10 @@ int Engine::num_species() const { return impl_->num_species; }
 int Engine::num_threads() const {
   return impl_->options.num_threads > 0 ? impl_->options.num_threads : default_threads();
 }
-void Engine::set_num_threads(int num_threads) { impl_->options.num_threads = num_threads; }
+void Engine::set_num_threads(int num_threads) {
+  check_threads(num_threads);
+  impl_->options.num_threads = num_threads;
+}
 Precision Engine::precision() const { return impl_->options.precision; }
 Isa Engine::isa() const { return impl_->isa; }
 const TableReport& Engine::table_report() const { return impl_->table_report(); }
