@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from typing import Any, TypeVar, Union
 import yaml
 
 from mlff_distiller.errors import InputError
+from mlff_distiller.files import atomic_write_text
 
 ConfigT = TypeVar("ConfigT")
 
@@ -25,6 +27,10 @@ ConfigT = TypeVar("ConfigT")
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise InputError(message)
+
+
+def _require_seed(seed: int, key: str) -> None:
+    _require(0 <= seed < 2**32, f"a seed must be 0..{2**32 - 1}, got {seed}; set {key} or --seed")
 
 
 @dataclass(frozen=True)
@@ -119,6 +125,11 @@ class SamplingConfig:
             self.md_interval >= 1,
             f"md_interval must be >= 1, got {self.md_interval}; set sampling.md_interval",
         )
+        _require(
+            0 < self.max_force < math.inf,
+            f"max_force must be finite and > 0 eV/Å, got {self.max_force}; set sampling.max_force",
+        )
+        _require_seed(self.seed, "sampling.seed")
 
 
 @dataclass(frozen=True)
@@ -140,6 +151,7 @@ class DataConfig:
             f"{self.valid_fraction} and {self.test_fraction}; set data.valid_fraction, "
             "data.test_fraction",
         )
+        _require_seed(self.split_seed, "data.split_seed")
 
 
 @dataclass(frozen=True)
@@ -195,8 +207,8 @@ class TrainingConfig:
             f"max_minutes must be > 0, got {self.max_minutes}; set training.max_minutes",
         )
         _require(
-            self.learning_rate > 0,
-            f"learning_rate must be > 0, got {self.learning_rate}; set training.learning_rate",
+            0 < self.learning_rate < math.inf,
+            f"learning_rate must be finite and > 0, got {self.learning_rate}; set training.learning_rate",
         )
         _require(
             self.schedule in ("cosine", "plateau"),
@@ -216,6 +228,33 @@ class TrainingConfig:
             "reference_energies must be 'least-squares' or 'none', got "
             f"{self.reference_energies!r}; set training.reference_energies",
         )
+        weights = [self.energy_weight, self.force_weight, self.stress_weight]
+        _require(
+            all(0 <= w < math.inf for w in weights) and any(weights),
+            "energy_weight, force_weight and stress_weight must be finite, >= 0 and not all 0, got "
+            f"{weights}; set training.force_weight",
+        )
+        for name, least in (
+            ("weight_decay", 0),
+            ("warmup_steps", 0),
+            ("gradient_clip", 0),
+            ("plateau_patience", 0),
+            ("early_stop_patience", 1),
+            ("devices", 1),
+        ):
+            value = getattr(self, name)
+            _require(
+                least <= value < math.inf,
+                f"{name} must be finite and >= {least}, got {value}; set training.{name}",
+            )
+        for name in ("final_lr_fraction", "plateau_factor"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"{name} must be 0..1, got {value}; set training.{name}")
+        _require(  # absurd numbers crash OpenMP
+            1 <= self.threads <= 1024,
+            f"threads must be 1..1024, got {self.threads}; set training.threads",
+        )
+        _require_seed(self.seed, "training.seed")
 
 
 @dataclass(frozen=True)
@@ -330,7 +369,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 
 def save_yaml(config: Any, path: str | Path) -> None:
     """Write a config dataclass as YAML that :func:`load_config` reads back."""
-    Path(path).write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+    atomic_write_text(path, yaml.safe_dump(to_dict(config), sort_keys=False))
 
 
 def _unknown_key(key: str, valid: list[str], where: str) -> str:

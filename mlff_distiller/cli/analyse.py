@@ -7,7 +7,15 @@ from typing import Any
 
 import typer
 
-from mlff_distiller.cli.common import JSON, emit, example, jsonable, user_errors, wrote
+from mlff_distiller.cli.common import (
+    JSON,
+    check_device,
+    emit,
+    example,
+    jsonable,
+    user_errors,
+    wrote,
+)
 from mlff_distiller.errors import InputError
 
 
@@ -46,7 +54,7 @@ def evaluate(
         from mlff_distiller.evaluation import accuracy, predict
         from mlff_distiller.models import StudentForceField
 
-        student = StudentForceField.load(model).to(device)
+        student = StudentForceField.load(model).to(check_device(device))
         frames, used = _frames(data, split)
         predicted = predict(student, frames, batch_size=batch_size)
         result: dict[str, Any] = {"model": model, "data": data, "split": used}

@@ -139,6 +139,26 @@ def load_structures(source: str) -> list[Structure]:
     return read_structures(source)
 
 
+def check_device(device: str) -> str:
+    """``device`` if this torch can use it. Raises InputError."""
+    import torch
+
+    try:
+        kind = torch.device(device)
+    except RuntimeError:
+        raise InputError(
+            f"--device must be cpu or cuda, got {device!r}; try --device cpu"
+        ) from None
+    if kind.type not in ("cpu", "cuda"):
+        raise InputError(f"--device must be cpu or cuda, got {device!r}; try --device cpu")
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind.type == "cuda" and (kind.index or 0) >= found:
+        raise InputError(
+            f"--device is {device}, but this torch finds {found} CUDA devices; try --device cpu"
+        )
+    return device
+
+
 def parse_options(options: list[str]) -> dict[str, Any]:
     """``["dispersion=true", "k=3"]`` -> ``{"dispersion": True, "k": 3}``. Raises InputError."""
     import yaml
@@ -148,5 +168,10 @@ def parse_options(options: list[str]) -> dict[str, Any]:
         key, equals, value = option.partition("=")
         if not equals or not key:
             raise InputError(f"options are written KEY=VALUE, got {option!r}; e.g. -O k=3")
-        parsed[key] = yaml.safe_load(value)
+        try:
+            parsed[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise InputError(
+                f"the value of an option must be valid YAML, got {option!r}; e.g. -O 'k=[1, 2]'"
+            ) from None
     return parsed

@@ -126,6 +126,8 @@ def label(
     """Label structures with a teacher."""
 
     def kept() -> str:
+        if not output.exists() and not output.with_name(output.name + ".journal").exists():
+            return "stopped before the first batch was finished; nothing was written"
         return f"finished batches are kept beside {output}; run the same command again to go on"
 
     with user_errors(kept):

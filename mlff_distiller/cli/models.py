@@ -46,6 +46,9 @@ def train(
     device: str | None = typer.Option(None, help="auto, cpu or cuda."),
     seed: int | None = typer.Option(None, help="Seed of weights and batches."),
     resume: bool = typer.Option(False, "--resume", help="Go on from the last checkpoint."),
+    overwrite: bool = typer.Option(
+        False, "--overwrite", help="Start anew where a run is; its checkpoints move to *.old."
+    ),
     as_json: bool = JSON,
 ) -> None:
     """Train a student on labelled data."""
@@ -58,11 +61,12 @@ def train(
     with user_errors(kept):
         from mlff_distiller.config import PRESETS, TrainConfig, from_dict, load_yaml
 
+        _refuse_to_replace(output, resume, overwrite)
         mapping = load_yaml(config) if config else {}
         if preset is not None:
             if preset not in PRESETS:
                 raise InputError(f"unknown preset {preset!r}; use one of: {', '.join(PRESETS)}")
-            mapping["model"] = {**PRESETS[preset], **(mapping.get("model") or {})}
+            mapping["model"] = {**PRESETS[preset], **_section(mapping, "model")}
         given: dict[str, dict[str, Any]] = {
             "data": {"path": str(data) if data else None},
             "training": {
@@ -75,7 +79,7 @@ def train(
         for section, values in given.items():
             chosen = {k: v for k, v in values.items() if v is not None}
             if chosen:
-                mapping[section] = {**(mapping.get(section) or {}), **chosen}
+                mapping[section] = {**_section(mapping, section), **chosen}
         settings = from_dict(TrainConfig, mapping)
         if settings.data.path is None:
             raise InputError("training needs labelled data, got none; add --data data.h5")
@@ -89,6 +93,26 @@ def train(
             f"next: mlff-distiller export {output} -o student.pt",
         ]
         emit(dict(result), as_json, "\n".join(lines))
+
+
+def _refuse_to_replace(output: Path, resume: bool, overwrite: bool) -> None:
+    if resume and overwrite:
+        raise InputError("--resume and --overwrite exclude each other, got both; give one")
+    if output.exists() and not output.is_dir():
+        raise InputError(f"--output must be a directory, got the file {output}; name another")
+    found = [n for n in ("best.ckpt", "last.ckpt") if (output / n).exists()]
+    if found and not resume and not overwrite:
+        raise InputError(
+            f"{output} must not hold a run yet, got {' and '.join(found)}; go on with --resume, "
+            "start anew with --overwrite, or name another directory"
+        )
+
+
+def _section(mapping: dict[str, Any], name: str) -> dict[str, Any]:
+    section = mapping.get(name)
+    if section is not None and not isinstance(section, dict):
+        raise InputError(f"{name} must be a mapping of keys, got {section!r}; indent its keys")
+    return section or {}
 
 
 def distill(

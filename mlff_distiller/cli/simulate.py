@@ -10,6 +10,8 @@ import typer
 from mlff_distiller.cli.common import JSON, emit, example, load_structures, say, user_errors, wrote
 from mlff_distiller.errors import InputError
 
+_MOST_ATOMS = 10**8
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
@@ -159,10 +161,14 @@ def _systems(start: Any, sizes: str | None) -> list[Any]:
         )
     try:
         wanted = [int(float(word)) for word in sizes.split(",")]
-    except ValueError:
+    except (ValueError, OverflowError):
         raise InputError(
             f"--sizes must be numbers and commas, got {sizes!r}; e.g. 64,512"
         ) from None
+    if not all(1 <= size <= _MOST_ATOMS for size in wanted):
+        raise InputError(
+            f"--sizes must be between 1 and {_MOST_ATOMS} atoms, got {sizes!r}; e.g. 64,512"
+        )
     import numpy as np
 
     from mlff_distiller.data import Structure

@@ -17,6 +17,8 @@ from mlff_distiller.data.structure import Structure, full_stress
 from mlff_distiller.errors import InputError
 from mlff_distiller.units import energy_in_ev, length_in_angstrom
 
+#: Of the layout; raised when a reader of the old number could not use a new file.
+FORMAT_VERSION = 1
 _IN_MEMORY_BYTES = 2**30
 # Name in ArrayStore -> place in the file.
 _PLACES = {
@@ -79,6 +81,7 @@ class ArrayStore:
         self._process = 0
         self._length, self._energy = 1.0, 1.0
         header, self._records = read_journal(journal_path(path))
+        _refuse_newer(journal_path(path), header or {})
         self.attributes: dict[str, Any] = dict(header or {})
         self.splits: dict[str, np.ndarray] = {}
         self.units: dict[str, str] = {}
@@ -183,6 +186,7 @@ class ArrayStore:
         self._process = os.getpid()
         try:
             attributes = {k: _text(v) for k, v in file.attrs.items()}
+            _refuse_newer(self.path, attributes)
             if header is not None and header.get("identity") != attributes.get("identity"):
                 raise InputError(
                     f"{journal_path(self.path)} must belong to {self.path.name}, got the journal "
@@ -236,6 +240,12 @@ class ArrayStore:
                 raise InputError(
                     f"{self.path}: {_PLACES[name]} must have shape {shape} for {self._count} "
                     f"structures with {n} atoms, got {a[name].shape}; write the file again"
+                )
+        for name in set(a) - {"info"}:
+            if a[name].dtype.kind not in "biuf":
+                raise InputError(
+                    f"{self.path}: {_PLACES[name]} must hold numbers, got {a[name].dtype}; "
+                    "write the file again"
                 )
         allowed = [(self._count, 3, 3), (self._count, 6), (self._count, 9)]
         if "stress" in a and a["stress"].shape not in allowed:
@@ -315,6 +325,17 @@ def _damaged(path: Path, error: BaseException) -> InputError:
         f"{path} must be a complete HDF5 file, got a truncated or foreign one ({reason}); "
         "write or copy it again"
     )
+
+
+def _refuse_newer(path: Path, attributes: dict[str, Any]) -> None:
+    """Raise InputError for a layout of a later version; files of other programs have no number."""
+    program, _, number = str(attributes.get("format", "")).partition(" ")
+    newer = program == "mlff-distiller" and number.isdecimal() and int(number) > FORMAT_VERSION
+    if newer:
+        raise InputError(
+            f"{path} has format {program} {number[:20]}, written by a newer version; this one "
+            f"reads up to {FORMAT_VERSION}; upgrade mlff_distiller"
+        )
 
 
 def _text(value: Any) -> Any:

@@ -31,13 +31,13 @@ from typing import Any
 import h5py
 import numpy as np
 
-from mlff_distiller.data.arrays import ArrayStore, pack
+from mlff_distiller.data.arrays import FORMAT_VERSION, ArrayStore, pack
 from mlff_distiller.data.journal import Journal, journal_path, read_journal, sync_directory
 from mlff_distiller.data.splits import SPLITS, draw_splits
 from mlff_distiller.data.structure import Structure, check_structure
 from mlff_distiller.errors import InputError
 
-FORMAT = "mlff-distiller 1"
+FORMAT = f"mlff-distiller {FORMAT_VERSION}"
 # One chunk of every array of a small file.
 _CHUNK_SLACK = 512 * 1024
 UNITS = {"length": "Ang", "energy": "eV", "forces": "eV/Ang", "stress": "eV/Ang^3"}
@@ -173,7 +173,8 @@ class HDF5Writer:
         try:
             self._continue(teacher)
         except BaseException:
-            self._journal.close(remove=False)
+            # An empty journal beside a file that was refused would only puzzle.
+            self._journal.close(remove=self._journal.header is None)
             raise
         self._closed = False
 

@@ -59,10 +59,18 @@ class MDSettings:
             raise InputError(
                 f"threads must be <= 1024, got {self.threads}; use the number of cores"
             )
-        if self.timestep <= 0:
-            raise InputError(f"timestep must be > 0 fs, got {self.timestep}; use e.g. 1.0")
-        if self.temperature < 0:
-            raise InputError(f"temperature must be >= 0 K, got {self.temperature}; use e.g. 300")
+        if not 0 < self.timestep <= 20:  # NaN fails as well
+            raise InputError(
+                f"timestep must be > 0 and at most 20 fs, got {self.timestep}; use e.g. 1.0"
+            )
+        if not 0 <= self.temperature < np.inf:
+            raise InputError(
+                f"temperature must be >= 0 K and finite, got {self.temperature}; use e.g. 300"
+            )
+        if not np.isfinite(self.pressure):
+            raise InputError(f"pressure must be finite, got {self.pressure} bar; use e.g. 1.0")
+        if not 0 <= self.seed < 2**31:
+            raise InputError(f"seed must be 0..{2**31 - 1}, got {self.seed}; use e.g. --seed 1")
         if self.dtype not in ("float32", "float64"):
             raise InputError(f"dtype must be float32 or float64, got {self.dtype!r}")
 

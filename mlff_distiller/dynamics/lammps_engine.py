@@ -6,8 +6,10 @@ is undone in everything that is returned.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,6 +25,8 @@ from mlff_distiller.errors import InputError
 from mlff_distiller.units import EV_PER_ANGSTROM3_IN_GPA
 
 _BAR_IN_EV_PER_ANGSTROM3 = 1e-4 / EV_PER_ANGSTROM3_IN_GPA
+_LARGEST_SEED = 900_000_000
+_LARGEST_COORDINATE = 1e6  # Å
 _THERMO = "step temp pe etotal vol pxx pyy pzz pyz pxz pxy"
 
 
@@ -53,7 +57,8 @@ def run_md(model: Path, structure: Structure, settings: MDSettings) -> Trajector
     """See :func:`mlff_distiller.dynamics.run_md`."""
     s, box = settings, _Box.around(structure)
     step, temperature = s.timestep / 1000.0, s.temperature  # ps, K
-    thermostat = f"fix heat all langevin {temperature} {temperature} 0.1 {s.seed} zero yes"
+    seed = (s.seed - 1) % _LARGEST_SEED + 1  # LAMMPS wants 1.._LARGEST_SEED
+    thermostat = f"fix heat all langevin {temperature} {temperature} 0.1 {seed} zero yes"
     commands = [f"timestep {step}"]
     if s.warmup_steps:
         commands += [thermostat, "fix move all nve", f"run {s.warmup_steps}"]
@@ -153,6 +158,12 @@ def _run(
     velocities: np.ndarray | None = None,
 ) -> tuple[np.ndarray, float]:
     """Run ``commands`` on the structure. Returns the thermo table and the loop time in s."""
+    farthest = float(np.abs(structure.positions).max())
+    if farthest > _LARGEST_COORDINATE:  # LAMMPS moves atoms into the cell by one period at a time
+        raise InputError(
+            f"LAMMPS needs coordinates within {_LARGEST_COORDINATE:g} Å, got {farthest:g} Å; wrap "
+            "the atoms into the cell"
+        )
     elements = sorted({int(z) for z in structure.atomic_numbers})
     symbols = " ".join(chemical_symbols[z] for z in elements)
     # As from Python: in double precision the filters are computed, not looked up in a table.
@@ -175,16 +186,35 @@ def _run(
     if threads:
         environment["OMP_NUM_THREADS"] = str(threads)
     command = [executable(), "-in", "in.lammps", "-log", "log.lammps", "-screen", "none"]
-    process = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+    status, printed = _wait_for(command, folder, environment)
     log_file = folder / "log.lammps"
     log = log_file.read_text(errors="replace") if log_file.exists() else ""
-    if process.returncode != 0:
-        lines = (log + process.stdout + process.stderr).splitlines()
+    if status != 0:
+        lines = (log + printed).splitlines()
         reason = next((line for line in lines if "ERROR" in line), lines[-1] if lines else "")
         raise InputError(f"LAMMPS stopped: {reason.strip()}")
     return _read_log(log)
+
+
+def _wait_for(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[int, str]:
+    """Exit status and output. On Ctrl-C nothing of the program stays behind: ``lmp`` may be a
+    script that starts the real one, so the whole group is ended."""
+    with subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            printed, _ = process.communicate()
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return process.returncode, printed
 
 
 def _data_file(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,23 @@ from mlff_distiller.errors import InputError
 from mlff_distiller.units import EV_IN_KJ_PER_MOL
 
 _STEP_OF_BAROSTAT = 25
+_STEPS_PER_CALL = 50
 
 
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    """OpenMM's own exceptions as InputError."""
+    mm = _import()
+    try:
+        yield
+    except mm.OpenMMException as error:
+        text = " ".join(str(error).split()) or "no reason given"
+        raise InputError(
+            f"OpenMM stopped: {text}; check the structure, the time step and the settings"
+        ) from None
+
+
+@_one_line()
 def single_point(model: Path, structure: Structure, dtype: str) -> Structure:
     """See :func:`mlff_distiller.dynamics.single_point`."""
     mm = _import()
@@ -27,6 +44,7 @@ def single_point(model: Path, structure: Structure, dtype: str) -> Structure:
     return structure.with_labels(_energy(state), _forces(state) @ rotation.T, engine="openmm")
 
 
+@_one_line()
 def run_md(model: Path, structure: Structure, settings: MDSettings) -> Trajectory:
     """See :func:`mlff_distiller.dynamics.run_md`."""
     mm, s = _import(), settings
@@ -37,14 +55,14 @@ def run_md(model: Path, structure: Structure, settings: MDSettings) -> Trajector
     if s.warmup_steps:
         context = _context(mm, system, _integrator(mm, s, "nvt"), structure, rotation, s.threads)
         context.setVelocities(velocities)
-        context.getIntegrator().step(s.warmup_steps)
+        _advance(context.getIntegrator(), s.warmup_steps)
         state = context.getState(positions=True, velocities=True)
         positions = state.getPositions(asNumpy=True)._value
         velocities = state.getVelocities(asNumpy=True)._value
         del context
     if s.ensemble == "npt":
         barostat = mm.MonteCarloBarostat(s.pressure, s.temperature, _STEP_OF_BAROSTAT)
-        barostat.setRandomNumberSeed(s.seed)
+        barostat.setRandomNumberSeed(_seed(s))
         system.addForce(barostat)
     integrator = _integrator(mm, s, s.ensemble)
     context = _context(mm, system, integrator, structure, rotation, s.threads)
@@ -62,7 +80,7 @@ def run_md(model: Path, structure: Structure, settings: MDSettings) -> Trajector
     for record in range(s.steps // s.interval + 1):
         if record:
             start = time.perf_counter()
-            integrator.step(s.interval)
+            _advance(integrator, s.interval)
             seconds += time.perf_counter() - start
         state = context.getState(energy=True, forces=True, positions=True, enforcePeriodicBox=False)
         potential = _energy(state)
@@ -97,6 +115,16 @@ def run_md(model: Path, structure: Structure, settings: MDSettings) -> Trajector
         seconds_per_step=seconds / max(1, s.steps // s.interval * s.interval),
         frames=frames,
     )
+
+
+def _advance(integrator: Any, steps: int) -> None:
+    # Python sees Ctrl-C only between two calls.
+    for done in range(0, steps, _STEPS_PER_CALL):
+        integrator.step(min(_STEPS_PER_CALL, steps - done))
+
+
+def _seed(settings: MDSettings) -> int:
+    return settings.seed or 2**31 - 1  # 0 tells OpenMM to draw another seed in each run
 
 
 def _import() -> Any:
@@ -153,7 +181,7 @@ def _integrator(mm: Any, settings: MDSettings, ensemble: str) -> Any:
     if ensemble == "nve":
         return mm.VerletIntegrator(timestep)
     integrator = mm.LangevinMiddleIntegrator(settings.temperature, 10.0, timestep)
-    integrator.setRandomNumberSeed(settings.seed)
+    integrator.setRandomNumberSeed(_seed(settings))
     return integrator
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -84,12 +85,17 @@ def label_dataset(
         raise InputError("label needs at least one structure, got none; check the input file")
     if batch_size < 1:
         raise InputError(f"batch_size must be >= 1, got {batch_size}; set teacher.batch_size")
+    if max_force is not None and not 0 < max_force < math.inf:
+        raise InputError(
+            f"max_force must be finite and > 0 eV/Å, got {max_force}; use e.g. --max-force 30"
+        )
     for i, s in enumerate(structures):
         check_structure(s, f"structure {i}")
     teacher.check(structures)
     if not resume:
         output.unlink(missing_ok=True)
         journal_path(output).unlink(missing_ok=True)
+    existed = output.exists()
     inputs = structures_hash(structures)
     begin = time.monotonic()
     report = LabelReport(output)
@@ -110,6 +116,8 @@ def label_dataset(
     fresh = len(structures) - report.num_resumed
     report.seconds_per_structure = report.seconds / fresh if fresh else 0.0
     if report.num_labelled == 0:
+        if not existed:  # a file without structures is of no use to anybody
+            output.unlink(missing_ok=True)
         raise InputError(
             f"no structure could be labelled with {teacher.name}: {_reasons(report.rejected)}; "
             "check the structures, or raise max_force"

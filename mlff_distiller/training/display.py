@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from mlff_distiller.errors import InputError
 from mlff_distiller.files import atomic_path
 from mlff_distiller.units import EV_PER_ANGSTROM3_IN_GPA
 
@@ -148,8 +149,13 @@ class History:
 
     def add(self, row: dict[str, Any]) -> None:
         """Append one epoch."""
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self._columns).writerow(row)
+        try:
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self._columns).writerow(row)
+        except OSError as error:
+            raise InputError(
+                f"cannot write {self.path}: {error.strerror or error}; make room and resume"
+            ) from None
         if self._events is not None:
             for key, value in row.items():
                 if key not in ("epoch", "step", "seconds") and value == value:

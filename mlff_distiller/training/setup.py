@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,13 @@ def make_fabric(config: TrainingConfig) -> Fabric:
         )
     if config.devices < 1:
         raise InputError(f"devices must be >= 1, got {config.devices}; set training.devices")
+    on_gpu = available and config.device != "cpu"
+    most = torch.cuda.device_count() if on_gpu else os.cpu_count() or 1
+    if config.devices > most:
+        raise InputError(
+            f"devices must be 1..{most} ({'GPUs' if on_gpu else 'cores'} of this machine), got "
+            f"{config.devices}; set training.devices"
+        )
     accelerator = "cuda" if available and config.device != "cpu" else "cpu"
     strategy = "ddp_spawn" if config.devices > 1 else "auto"
     return Fabric(accelerator=accelerator, devices=config.devices, strategy=strategy)
