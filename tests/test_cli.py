@@ -31,16 +31,24 @@ from mlff_distiller.models import StudentForceField
 COMMANDS = [
     "sample", "label", "train", "distill", "evaluate", "export", "md", "bench", "info", "convert",
 ]  # fmt: skip
-SLOW_TEACHER = """
+SLOW_TEACHER = '''
 import time
+from pathlib import Path
 from ase.calculators.emt import EMT
 
 
 class Slow(EMT):
+    """Comes to a stand in the middle while the test says so: no race however busy the machine."""
+
+    calls = 0
+
     def calculate(self, *args, **kwargs):
-        time.sleep(0.15)
+        Slow.calls += 1
+        deadline = time.monotonic() + 30
+        while Slow.calls > 10 and Path("hold").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
         super().calculate(*args, **kwargs)
-"""
+'''
 
 
 def refuse(*arguments: Any, say: list[str]) -> None:
@@ -455,14 +463,16 @@ def test_interrupted_labelling_resumes(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "slow_teacher.py").write_text(SLOW_TEACHER)
+    (tmp_path / "hold").touch()
     arguments = ["label", folder / "frames.extxyz", "--teacher", "slow_teacher:Slow", "-o", "d.h5"]
     arguments += ["--batch-size", 2]
 
     def some_batches() -> bool:
-        return any(p.stat().st_size > 4000 for p in tmp_path.glob("*d.h5*") if p.is_file())
+        return any(p.stat().st_size > 3000 for p in tmp_path.glob("*d.h5*") if p.is_file())
 
     errors = interrupt(arguments, some_batches, tmp_path)
     assert "run the same command again" in errors
+    (tmp_path / "hold").unlink()
     partial = len(HDF5Dataset(tmp_path / "d.h5"))
     assert 0 < partial < 20
     process = subprocess.run(
