@@ -272,6 +272,17 @@ class EnginesConfig:
     npt_steps: int = 1000
     """Periodic systems only."""
 
+    def __post_init__(self) -> None:  # else found only after hours of training
+        _require(
+            0 < self.timestep <= 20,
+            f"timestep must be > 0 and at most 20 fs, got {self.timestep}; set engines.timestep",
+        )
+        _require(
+            0 <= self.temperature < math.inf,
+            f"temperature must be >= 0 K and finite, got {self.temperature}; set "
+            "engines.temperature",
+        )
+
 
 @dataclass(frozen=True)
 class DistillConfig:

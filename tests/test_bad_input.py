@@ -20,7 +20,7 @@ from ase.build import bulk
 from ase.io import write
 from cli_runner import run
 
-from mlff_distiller.config import ModelConfig, SamplingConfig, TrainingConfig
+from mlff_distiller.config import EnginesConfig, ModelConfig, SamplingConfig, TrainingConfig
 from mlff_distiller.data import HDF5Dataset
 from mlff_distiller.dynamics import lammps_engine, openmm_engine
 from mlff_distiller.errors import InputError
@@ -201,11 +201,14 @@ def test_training_settings(folder: Path, tmp_path: Path, key: str, value: Any) -
     refuse(*train, say=[key, "must be" if key != "seed" else "-1"], cwd=tmp_path)
 
 
-def test_weights_that_are_all_zero() -> None:
+def test_settings_of_the_other_sections() -> None:
     with pytest.raises(InputError, match="not all 0"):
         TrainingConfig(energy_weight=0, force_weight=0, stress_weight=0)
     with pytest.raises(InputError, match="max_force"):
         SamplingConfig(max_force=float("nan"))
+    for engines in ({"timestep": 25.0}, {"timestep": 0.0}, {"temperature": float("nan")}):
+        with pytest.raises(InputError, match=next(iter(engines))):
+            EnginesConfig(**engines)
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:99", "nonsense", "meta"])
