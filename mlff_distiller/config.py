@@ -240,7 +240,6 @@ class TrainingConfig:
             ("gradient_clip", 0),
             ("plateau_patience", 0),
             ("early_stop_patience", 1),
-            ("devices", 1),
         ):
             value = getattr(self, name)
             _require(
