@@ -87,6 +87,7 @@ void PairPaiNN::settings(int narg, char** arg) {
       if (threads_ < 1)
         error->all(FLERR, format("pair_style painn: threads must be >= 1, got %d", threads_));
     } else if (std::strcmp(keyword, "tabulate") == 0) {
+      tabulate_given_ = true;
       options_.tabulate = choose(keyword, value, {"off", "on"}) == 1;
     } else {
       extrapolation_ =
@@ -122,6 +123,8 @@ void PairPaiNN::coeff(int narg, char** arg) {
     if (!precision_given_)
       options_.precision =
           model_.dtype == "float64" ? mlff::Precision::kFloat64 : mlff::Precision::kFloat32;
+    // Whoever asks for double precision wants every digit, as in the other engines.
+    if (!tabulate_given_) options_.tabulate = options_.precision == mlff::Precision::kFloat32;
     options_.num_threads = threads_ > 0 ? threads_ : comm->nthreads;
     engine_ = std::make_unique<mlff::Engine>(model_, options_);
   } catch (const mlff::InputError& caught) {

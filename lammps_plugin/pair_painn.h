@@ -80,6 +80,7 @@ class PairPaiNN : public Pair {
   // settings
   mlff::UnitStyle units_{1.0, 1.0};
   bool precision_given_ = false;
+  bool tabulate_given_ = false;
   mlff::EngineOptions options_;
   int threads_ = 0;  // 0: the number that LAMMPS uses
   Extrapolation extrapolation_ = Extrapolation::kWarn;

@@ -67,8 +67,7 @@ def with_lammps(atoms, model, precision, folder):
     system = System(
         atoms.numbers, atoms.positions, atoms.cell.array, tuple(bool(p) for p in atoms.pbc)
     )
-    tabulate = "off" if precision == "double" else "on"
-    style = f"precision {precision} tabulate {tabulate}"
+    style = f"precision {precision}"
     run = Run("engines", system, model, types=ELEMENTS, style=style)
     values = evaluate([run], folder)["engines"]
     return values.energy, values.forces

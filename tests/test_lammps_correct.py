@@ -144,7 +144,10 @@ def test_case_01_energy_forces_virial_equal_python(results, expected):
 
 
 def test_case_01_single_precision_and_tables(model, expected, tmp_path):
-    glass, want = Run("double", systems()["glass"], model[0], style="precision double"), expected
+    glass, want = (
+        Run("double", systems()["glass"], model[0], style="precision double tabulate on"),
+        expected,
+    )
     runs = [
         glass,
         replace(glass, name="single", style="precision single"),

@@ -167,7 +167,7 @@ def _run(
     elements = sorted({int(z) for z in structure.atomic_numbers})
     symbols = " ".join(chemical_symbols[z] for z in elements)
     # As from Python: in double precision the filters are computed, not looked up in a table.
-    precision = "double tabulate off" if dtype == "float64" else "single"
+    precision = "double" if dtype == "float64" else "single"
     (folder / "atoms.data").write_text(_data_file(structure, box, elements, velocities))
     boundary = " ".join("p" if periodic else "f" for periodic in structure.pbc)
     extra = f" threads {threads}" if threads else ""
