@@ -106,7 +106,7 @@ def run_distillation(
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     save_yaml(config, output / "config.yaml")
-    line = _Line(config, output, Stages(output / "stages", say, fresh), say)
+    line = _Line(config, output, Stages(output / "stages", say, fresh), say, fresh)
     metrics = line.run()
     if not quiet:
         print_summary(metrics, output)
@@ -116,7 +116,10 @@ def run_distillation(
 class _Line:
     """The stages of one run, each a method."""
 
-    def __init__(self, config: DistillConfig, output: Path, stages: Stages, say: Say) -> None:
+    def __init__(
+        self, config: DistillConfig, output: Path, stages: Stages, say: Say, fresh: bool = False
+    ) -> None:
+        self.fresh = fresh
         self.config, self.output, self.stages, self.say = config, output, stages, say
         self.frames = output / "frames.h5"
         self.data = output / "data.h5"
@@ -238,7 +241,7 @@ class _Line:
             model=self.config.model,
             training=self.config.training,
         )
-        result = train(config, self.training, resume="auto")
+        result = train(config, self.training, resume=False if self.fresh else "auto")
         return {**result, "data_hash": data_hash}
 
     def _evaluate(self) -> dict[str, Any]:
