@@ -177,7 +177,9 @@ class StudentForceField(nn.Module):
             (n_atoms, 3) and ``stress`` (B, 3, 3).
         """
         with torch.enable_grad():
-            vectors = _edge_vectors(batch)
+            vectors = edge_vectors(
+                batch.positions, batch.cell, batch.edge_index, batch.shifts, batch.structure_index
+            )
             if forces or stress:
                 vectors = vectors.detach().requires_grad_(True)
             energies = self.atomic_energies(batch.atomic_numbers, batch.edge_index, vectors)
@@ -207,13 +209,6 @@ class StudentForceField(nn.Module):
         from mlff_distiller.export import load_student
 
         return load_student(path)
-
-
-def _edge_vectors(batch: Batch) -> Tensor:
-    senders, receivers = batch.edge_index[0], batch.edge_index[1]
-    cells = batch.cell[batch.structure_index[receivers]]
-    offsets = torch.einsum("es,esx->ex", batch.shifts.to(cells.dtype), cells)
-    return batch.positions[senders] - batch.positions[receivers] + offsets
 
 
 def _forces(batch: Batch, gradient: Tensor) -> Tensor:
