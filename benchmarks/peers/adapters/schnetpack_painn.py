@@ -39,6 +39,9 @@ def calculator(atoms, folder: Path, threads: int, options: dict):
     if not path.exists():
         make(path)
     model = torch.load(path, weights_only=False).eval()
+    # A compiled backward pass computes the gradients of all that requires one: without this line the
+    # weights' too, which nobody uses here and which cost more than the rest.
+    model.requires_grad_(False)
     if options.get("compile"):
         model.representation = torch.compile(model.representation)
     return SpkCalculator(
