@@ -1,30 +1,24 @@
 // mlff_distiller._native: the engine for Python. numpy in, numpy out, no torch; arguments are
 // checked and documented by mlff_distiller/ops/engine.py, which wraps this module.
 
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <array>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
 
+#include "arrays.h"
 #include "ceilings.h"
 #include "engine.h"
 #include "error.h"
 #include "model_file.h"
 #include "potential.h"
+#if defined(MLFF_CUDA)
+#include "gpu_python.h"
+#endif
 
-namespace py = pybind11;
+using namespace mlff_bindings;
 
 namespace {
-
-typedef py::array_t<double, py::array::c_style | py::array::forcecast> Doubles;
-typedef py::array_t<int64_t, py::array::c_style | py::array::forcecast> Int64s;
-typedef py::array_t<int32_t, py::array::c_style | py::array::forcecast> Int32s;
-typedef py::array_t<bool, py::array::c_style | py::array::forcecast> Bools;
 
 mlff::EngineOptions engine_options(const std::string& dtype, int threads, bool tabulate,
                                    const std::string& isa) {
@@ -41,43 +35,6 @@ mlff::EngineOptions engine_options(const std::string& dtype, int threads, bool t
   options.tabulate = tabulate;
   options.isa = mlff::isa_from_name(isa);
   return options;
-}
-
-std::string shape_of(const py::array& array) {
-  std::string out = "(";
-  for (py::ssize_t i = 0; i < array.ndim(); ++i) {
-    out += (i ? ", " : "") + std::to_string(array.shape(i));
-  }
-  return out + ")";
-}
-
-void check_shape(const char* name, const py::array& array, std::vector<py::ssize_t> shape) {
-  bool good = array.ndim() == static_cast<py::ssize_t>(shape.size());
-  std::string wanted = "(";
-  for (size_t i = 0; i < shape.size(); ++i) {
-    good = good && array.shape(static_cast<py::ssize_t>(i)) == shape[i];
-    wanted += (i ? ", " : "") + std::to_string(shape[i]);
-  }
-  if (!good) {
-    throw mlff::InputError(std::string(name) + " must have shape " + wanted + "), got " +
-                           shape_of(array));
-  }
-}
-
-py::array_t<double> to_array(const std::vector<double>& values, std::vector<py::ssize_t> shape) {
-  py::array_t<double> out(shape);
-  std::copy(values.begin(), values.end(), out.mutable_data());
-  return out;
-}
-
-py::dict table_dict(const mlff::TableReport& report) {
-  py::dict out;
-  out["tabulated"] = report.tabulated;
-  out["intervals"] = report.intervals;
-  out["value_error"] = report.value_error;
-  out["derivative_error"] = report.derivative_error;
-  out["bytes"] = report.bytes;
-  return out;
 }
 
 py::dict profile_dict(const mlff::Profile& profile) {
@@ -104,35 +61,16 @@ class PyPotential {
 
   py::dict compute(const Int64s& atomic_numbers, const Doubles& positions, const Doubles& cell,
                    const Bools& pbc, bool forces, bool atom_virials) {
-    const py::ssize_t n = atomic_numbers.ndim() == 1 ? atomic_numbers.shape(0) : -1;
-    if (n < 0) {
-      throw mlff::InputError("atomic_numbers must have shape (n,), got " +
-                             shape_of(atomic_numbers));
-    }
-    check_shape("positions", positions, {n, 3});
-    check_shape("cell", cell, {3, 3});
-    check_shape("pbc", pbc, {3});
-    const std::array<bool, 3> periodic = {pbc.at(0), pbc.at(1), pbc.at(2)};
-    unsigned outputs = forces ? mlff::kForces : mlff::kEnergy;
-    if (atom_virials) outputs |= mlff::kForces | mlff::kAtomVirials;
-
+    const SystemArrays system(atomic_numbers, positions, cell, pbc);
+    const unsigned outputs = output_flags(forces, atom_virials);
     std::unique_lock<std::mutex> lock(mutex_, std::defer_lock);
     {
       py::gil_scoped_release release;
       lock.lock();
-      potential_->compute(n, atomic_numbers.data(), positions.data(), cell.data(), periodic,
-                          result_, outputs);
+      potential_->compute(system.n, atomic_numbers.data(), positions.data(), cell.data(),
+                          system.pbc, result_, outputs);
     }
-    py::dict out;
-    out["energy"] = result_.energy;
-    out["energies"] = to_array(result_.energies, {n});
-    if (forces || atom_virials) {
-      out["forces"] = to_array(result_.forces, {n, 3});
-      out["virial"] =
-          to_array(std::vector<double>(result_.virial.begin(), result_.virial.end()), {3, 3});
-    }
-    if (atom_virials) out["atom_virials"] = to_array(result_.atom_virials, {n, 3, 3});
-    return out;
+    return result_dict(result_, system.n, outputs);
   }
 
   mlff::Potential& get() { return *potential_; }
@@ -228,6 +166,10 @@ class PyEngine {
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "Native PaiNN engine; use mlff_distiller.ops.engine";
+
+#if defined(MLFF_CUDA)
+  bind_gpu(m);
+#endif
 
   py::register_exception_translator([](std::exception_ptr pointer) {
     try {

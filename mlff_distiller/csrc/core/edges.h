@@ -17,15 +17,17 @@ class Repulsion {
  public:
   explicit Repulsion(const ModelFile& model);
 
-  bool active() const { return num_species_ > 0; }
-  // Pair energy in eV and its derivative by d; zero beyond the sum of the covalent radii.
-  void evaluate(int species_a, int species_b, double d, double& energy, double& slope) const;
-
- private:
   struct Pair {
     double charge;  // Coulomb constant times Z1 Z2
     double inverse_length, range;
   };
+
+  bool active() const { return num_species_ > 0; }
+  const std::vector<Pair>& pairs() const { return pairs_; }  // [species][species]
+  // Pair energy in eV and its derivative by d; zero beyond the sum of the covalent radii.
+  void evaluate(int species_a, int species_b, double d, double& energy, double& slope) const;
+
+ private:
   int num_species_ = 0;
   std::vector<Pair> pairs_;
 };

@@ -12,6 +12,7 @@ namespace mlff {
 
 // A dense matrix [k, n] in panels of `gemm_vectors` vectors of columns, each panel k rows one after
 // the other (the last panel may be a single vector wide). Both dimensions are padded by zeros.
+// gemm_vectors 0 makes one panel of all columns: plain row-major, which is what GPUs are given.
 template <typename T>
 class PackedMatrix {
  public:
@@ -22,7 +23,7 @@ class PackedMatrix {
     k_ = k;
     n_ = n;
     T* out = data_.require(k * n);
-    const int64_t lanes = kernels.lanes, width = lanes * kernels.gemm_vectors;
+    const int64_t lanes = kernels.lanes, width = kernels.gemm_vectors ? lanes * kernels.gemm_vectors : n;
     for (int64_t j = 0; j < n;) {
       const int64_t step = n - j >= width ? width : lanes;
       for (int64_t i = 0; i < k; ++i) {

@@ -8,9 +8,7 @@
 #include "error.h"
 
 namespace mlff {
-namespace {
 
-// Unit vectors normal to the periodic rows (and to each other) in place of the open rows.
 void complete_basis(std::array<Vec3, 3>& rows, std::array<bool, 3> known) {
   for (int k = 0; k < 3; ++k) {
     if (known[k]) continue;
@@ -36,8 +34,6 @@ void complete_basis(std::array<Vec3, 3>& rows, std::array<bool, 3> known) {
     known[k] = true;
   }
 }
-
-}  // namespace
 
 Lattice::Lattice(const double* cell, const std::array<bool, 3>& pbc) : periodic(pbc) {
   for (int k = 0; k < 3; ++k) {

@@ -15,6 +15,9 @@ inline Vec3 cross(const Vec3& a, const Vec3& b) {
   return {a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]};
 }
 
+// Puts unit vectors normal to the known rows (and to each other) in place of the others.
+void complete_basis(std::array<Vec3, 3>& rows, std::array<bool, 3> known);
+
 // Gauss reduction of each pair of periodic vectors makes the cell compact, so that the images
 // within a radius are few however skewed the given cell is.
 struct Lattice {

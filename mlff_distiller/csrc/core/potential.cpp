@@ -4,7 +4,6 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
-#include <numeric>
 #include <sstream>
 
 #ifdef _OPENMP
@@ -14,6 +13,7 @@
 #include "error.h"
 #include "memory.h"
 #include "neighbors.h"
+#include "spatial_order.h"
 #include "units.h"
 
 namespace mlff {
@@ -21,8 +21,6 @@ namespace {
 
 typedef std::array<double, 9> Matrix;  // rows
 
-constexpr int64_t kSortFrom = 512;   // atoms; smaller systems fit the cache in any order
-constexpr double kSortBin = 3.0;     // Angstrom
 constexpr int kMaxForceThreads = 8;  // each has its own force array
 
 double determinant(const Matrix& m) {
@@ -118,21 +116,6 @@ Matrix complete_cell(const double* cell, const std::array<bool, 3>& pbc) {
   return out;
 }
 
-// Bits of three 21-bit numbers, interleaved: near in the result is near in space.
-uint64_t morton(const uint64_t* x) {
-  uint64_t key = 0;
-  for (int a = 0; a < 3; ++a) {
-    uint64_t v = x[a] & 0x1FFFFF;
-    v = (v | v << 32) & 0x1F00000000FFFFull;
-    v = (v | v << 16) & 0x1F0000FF0000FFull;
-    v = (v | v << 8) & 0x100F00F00F00F00Full;
-    v = (v | v << 4) & 0x10C30C30C30C30C3ull;
-    v = (v | v << 2) & 0x1249249249249249ull;
-    key |= v << a;
-  }
-  return key;
-}
-
 class Timer {
  public:
   explicit Timer(double& total) : total_(total), start_(std::chrono::steady_clock::now()) {}
@@ -163,7 +146,6 @@ struct Potential::State {
 
   void check_input(int64_t n, const int64_t* numbers, const double* positions);
   bool list_is_valid(int64_t n, const double* positions);
-  void sort_atoms(int64_t n, const double* positions);
   void build(int64_t n, const int64_t* numbers, const double* positions);
   void update_edge_vectors(int64_t n, const double* positions);
   void sum_forces(int64_t n, PotentialResult& result);
@@ -185,7 +167,6 @@ struct Potential::State {
   Matrix cell{};
   std::array<bool, 3> pbc{};
   std::vector<int64_t> order;  // caller's index of each sorted atom
-  std::vector<std::pair<uint64_t, int64_t>> keys;
   std::vector<double> sorted;  // positions
   std::vector<int32_t> species;
   NeighborList list;
@@ -252,51 +233,9 @@ bool Potential::State::list_is_valid(int64_t n, const double* positions) {
   return true;
 }
 
-// Orders atoms along a space-filling curve, so that neighbours' rows are near in memory.
-void Potential::State::sort_atoms(int64_t n, const double* positions) {
-  order.resize(static_cast<size_t>(n));
-  std::iota(order.begin(), order.end(), 0);
-  if (n < kSortFrom) return;
-  const Matrix to_fraction = inverse(cell);
-  double bins[3], low[3];
-  std::vector<double> fraction(static_cast<size_t>(3 * n));
-  for (int64_t i = 0; i < n; ++i) {
-    for (int a = 0; a < 3; ++a) {
-      double x = 0.0;
-      for (int b = 0; b < 3; ++b) {
-        x += positions[3 * i + b] * to_fraction[static_cast<size_t>(3 * b + a)];
-      }
-      fraction[static_cast<size_t>(3 * i + a)] =
-          pbc[static_cast<size_t>(a)] ? x - std::floor(x) : x;
-    }
-  }
-  for (int a = 0; a < 3; ++a) {
-    double length = 0.0;
-    for (int b = 0; b < 3; ++b) {
-      length += cell[static_cast<size_t>(3 * a + b)] * cell[static_cast<size_t>(3 * a + b)];
-    }
-    bins[a] = std::sqrt(length) / kSortBin;
-    low[a] = fraction[static_cast<size_t>(a)];
-    for (int64_t i = 0; i < n; ++i)
-      low[a] = std::min(low[a], fraction[static_cast<size_t>(3 * i + a)]);
-  }
-  keys.resize(static_cast<size_t>(n));
-  for (int64_t i = 0; i < n; ++i) {
-    uint64_t x[3];
-    for (int a = 0; a < 3; ++a) {
-      const double bin = (fraction[static_cast<size_t>(3 * i + a)] - low[a]) * bins[a];
-      x[a] = static_cast<uint64_t>(std::min(bin, 2097151.0));
-    }
-    keys[static_cast<size_t>(i)] = {morton(x), i};
-  }
-  std::sort(keys.begin(), keys.end());
-  for (int64_t i = 0; i < n; ++i)
-    order[static_cast<size_t>(i)] = keys[static_cast<size_t>(i)].second;
-}
-
 void Potential::State::build(int64_t n, const int64_t* numbers, const double* positions) {
   built = false;
-  sort_atoms(n, positions);
+  spatial_order(n, positions, cell, inverse(cell), pbc, order);
   sorted.resize(static_cast<size_t>(3 * n));
   species.resize(static_cast<size_t>(n));
   for (int64_t i = 0; i < n; ++i) {
@@ -476,7 +415,7 @@ size_t Potential::memory_bytes() const {
   return s.engine.memory_bytes() + s.edge_vectors.bytes() + s.pair_gradients.bytes() +
          vector_bytes(s.list.offsets) + vector_bytes(s.list.senders) + vector_bytes(s.list.shifts) +
          vector_bytes(s.sorted) + vector_bytes(s.built_positions) + vector_bytes(s.built_numbers) +
-         vector_bytes(s.order) + vector_bytes(s.keys) + vector_bytes(s.energies) +
+         vector_bytes(s.order) + vector_bytes(s.energies) +
          vector_bytes(s.force_parts) + vector_bytes(s.atom_virials);
 }
 

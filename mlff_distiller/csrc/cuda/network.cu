@@ -1,0 +1,395 @@
+#include "network.h"
+
+#include <cmath>
+#include <string>
+
+#include "../core/edges.h"
+#include "error.h"
+#include "tables.h"
+#include "weights.h"
+
+namespace mlff {
+namespace gpu {
+namespace {
+
+int padded_channels(int64_t hidden) {
+  return static_cast<int>((hidden + kChannels - 1) / kChannels * kChannels);
+}
+
+template <typename T>
+std::vector<T> values_of(const PackedMatrix<T>& matrix) {
+  GemmCall<T> call;
+  matrix.fill(call);
+  return std::vector<T>(call.b, call.b + matrix.k() * matrix.n());
+}
+
+template <typename T>
+std::vector<T> transposed(const std::vector<T>& from, int64_t rows, int64_t columns) {
+  std::vector<T> to(from.size());
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < columns; ++j) {
+      to[static_cast<size_t>(j * rows + i)] = from[static_cast<size_t>(i * columns + j)];
+    }
+  }
+  return to;
+}
+
+// From the CPU's chunks of channels to ours: [items][F / theirs][blocks][theirs] to
+// [items][F / 32][blocks][32].
+template <typename T>
+std::vector<T> rechunk(const T* from, int64_t items, int64_t blocks, int64_t f) {
+  constexpr int64_t kTheirs = kChunkBytes / static_cast<int64_t>(sizeof(T));
+  std::vector<T> to(static_cast<size_t>(items * blocks * f));
+  for (int64_t i = 0; i < items; ++i) {
+    for (int64_t b = 0; b < blocks; ++b) {
+      for (int64_t c = 0; c < f; ++c) {
+        to[static_cast<size_t>(i * blocks * f + (c / kChannels * blocks + b) * kChannels +
+                               c % kChannels)] =
+            from[i * blocks * f + (c / kTheirs * blocks + b) * kTheirs + c % kTheirs];
+      }
+    }
+  }
+  return to;
+}
+
+}  // namespace
+
+template <typename T>
+Network<T>::Network(const ModelFile& model, Dense& dense)
+    : dense_(dense),
+      num_interactions_(model.num_interactions),
+      f_(padded_channels(model.hidden_dim)),
+      cutoff_(model.cutoff),
+      layers_(static_cast<size_t>(model.num_interactions)),
+      num_species_(static_cast<int>(model.elements.size())) {
+  load_weights(model);
+  load_tables(model);
+  if (model.zbl) {
+    const Repulsion repulsion(model);
+    std::vector<RepulsionView::Pair> pairs;
+    for (const Repulsion::Pair& pair : repulsion.pairs()) {
+      pairs.push_back({pair.charge, pair.inverse_length, pair.range});
+    }
+    repulsion_.assign(pairs);
+  }
+}
+
+template <typename T>
+void Network<T>::load_weights(const ModelFile& model) {
+  Kernels<T> plain;  // of the CPU's layout only this is used: row-major, unpacked
+  plain.lanes = 1;
+  plain.gemm_vectors = 0;
+  const Weights<T> weights(model, plain, f_);
+  const auto bias = [](const Buffer<T>& from, int64_t count, DeviceMemory<T>& to) {
+    to.assign(from.data(), count);
+  };
+  for (int64_t k = 0; k < num_interactions_; ++k) {
+    const InteractionWeights<T>& from = weights.interactions[static_cast<size_t>(k)];
+    Layer& to = layers_[static_cast<size_t>(k)];
+    const bool last = k + 1 == num_interactions_;
+    to.mix.assign(values_of(from.mix.forward));
+    to.mix_reverse.assign(values_of(from.mix.reverse));
+    to.update_in.assign(values_of(from.update_in.forward));
+    to.update_in_reverse.assign(values_of(from.update_in.reverse));
+    bias(from.update_in.bias, f_, to.update_in_bias);
+    // The CPU has a_ss and the rest as two products; here it is one, the reverse one's transpose.
+    const std::vector<T> reverse = values_of(from.update_reverse);
+    to.update_out_reverse.assign(reverse);
+    to.update_out.assign(transposed(reverse, from.update_reverse.k(), from.update_reverse.n()));
+    std::vector<T> all(from.update_ss.bias.data(), from.update_ss.bias.data() + f_);
+    const T* rest = from.update_rest.bias.data();
+    all.insert(all.end(), rest, rest + (last ? 1 : 2) * f_);
+    to.update_out_bias.assign(all);
+    if (k == 0) continue;
+    to.message_in.assign(values_of(from.message_in.forward));
+    to.message_in_reverse.assign(values_of(from.message_in.reverse));
+    bias(from.message_in.bias, f_, to.message_in_bias);
+    to.message_out.assign(values_of(from.message_out.forward));
+    to.message_out_reverse.assign(values_of(from.message_out.reverse));
+    bias(from.message_out.bias, 3 * f_, to.message_out_bias);
+  }
+  embedding_.assign(weights.embedding.data(), num_species_ * f_);
+  species_x_.assign(rechunk(weights.species_x.data(), num_species_, 2, f_));
+  readout_width_ = static_cast<int>(weights.padded_readout);
+  readout_in_.assign(values_of(weights.readout_in.forward));
+  readout_in_reverse_.assign(values_of(weights.readout_in.reverse));
+  bias(weights.readout_in.bias, readout_width_, readout_in_bias_);
+  bias(weights.readout_out, readout_width_, readout_out_);
+  readout_bias_ = weights.readout_bias;
+  references_.assign(weights.reference_energies);
+}
+
+// The CPU's checked tables, [F / theirs][intervals + 2][value | slope][blocks][theirs], in chunks of
+// 32 channels.
+template <typename T>
+void Network<T>::load_tables(const ModelFile& model) {
+  constexpr int64_t kTheirs = kChunkBytes / static_cast<int64_t>(sizeof(T));
+  FilterTable<T> table;
+  table.build(model, *portable_kernels<T>(), f_, true);
+  table_report_ = table.report();
+  intervals_ = static_cast<int>(table.intervals());
+  inverse_spacing_ = table.inverse_spacing();
+  for (int64_t k = 0; k < num_interactions_; ++k) {
+    const int64_t blocks = k == 0 ? 2 : 3, rows = intervals_ + 2;
+    const FilterRows<T> from = table.rows(k);
+    std::vector<T> to(static_cast<size_t>(rows * 2 * blocks * f_));
+    for (int64_t c = 0; c < f_; ++c) {
+      for (int64_t i = 0; i < rows; ++i) {
+        for (int64_t b = 0; b < 2 * blocks; ++b) {
+          to[static_cast<size_t>(((c / kChannels * rows + i) * 2 * blocks + b) * kChannels +
+                                 c % kChannels)] =
+              from.rows[c / kTheirs * from.chunk_stride + i * from.row_stride + b * kTheirs +
+                        c % kTheirs];
+        }
+      }
+    }
+    layers_[static_cast<size_t>(k)].table.assign(to);
+  }
+}
+
+template <typename T>
+void Network<T>::resize(const NeighborView& list, bool gradients) {
+  const int64_t before = static_cast<int64_t>(bytes());
+  const int64_t n = list.n_local, rows = list.n_rows, edges = list.edge_capacity, f = f_;
+  for (int64_t k = 0; k < num_interactions_; ++k) {
+    Layer& layer = layers_[static_cast<size_t>(k)];
+    layer.vu.require(n * 6 * f);
+    layer.a.require(n * 3 * f);
+    layer.slope.require(n * f);
+    if (k == 0) continue;
+    layer.features.require(rows * 5 * f);
+    layer.x2.require(n * f);
+    layer.v.require(n * 3 * f);
+    layer.message_slope.require(n * f);
+  }
+  records_.require(edges);
+  vectors_.require(3 * edges);
+  energies_.require(n);
+  centre_sums_.require(kCentreSums * n);
+  work_.require(kTotals * kTotalBlocks);
+  s_.require(n * f);
+  cat_.require(n * 2 * f);
+  last_v_.require(n * 3 * f);
+  hidden_.require(n * f);
+  x_.require(n * 3 * f);
+  readout_.require(n * readout_width_);
+  readout_slope_.require(n * readout_width_);
+  if (gradients) {
+    pair_gradients_.require(3 * edges);
+    partial_.require(f / kChannels * edges * 4);
+    adjoints_[0].require(rows * 4 * f);
+    if (num_interactions_ > 1) adjoints_[1].require(rows * 4 * f);
+    gx_.require(n * 3 * f);
+    gs_.require(n * f);
+    gv_.require(n * 3 * f);
+    ga_.require(n * 3 * f);
+    gcat_.require(n * 2 * f);
+    gvu_.require(n * 6 * f);
+  }
+  if (static_cast<int64_t>(bytes()) != before) ++generation_;
+}
+
+template <typename T>
+void Network<T>::begin(const NeighborView& list, const double* weights, bool gradients,
+                       cudaStream_t stream) {
+  list_ = list;
+  weights_ = weights;
+  gradients_ = gradients;
+  edge_geometry(list, cutoff_, inverse_spacing_, intervals_, records_.data(), vectors_.data(),
+                stream);
+}
+
+template <typename T>
+EdgePass<T> Network<T>::pass(int64_t k) const {
+  const Layer& layer = layers_[static_cast<size_t>(k)];
+  EdgePass<T> pass;
+  pass.n_local = list_.n_local;
+  pass.edge_capacity = list_.edge_capacity;
+  pass.num_channels = f_;
+  pass.offsets = list_.offsets;
+  pass.species = list_.species;
+  pass.edges = records_.data();
+  pass.filter.rows = layer.table.data();
+  pass.filter.chunk_stride =
+      static_cast<int64_t>(intervals_ + 2) * 2 * (k == 0 ? 2 : 3) * kChannels;
+  pass.filter.inverse_spacing = static_cast<T>(inverse_spacing_);
+  pass.embedding = embedding_.data();
+  pass.species_x = species_x_.data();
+  pass.v_in = layer.v.data();
+  pass.partial = partial_.data();
+  pass.accumulate = k + 1 != num_interactions_;
+  return pass;
+}
+
+template <typename T>
+Update<T> Network<T>::update(int64_t k) {
+  Layer& layer = layers_[static_cast<size_t>(k)];
+  Update<T> u;
+  u.n = list_.n_local;
+  u.num_channels = f_;
+  u.last = k + 1 == num_interactions_;
+  u.vu = layer.vu.data();
+  u.bias = layer.update_out_bias.data();
+  u.a = layer.a.data();
+  u.cat = cat_.data();
+  u.v = u.last ? last_v_.data() : layers_[static_cast<size_t>(k + 1)].v.data();
+  u.s_out = s_.data();
+  u.gs = gs_.data();
+  u.gv = gv_.data();
+  u.ga = ga_.data();
+  u.gcat = gcat_.data();
+  u.gvu = gvu_.data();
+  return u;
+}
+
+template <typename T>
+void Network<T>::multiply(int64_t m, int n, int k, const T* a, int lda, const DeviceMemory<T>& b,
+                          T* c, int ldc, bool accumulate, cudaStream_t stream) {
+  Product<T> product;
+  product.m = m;
+  product.n = n;
+  product.k = k;
+  product.a = a;
+  product.lda = lda;
+  product.b = b.data();
+  product.c = c;
+  product.ldc = ldc;
+  product.accumulate = accumulate;
+  dense_.multiply(product, stream);
+}
+
+template <typename T>
+void Network<T>::forward(int64_t k, cudaStream_t stream) {
+  const int64_t n = list_.n_local;
+  const int f = f_;
+  const bool last = k + 1 == num_interactions_;
+  const int parts = last ? 2 : 3;
+  Layer& layer = layers_[static_cast<size_t>(k)];
+  const Update<T> u = update(k);
+
+  EdgePass<T> edges = pass(k);
+  edges.rows = layer.features.data();
+  edges.s_in = s_.data();
+  edges.s_out = cat_.data();
+  edges.s_stride = 2 * f;
+  edges.v_out = u.v;
+  edge_forward(edges, k == 0, stream);
+
+  multiply(3 * n, 2 * f, f, u.v, f, layer.mix, layer.vu.data(), 2 * f, false, stream);
+  update_norms(u, stream);
+  multiply(n, f, 2 * f, cat_.data(), 2 * f, layer.update_in, hidden_.data(), f, false, stream);
+  silu(n, f, layer.update_in_bias.data(), hidden_.data(), layer.slope.data(), stream);
+  multiply(n, parts * f, f, hidden_.data(), f, layer.update_out, layer.a.data(), parts * f, false,
+           stream);
+  update_combine(u, stream);
+
+  if (!last) {
+    Layer& next = layers_[static_cast<size_t>(k + 1)];
+    multiply(n, f, f, s_.data(), f, next.message_in, hidden_.data(), f, false, stream);
+    silu(n, f, next.message_in_bias.data(), hidden_.data(), next.message_slope.data(), stream);
+    multiply(n, 3 * f, f, hidden_.data(), f, next.message_out, x_.data(), 3 * f, false, stream);
+    write_features(n, f, x_.data(), next.message_out_bias.data(), next.v.data(), next.x2.data(),
+                   next.features.data(), stream);
+    return;
+  }
+  multiply(n, readout_width_, f, s_.data(), f, readout_in_, readout_.data(), readout_width_, false,
+           stream);
+  silu(n, readout_width_, readout_in_bias_.data(), readout_.data(), readout_slope_.data(), stream);
+  readout(n, readout_width_, readout_.data(), readout_out_.data(), readout_bias_,
+          references_.data(), list_.species, weights_, readout_slope_.data(), energies_.data(),
+          stream);
+  if (!gradients_) return;
+  multiply(n, f, readout_width_, readout_slope_.data(), readout_width_, readout_in_reverse_,
+           gs_.data(), f, false, stream);
+  update_adjoint(k, stream);
+}
+
+template <typename T>
+void Network<T>::update_adjoint(int64_t k, cudaStream_t stream) {
+  const int64_t n = list_.n_local;
+  const int f = f_;
+  const bool last = k + 1 == num_interactions_;
+  const int parts = last ? 2 : 3;
+  Layer& layer = layers_[static_cast<size_t>(k)];
+  const Update<T> u = update(k);
+  update_adjoint_a(u, stream);
+  multiply(n, f, parts * f, ga_.data(), parts * f, layer.update_out_reverse, hidden_.data(), f,
+           false, stream);
+  scale(n * f, layer.slope.data(), hidden_.data(), stream);
+  multiply(n, 2 * f, f, hidden_.data(), f, layer.update_in_reverse, gcat_.data(), 2 * f, false,
+           stream);
+  update_adjoint_vu(u, stream);
+  multiply(3 * n, f, 2 * f, gvu_.data(), 2 * f, layer.mix_reverse, gv_.data(), f, !last, stream);
+  write_adjoints(n, f, gs_.data(), gcat_.data(), gv_.data(), adjoints(k), stream);
+}
+
+template <typename T>
+void Network<T>::backward(int64_t k, cudaStream_t stream) {
+  const int64_t n = list_.n_local;
+  const int f = f_;
+  Layer& layer = layers_[static_cast<size_t>(k)];
+  EdgePass<T> edges = pass(k);
+  edges.rows = adjoints(k);
+  edges.own = layer.features.data();
+  edges.x2 = layer.x2.data();
+  edges.gx = gx_.data();
+  edges.gs = gs_.data();
+  edges.gv = gv_.data();
+  edge_backward(edges, k == 0, stream);
+  if (k == 0) return;
+  multiply(n, f, 3 * f, gx_.data(), 3 * f, layer.message_out_reverse, hidden_.data(), f, false,
+           stream);
+  scale(n * f, layer.message_slope.data(), hidden_.data(), stream);
+  multiply(n, f, f, hidden_.data(), f, layer.message_in_reverse, gs_.data(), f, true, stream);
+  update_adjoint(k - 1, stream);
+}
+
+template <typename T>
+void Network<T>::finish(double* forces, double* atom_virials, double* totals,
+                        cudaStream_t stream) {
+  RepulsionView repulsion;
+  repulsion.pairs = repulsion_.data();
+  repulsion.num_species = num_species_;
+  if (gradients_ || repulsion.pairs) {
+    pair_gradients<T>(list_, repulsion, f_, records_.data(), vectors_.data(),
+                      gradients_ ? partial_.data() : nullptr, weights_, pair_gradients_.data(),
+                      centre_sums_.data(), energies_.data(), stream);
+  }
+  if (gradients_) {
+    gather_forces(list_, vectors_.data(), pair_gradients_.data(), centre_sums_.data(), forces,
+                  atom_virials, stream);
+  }
+  sum_totals(list_.n_local, energies_.data(), gradients_ ? centre_sums_.data() : nullptr,
+             work_.data(), totals, stream);
+}
+
+template <typename T>
+size_t Network<T>::bytes() const {
+  size_t total = records_.bytes() + vectors_.bytes() + pair_gradients_.bytes() +
+                 centre_sums_.bytes() + energies_.bytes() + work_.bytes() + references_.bytes() +
+                 repulsion_.bytes();
+  for (const DeviceMemory<T>* m :
+       {&embedding_, &species_x_, &readout_in_, &readout_in_reverse_, &readout_in_bias_,
+        &readout_out_, &partial_, &adjoints_[0], &adjoints_[1], &s_, &cat_, &last_v_, &hidden_, &x_,
+        &gx_, &gs_, &gv_, &ga_, &gcat_, &gvu_, &readout_, &readout_slope_}) {
+    total += m->bytes();
+  }
+  for (const Layer& layer : layers_) {
+    for (const DeviceMemory<T>* m :
+         {&layer.mix, &layer.mix_reverse, &layer.update_in, &layer.update_in_reverse,
+          &layer.update_in_bias, &layer.update_out, &layer.update_out_reverse,
+          &layer.update_out_bias, &layer.message_in, &layer.message_in_reverse,
+          &layer.message_in_bias, &layer.message_out, &layer.message_out_reverse,
+          &layer.message_out_bias, &layer.table, &layer.vu, &layer.a, &layer.slope, &layer.features,
+          &layer.x2, &layer.v, &layer.message_slope}) {
+      total += m->bytes();
+    }
+  }
+  return total;
+}
+
+template class Network<float>;
+template class Network<double>;
+
+}  // namespace gpu
+}  // namespace mlff

@@ -1,0 +1,102 @@
+// The network on the device: the passes of core/network.h over all atoms at once.
+#ifndef MLFF_CUDA_NETWORK_H_
+#define MLFF_CUDA_NETWORK_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "dense.h"
+#include "device_memory.h"
+#include "edges.h"
+#include "engine.h"
+#include "model_file.h"
+#include "neighbors.h"
+#include "pointwise.h"
+
+namespace mlff {
+namespace gpu {
+
+template <typename T>
+class Network {
+ public:
+  // Copies weights and filter tables to the device. Throws InputError if the table misses its
+  // bound, Error if memory runs out. `dense` must outlive the network.
+  Network(const ModelFile& model, Dense& dense);
+
+  // Room for lists of that size.
+  void resize(const NeighborView& list, bool gradients);
+  // What a step needs before forward(0): edge records. weights: on the device, [n_local] or null.
+  void begin(const NeighborView& list, const double* weights, bool gradients, cudaStream_t stream);
+  // 0 ... K-1; the last one computes energies and turns around.
+  void forward(int64_t interaction, cudaStream_t stream);
+  // K-1 ... 0
+  void backward(int64_t interaction, cudaStream_t stream);
+  // Pair gradients, forces [n_rows][3], virials of atoms [n_rows][9] or null, and totals [10] (see
+  // sum_totals); without gradients only energies and total[0].
+  void finish(double* forces, double* atom_virials, double* totals, cudaStream_t stream);
+
+  // Rows that neighbours read: features [n_rows][5F], adjoints [n_rows][4F].
+  T* features(int64_t interaction) { return layers_[size_t(interaction)].features.data(); }
+  T* adjoints(int64_t interaction) { return adjoints_[interaction & 1].data(); }
+  double* energies() { return energies_.data(); }  // [n_local] eV
+  int64_t num_interactions() const { return num_interactions_; }
+  int num_channels() const { return f_; }  // padded to a multiple of 32
+  const TableReport& table_report() const { return table_report_; }
+  int64_t generation() const { return generation_; }  // changes whenever memory moved
+  size_t bytes() const;
+
+ private:
+  struct Layer {
+    // Weights, [in][out] and transposed for the reverse pass.
+    DeviceMemory<T> mix, mix_reverse, update_in, update_in_reverse, update_in_bias;
+    DeviceMemory<T> update_out, update_out_reverse, update_out_bias;
+    DeviceMemory<T> message_in, message_in_reverse, message_in_bias;  // not in the first
+    DeviceMemory<T> message_out, message_out_reverse, message_out_bias;
+    DeviceMemory<T> table;
+    // Kept from the forward to the reverse pass, see core/network.h.
+    DeviceMemory<T> vu, a, slope, features, x2, v, message_slope;
+  };
+
+  void load_weights(const ModelFile& model);
+  void load_tables(const ModelFile& model);
+  void update_adjoint(int64_t k, cudaStream_t stream);
+  EdgePass<T> pass(int64_t k) const;
+  Update<T> update(int64_t k);
+  void multiply(int64_t m, int n, int k, const T* a, int lda, const DeviceMemory<T>& b, T* c,
+                int ldc, bool accumulate, cudaStream_t stream);
+
+  Dense& dense_;
+  int64_t num_interactions_;
+  int f_;
+  double cutoff_;
+  int intervals_ = 0;
+  double inverse_spacing_ = 0.0;
+  TableReport table_report_;
+  std::vector<Layer> layers_;
+  DeviceMemory<T> embedding_, species_x_;
+  int readout_width_ = 0;
+  DeviceMemory<T> readout_in_, readout_in_reverse_, readout_in_bias_, readout_out_;
+  double readout_bias_ = 0.0;
+  DeviceMemory<double> references_;
+  DeviceMemory<RepulsionView::Pair> repulsion_;
+  int num_species_;
+
+  NeighborView list_;
+  const double* weights_ = nullptr;
+  bool gradients_ = false;
+  int64_t generation_ = 0;
+  DeviceMemory<EdgeRecord<T>> records_;
+  DeviceMemory<double> vectors_, pair_gradients_, centre_sums_, energies_, work_;
+  DeviceMemory<T> partial_;
+  DeviceMemory<T> adjoints_[2];
+  DeviceMemory<T> s_, cat_, last_v_, hidden_, x_, gx_, gs_, gv_, ga_, gcat_, gvu_;
+  DeviceMemory<T> readout_, readout_slope_;
+};
+
+extern template class Network<float>;
+extern template class Network<double>;
+
+}  // namespace gpu
+}  // namespace mlff
+
+#endif  // MLFF_CUDA_NETWORK_H_

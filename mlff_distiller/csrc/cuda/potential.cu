@@ -1,0 +1,131 @@
+#include "potential.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "../core/spatial_order.h"
+#include "error.h"
+#include "units.h"
+
+namespace mlff {
+namespace gpu {
+
+struct Potential::State {
+  State(ModelFile file, const SystemOptions& options)
+      : model(std::move(file)), system(model, options), skin(options.skin) {}
+
+  void check_input(int64_t n, const int64_t* numbers, const double* positions);
+  void set_atoms(int64_t n, const int64_t* numbers, const double* positions, const double* cell,
+                 const std::array<bool, 3>& pbc);
+
+  ModelFile model;
+  System system;
+  double skin;
+  bool known = false;  // numbers, order and species are those of the system
+  std::vector<int64_t> numbers, order;
+  std::vector<int32_t> species;
+  std::vector<double> sorted;
+};
+
+void Potential::State::check_input(int64_t n, const int64_t* atomic_numbers,
+                                   const double* positions) {
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t z = atomic_numbers[i];
+    if (z < 0 || z > 118 || model.species_of(static_cast<int>(z)) < 0) {
+      throw InputError(
+          "atom " + std::to_string(i) + " is " +
+          element_symbol(static_cast<int>(std::min<int64_t>(std::max<int64_t>(z, -1), 999))) +
+          ", the model knows " + model.element_list() + "; use a model trained with that element");
+    }
+  }
+  for (int64_t i = 0; i < 3 * n; ++i) {
+    if (!std::isfinite(positions[i])) {
+      throw InputError("positions must be finite, got NaN or infinity for atom " +
+                       std::to_string(i / 3) +
+                       "; the simulation has blown up or its input is damaged");
+    }
+  }
+}
+
+void Potential::State::set_atoms(int64_t n, const int64_t* atomic_numbers, const double* positions,
+                                 const double* cell, const std::array<bool, 3>& pbc) {
+  known = false;
+  check_input(n, atomic_numbers, positions);
+  const Box box = make_box(cell, pbc);
+  std::array<double, 9> basis, to_fraction;
+  for (size_t a = 0; a < 3; ++a) {
+    for (size_t b = 0; b < 3; ++b) {
+      basis[3 * a + b] = box.basis[3 * a + b];
+      to_fraction[3 * b + a] = box.dual[3 * a + b];
+    }
+  }
+  spatial_order(n, positions, basis, to_fraction, pbc, order);
+  numbers.assign(atomic_numbers, atomic_numbers + n);
+  species.resize(static_cast<size_t>(n));
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t from = order[static_cast<size_t>(i)];
+    species[static_cast<size_t>(i)] = model.species_of(static_cast<int>(atomic_numbers[from]));
+  }
+}
+
+Potential::Potential(const std::string& path, const SystemOptions& options)
+    : state_(std::make_unique<State>(read_model_file(path), options)) {}
+Potential::~Potential() = default;
+const ModelFile& Potential::model() const { return state_->model; }
+const System& Potential::system() const { return state_->system; }
+double Potential::skin() const { return state_->skin; }
+
+void Potential::compute(int64_t n, const int64_t* atomic_numbers, const double* positions,
+                        const double* cell, const std::array<bool, 3>& pbc, PotentialResult& result,
+                        unsigned outputs) {
+  State& s = *state_;
+  const bool same = s.known && static_cast<int64_t>(s.numbers.size()) == n &&
+                    std::equal(atomic_numbers, atomic_numbers + n, s.numbers.begin());
+  if (!same) s.set_atoms(n, atomic_numbers, positions, cell, pbc);
+  s.sorted.resize(static_cast<size_t>(3 * n));
+  for (int64_t i = 0; i < n; ++i) {
+    std::memcpy(&s.sorted[static_cast<size_t>(3 * i)],
+                positions + 3 * s.order[static_cast<size_t>(i)], 3 * sizeof(double));
+  }
+  StepInput input;
+  input.n_local = input.n_rows = n;
+  input.species = s.species.data();
+  input.positions = s.sorted.data();
+  input.cell = cell;
+  input.pbc = pbc;
+  input.new_atoms = !same;
+  input.names = s.order.data();
+  input.atom_virials = (outputs & kAtomVirials) != 0;
+  input.forces = input.atom_virials || (outputs & kForces) != 0;
+  const StepResult* step = nullptr;
+  try {
+    step = &s.system.compute(input);
+  } catch (const InputError&) {
+    s.check_input(n, atomic_numbers, positions);  // the caller's numbering, where it applies
+    throw;
+  }
+  s.known = true;
+
+  result.energy = step->energy;
+  result.virial = step->virial;
+  result.energies.resize(static_cast<size_t>(n));
+  result.forces.resize(static_cast<size_t>(input.forces ? 3 * n : 0));
+  result.atom_virials.resize(static_cast<size_t>(input.atom_virials ? 9 * n : 0));
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t to = s.order[static_cast<size_t>(i)];
+    result.energies[static_cast<size_t>(to)] = step->energies[i];
+    if (input.forces) {
+      std::memcpy(&result.forces[static_cast<size_t>(3 * to)], step->forces + 3 * i,
+                  3 * sizeof(double));
+    }
+    if (input.atom_virials) {
+      std::memcpy(&result.atom_virials[static_cast<size_t>(9 * to)], step->atom_virials + 9 * i,
+                  9 * sizeof(double));
+    }
+  }
+}
+
+}  // namespace gpu
+}  // namespace mlff

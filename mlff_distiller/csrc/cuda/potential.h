@@ -1,0 +1,42 @@
+// mlff::Potential (core/potential.h) on a GPU: what ASE and OpenMM call.
+#ifndef MLFF_CUDA_POTENTIAL_H_
+#define MLFF_CUDA_POTENTIAL_H_
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "../core/potential.h"
+#include "system.h"
+
+namespace mlff {
+namespace gpu {
+
+class Potential {
+ public:
+  // Loads an exported student. Throws InputError, and Error if the device fails.
+  Potential(const std::string& path, const SystemOptions& options);
+  ~Potential();
+  Potential(const Potential&) = delete;
+  Potential& operator=(const Potential&) = delete;
+
+  // As mlff::Potential::compute. Atoms are put in an order of near neighbours when their number or
+  // kinds change, and keep it.
+  void compute(int64_t n, const int64_t* atomic_numbers, const double* positions,
+               const double* cell, const std::array<bool, 3>& pbc, PotentialResult& result,
+               unsigned outputs = kForces);
+
+  const ModelFile& model() const;
+  const System& system() const;
+  double skin() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace gpu
+}  // namespace mlff
+
+#endif  // MLFF_CUDA_POTENTIAL_H_

@@ -1,0 +1,460 @@
+#include "system.h"
+
+#include <climits>
+#include <cmath>
+#include <cstring>
+#include <sstream>
+#include <string>
+
+#include "device_memory.h"
+#include "error.h"
+#include "network.h"
+
+namespace mlff {
+namespace gpu {
+namespace {
+
+void use_device(int device) { check(cudaSetDevice(device), "selecting the device"); }
+
+class Stream {
+ public:
+  Stream() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream"); }
+  ~Stream() { static_cast<void>(cudaStreamDestroy(stream_)); }
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+  cudaStream_t get() const { return stream_; }
+  void wait() const { check(cudaStreamSynchronize(stream_), "running a step"); }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
+// A captured step and what it was captured for.
+struct Graph {
+  cudaGraphExec_t exec = nullptr;
+  int64_t key[6] = {-1, -1, -1, -1, -1, -1};
+  bool matches(const int64_t* other) const { return std::memcmp(key, other, sizeof(key)) == 0; }
+  void drop() {
+    if (exec) static_cast<void>(cudaGraphExecDestroy(exec));
+    exec = nullptr;
+  }
+  ~Graph() { drop(); }
+};
+
+template <typename T, Where where>
+void copy_down(T* to, const Memory<T, where>& from, int64_t count, cudaStream_t stream) {
+  if (count == 0) return;
+  check(cudaMemcpyAsync(to, from.data(), static_cast<size_t>(count) * sizeof(T),
+                        cudaMemcpyDeviceToHost, stream),
+        "copying results from the device");
+}
+
+std::string describe(const State& state, const int64_t* names) {
+  std::ostringstream out;
+  const auto name = [names](int row) { return names ? names[row] : static_cast<int64_t>(row); };
+  if (state.fault_atom != INT_MAX) {
+    out << "positions must be finite and within 5e8 cells, got another for atom "
+        << name(state.fault_atom) << "; the simulation has blown up or its input is damaged";
+  } else if (state.faults & kNotFinite) {
+    out << "positions must be finite, got an edge that is not between atoms " << name(state.fault_centre)
+        << " and " << name(state.fault_sender)
+        << "; the simulation has blown up or its input is damaged";
+  } else {
+    out << "atoms " << name(state.fault_centre) << " and " << name(state.fault_sender)
+        << " are at one point (less than 0.0001 Ang apart); remove duplicate atoms";
+  }
+  return out.str();
+}
+
+}  // namespace
+
+int device_count() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) {
+    static_cast<void>(cudaGetLastError());  // no driver is no error
+    return 0;
+  }
+  return count;
+}
+
+std::string device_name(int device) {
+  cudaDeviceProp properties;
+  check(cudaGetDeviceProperties(&properties, device), "asking for the device's name");
+  return std::string(properties.name) + " (" + std::to_string(properties.major) + "." +
+         std::to_string(properties.minor) + ")";
+}
+
+class System::Impl {
+ public:
+  virtual ~Impl() = default;
+  virtual const StepResult& compute(const StepInput& input, GhostExchange* exchange) = 0;
+  virtual void begin(const StepInput& input) = 0;
+  virtual const ExchangeRequest* advance() = 0;
+  virtual const StepResult& finish() = 0;
+  virtual size_t row_bytes() const = 0;  // of F numbers
+  virtual const TableReport& table_report() const = 0;
+  virtual size_t memory_bytes() const = 0;
+
+  bool uses_cublas = false;
+  int64_t num_builds = 0, num_edges = 0, num_graph_launches = 0;
+};
+
+namespace {
+
+template <typename T>
+class TypedSystem : public System::Impl {
+ public:
+  TypedSystem(const ModelFile& model, const SystemOptions& options)
+      : options_(options),
+        dense_(options.math, !options.cublas    ? nullptr
+                             : options.library ? options.library
+                                               : load_cublas()),
+        list_(model.cutoff, options.skin),
+        network_(model, dense_) {
+    uses_cublas = dense_.uses_cublas();
+    totals_.require(kTotals);
+    host_totals_.require(kTotals);
+  }
+
+  // Without other processes' ghosts. A list that overflows is noticed at the end, and the step
+  // taken again with more room: the steady state has one wait.
+  const StepResult& compute(const StepInput& input, GhostExchange* exchange) override {
+    if (input.n_rows != input.n_local && !input.ghost_owners) {
+      if (!exchange) throw InputError("ghosts need their owners or an exchange, got neither");
+      begin(input);
+      while (const ExchangeRequest* request = advance()) exchange->forward(*request);
+      return finish();
+    }
+    use_device(options_.device);
+    prepare(input);
+    for (;;) {
+      run_step();
+      stream_.wait();
+      if (!grow_after_overflow()) break;
+    }
+    return results();
+  }
+
+  void begin(const StepInput& input) override {
+    use_device(options_.device);
+    prepare(input);
+    const cudaStream_t stream = stream_.get();
+    do {
+      upload();
+      list_.update(stream);
+      network_.begin(list_.view(), weights(), input_.forces, stream);
+      list_.download_state(stream);
+      stream_.wait();
+    } while (grow_after_overflow());
+    check_faults();
+    stage_ = 0;
+    exchanging_ = false;
+  }
+
+  const ExchangeRequest* advance() override {
+    use_device(options_.device);
+    const int64_t layers = network_.num_interactions();
+    const cudaStream_t stream = stream_.get();
+    const int64_t ghosts = input_.n_rows - input_.n_local;
+    for (; stage_ < stages(); ++stage_) {
+      const bool backward = stage_ >= layers;
+      const int64_t k = backward ? 2 * layers - 1 - stage_ : stage_;
+      if (k > 0) {
+        T* rows = backward ? network_.adjoints(k) : network_.features(k);
+        const int64_t width = (backward ? 4 : 5) * static_cast<int64_t>(network_.num_channels());
+        if (!exchanging_) {
+          T* host = host_rows_.require(input_.n_rows * width);
+          if (input_.n_local > 0) {
+            check(cudaMemcpyAsync(host, rows,
+                                  static_cast<size_t>(input_.n_local * width) * sizeof(T),
+                                  cudaMemcpyDeviceToHost, stream),
+                  "copying rows for other processes");
+          }
+          stream_.wait();
+          exchanging_ = true;
+          request_.rows = host;
+          request_.row_bytes = static_cast<size_t>(width) * sizeof(T);
+          request_.n_local = input_.n_local;
+          request_.n_rows = input_.n_rows;
+          request_.layer = static_cast<int>(k);
+          request_.backward = backward;
+          return &request_;
+        }
+        exchanging_ = false;
+        if (ghosts > 0) {
+          check(cudaMemcpyAsync(rows + input_.n_local * width,
+                                host_rows_.data() + input_.n_local * width,
+                                static_cast<size_t>(ghosts * width) * sizeof(T),
+                                cudaMemcpyHostToDevice, stream),
+                "copying rows of other processes");
+        }
+      }
+      backward ? network_.backward(k, stream) : network_.forward(k, stream);
+    }
+    return nullptr;
+  }
+
+  const StepResult& finish() override {
+    download();
+    stream_.wait();
+    return results();
+  }
+
+  size_t row_bytes() const override {
+    return sizeof(T) * static_cast<size_t>(network_.num_channels());
+  }
+  const TableReport& table_report() const override { return network_.table_report(); }
+  size_t memory_bytes() const override {
+    return list_.bytes() + network_.bytes() + forces_.bytes() + atom_virials_.bytes() +
+           weights_.bytes() + owners_.bytes() + totals_.bytes();
+  }
+
+ private:
+  int64_t stages() const {
+    const int64_t layers = network_.num_interactions();
+    return input_.forces ? 2 * layers : layers;
+  }
+  const double* weights() const { return input_.energy_weights ? weights_.data() : nullptr; }
+
+  // Everything of a step that may allocate, or that the graph does not repeat.
+  void prepare(const StepInput& input) {
+    const int64_t n = input.n_local, rows = input.n_rows;
+    if (n < 0 || rows < n) {
+      throw InputError("a system must have 0 <= n_local <= n_rows, got " + std::to_string(n) +
+                       " and " + std::to_string(rows));
+    }
+    const bool sizes = input.new_atoms || n != input_.n_local || rows != input_.n_rows;
+    input_ = input;
+    input_.forces = input.forces || input.atom_virials;
+    const cudaStream_t stream = stream_.get();
+    // A first guess, the density of water; grow_after_overflow() knows better.
+    constexpr int64_t kNeighbors = 64;
+    if (sizes) {
+      list_.resize(n, rows, input.keep_list);
+      list_.reserve_edges(n * kNeighbors);
+      if (n > 0 || rows > 0) {
+        std::memcpy(list_.host_species(), input.species,
+                    static_cast<size_t>(rows) * sizeof(int32_t));
+        list_.upload_species(stream);
+        stream_.wait();  // the page-locked copy may be overwritten from now on
+      }
+    }
+    if (sizes || input.new_list) list_.force_rebuild(stream);
+    network_.resize(list_.view(), input_.forces);
+    if (input_.forces) {
+      forces_.require(3 * rows);
+      host_forces_.require(3 * rows);
+    }
+    if (input.atom_virials) {
+      atom_virials_.require(9 * rows);
+      host_atom_virials_.require(9 * rows);
+    }
+    host_energies_.require(n);
+    if (input.energy_weights) {
+      weights_.require(n);
+      std::memcpy(host_weights_.require(n), input.energy_weights,
+                  static_cast<size_t>(n) * sizeof(double));
+    }
+    if (input.ghost_owners && rows > n) {
+      owners_.require(rows - n);
+      if (sizes || input.new_list) owners_.assign(input.ghost_owners, rows - n);
+    }
+    Box box;
+    if (rows == n) {
+      box = make_box(input.cell, input.pbc);
+    } else {
+      box = make_box(nullptr, {false, false, false});
+    }
+    *list_.host_box() = box;
+    if (!input.device_positions && rows > 0) {
+      std::memcpy(list_.host_positions(), input.positions,
+                  static_cast<size_t>(3 * rows) * sizeof(double));
+    }
+  }
+
+  void upload() {
+    const cudaStream_t stream = stream_.get();
+    list_.upload(input_.device_positions, stream);
+    if (input_.energy_weights && input_.n_local > 0) {
+      check(cudaMemcpyAsync(weights_.data(), host_weights_.data(),
+                            static_cast<size_t>(input_.n_local) * sizeof(double),
+                            cudaMemcpyHostToDevice, stream),
+            "copying weights to the device");
+    }
+  }
+
+  // The whole step, enqueued; the same calls in the same order for the same key of a graph.
+  void enqueue() {
+    const cudaStream_t stream = stream_.get();
+    upload();
+    list_.update(stream);
+    network_.begin(list_.view(), weights(), input_.forces, stream);
+    const int64_t layers = network_.num_interactions(), n = input_.n_local;
+    const int64_t ghosts = input_.n_rows - n;
+    const int f = network_.num_channels();
+    for (int64_t stage = 0; stage < stages(); ++stage) {
+      const bool backward = stage >= layers;
+      const int64_t k = backward ? 2 * layers - 1 - stage : stage;
+      if (k > 0) {
+        copy_ghosts(n, ghosts, (backward ? 4 : 5) * f, owners_.data(),
+                    backward ? network_.adjoints(k) : network_.features(k), stream);
+      }
+      backward ? network_.backward(k, stream) : network_.forward(k, stream);
+    }
+    download();
+  }
+
+  void download() {
+    const cudaStream_t stream = stream_.get();
+    network_.finish(forces_.data(), input_.atom_virials ? atom_virials_.data() : nullptr,
+                    totals_.data(), stream);
+    const int64_t rows = input_.n_rows, n = input_.n_local;
+    if (n > 0) {
+      check(cudaMemcpyAsync(host_energies_.data(), network_.energies(),
+                            static_cast<size_t>(n) * sizeof(double), cudaMemcpyDeviceToHost, stream),
+            "copying energies from the device");
+    }
+    if (input_.forces) copy_down(host_forces_.data(), forces_, 3 * rows, stream);
+    if (input_.atom_virials) copy_down(host_atom_virials_.data(), atom_virials_, 9 * rows, stream);
+    copy_down(host_totals_.data(), totals_, kTotals, stream);
+    list_.download_state(stream);
+  }
+
+  // Captures a step once nothing it depends on has changed since the step before.
+  void run_step() {
+    const int64_t key[6] = {list_.generation(),
+                            network_.generation(),
+                            input_.n_local,
+                            input_.n_rows,
+                            (input_.forces ? 1 : 0) + (input_.atom_virials ? 2 : 0) +
+                                (input_.energy_weights ? 4 : 0),
+                            static_cast<int64_t>(reinterpret_cast<uintptr_t>(
+                                input_.device_positions)) +
+                                memory_moves()};
+    if (!options_.graph) {
+      enqueue();
+      return;
+    }
+    if (!graph_.matches(key)) {
+      graph_.drop();
+      std::memcpy(graph_.key, key, sizeof(key));
+      enqueue();
+      return;
+    }
+    const cudaStream_t stream = stream_.get();
+    if (!graph_.exec) {
+      cudaGraph_t graph = nullptr;
+      check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capturing a step");
+      try {
+        enqueue();
+      } catch (...) {
+        static_cast<void>(cudaStreamEndCapture(stream, &graph));
+        if (graph) static_cast<void>(cudaGraphDestroy(graph));
+        throw;
+      }
+      check(cudaStreamEndCapture(stream, &graph), "capturing a step");
+      const cudaError_t status = cudaGraphInstantiate(&graph_.exec, graph, 0);
+      static_cast<void>(cudaGraphDestroy(graph));
+      check(status, "making a graph of a step");
+    }
+    check(cudaGraphLaunch(graph_.exec, stream), "launching a step");
+    ++num_graph_launches;
+  }
+
+  // Changes whenever memory that only this class has moved.
+  int64_t memory_moves() const {
+    return forces_.count() + atom_virials_.count() + host_forces_.count() +
+           host_atom_virials_.count() + host_energies_.count() + weights_.count() +
+           owners_.count();
+  }
+
+  bool grow_after_overflow() {
+    const State& state = list_.host_state();
+    if (!(state.faults & kTooManyEdges)) return false;
+    list_.reserve_edges(state.needed_edges + state.needed_edges / 16);
+    list_.force_rebuild(stream_.get());
+    network_.resize(list_.view(), input_.forces);
+    return true;
+  }
+
+  void check_faults() {
+    const State& state = list_.host_state();
+    num_builds = state.num_builds;
+    num_edges = state.num_edges;
+    if (state.faults == 0) return;
+    list_.force_rebuild(stream_.get());  // what follows a mended input must not trust this list
+    throw InputError(describe(state, input_.names));
+  }
+
+  const StepResult& results() {
+    check_faults();
+    const double* totals = host_totals_.data();
+    result_.energy = totals[0];
+    for (int a = 0; a < 3; ++a) {  // symmetric but for rounding
+      for (int b = 0; b < 3; ++b) {
+        result_.virial[static_cast<size_t>(3 * a + b)] =
+            input_.forces ? 0.5 * (totals[1 + 3 * a + b] + totals[1 + 3 * b + a]) : 0.0;
+      }
+    }
+    result_.energies = host_energies_.data();
+    result_.forces = input_.forces ? host_forces_.data() : nullptr;
+    result_.device_forces = input_.forces ? forces_.data() : nullptr;
+    result_.atom_virials = input_.atom_virials ? host_atom_virials_.data() : nullptr;
+    return result_;
+  }
+
+  SystemOptions options_;
+  Stream stream_;
+  Dense dense_;
+  NeighborList list_;
+  Network<T> network_;
+  StepInput input_;
+  StepResult result_;
+  Graph graph_;
+  int64_t stage_ = 0;
+  bool exchanging_ = false;
+  ExchangeRequest request_;
+  PinnedMemory<T> host_rows_;
+  DeviceMemory<double> forces_, atom_virials_, weights_, totals_;
+  DeviceMemory<int> owners_;
+  PinnedMemory<double> host_forces_, host_atom_virials_, host_energies_, host_weights_,
+      host_totals_;
+};
+
+std::unique_ptr<System::Impl> make_system(const ModelFile& model, const SystemOptions& options) {
+  const int devices = device_count();
+  if (options.device < 0 || options.device >= devices) {
+    throw InputError("device must be below the number of GPUs, " + std::to_string(devices) +
+                     ", got " + std::to_string(options.device) + "; use device cpu");
+  }
+  if (!(options.skin >= 0.0) || !std::isfinite(options.skin)) {
+    throw InputError("skin must be >= 0 Ang, got " + std::to_string(options.skin));
+  }
+  use_device(options.device);
+  if (options.precision == Precision::kFloat32) {
+    return std::make_unique<TypedSystem<float>>(model, options);
+  }
+  return std::make_unique<TypedSystem<double>>(model, options);
+}
+
+}  // namespace
+
+System::System(const ModelFile& model, const SystemOptions& options)
+    : impl_(make_system(model, options)) {}
+System::~System() = default;
+const StepResult& System::compute(const StepInput& input, GhostExchange* exchange) {
+  return impl_->compute(input, exchange);
+}
+void System::begin(const StepInput& input) { impl_->begin(input); }
+const ExchangeRequest* System::advance() { return impl_->advance(); }
+const StepResult& System::finish() { return impl_->finish(); }
+size_t System::max_exchange_bytes() const { return 5 * impl_->row_bytes(); }
+const TableReport& System::table_report() const { return impl_->table_report(); }
+bool System::uses_cublas() const { return impl_->uses_cublas; }
+int64_t System::num_builds() const { return impl_->num_builds; }
+int64_t System::num_edges() const { return impl_->num_edges; }
+int64_t System::num_graph_launches() const { return impl_->num_graph_launches; }
+size_t System::memory_bytes() const { return impl_->memory_bytes(); }
+
+}  // namespace gpu
+}  // namespace mlff

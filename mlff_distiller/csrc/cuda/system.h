@@ -1,0 +1,100 @@
+// One atomistic system on a device: positions in, energy, forces and virial out.
+//
+// A step without ghosts of other processes is one sequence of asynchronous work with a single wait
+// at its end, whether or not the neighbour list is rebuilt, and can be captured in a graph. What
+// crosses the bus: positions and cell up; forces, energies and 10 sums down.
+#ifndef MLFF_CUDA_SYSTEM_H_
+#define MLFF_CUDA_SYSTEM_H_
+
+#include <array>
+#include <cstdint>
+#include <memory>
+
+#include "dense.h"
+#include "engine.h"
+#include "model_file.h"
+#include "neighbors.h"
+
+namespace mlff {
+namespace gpu {
+
+struct SystemOptions {
+  Precision precision = Precision::kFloat32;  // of features; positions and energies are double
+  Math math = Math::kFloat32;                 // of matrix products in float32
+  double skin = 0.3;                          // Angstrom
+  int device = 0;
+  bool graph = true;      // capture steps without ghosts in a CUDA graph
+  bool cublas = true;     // false: our own products, for tests
+  const Cublas* library = nullptr;  // instead of load_cublas(), for tests
+};
+
+// Number of usable devices; 0 without a driver.
+int device_count();
+// "NVIDIA H100 80GB HBM3 (9.0)"; throws Error.
+std::string device_name(int device);
+
+struct StepInput {
+  int64_t n_local = 0, n_rows = 0;   // centres; centres and ghosts
+  const int32_t* species = nullptr;  // [n_rows] host, or -1; read when `new_atoms`
+  const double* positions = nullptr;         // [n_rows][3] host, Angstrom, or
+  const double* device_positions = nullptr;  // the same on the device
+  const double* cell = nullptr;              // 9, rows; ghosts: not used
+  std::array<bool, 3> pbc{};                 // ghosts: all false
+  bool new_atoms = true;                     // sizes or species changed
+  // Ghosts (LAMMPS): the caller decides when lists are built, with `new_list`.
+  bool keep_list = false, new_list = false;
+  // Ghosts that are images of this process' own atoms: [n_rows - n_local] rows below n_local. Null:
+  // another process has them, see advance().
+  const int32_t* ghost_owners = nullptr;
+  const double* energy_weights = nullptr;  // [n_local] host or null, see core/engine.h
+  const int64_t* names = nullptr;          // [n_rows] host, what errors call the atoms; null: rows
+  bool forces = true, atom_virials = false;
+};
+
+// Page-locked memory of the system, valid until its next step.
+struct StepResult {
+  double energy = 0.0;                    // eV, of the centres
+  std::array<double, 9> virial{};         // eV
+  const double* energies = nullptr;       // [n_local] eV
+  const double* forces = nullptr;         // [n_rows][3] eV/Angstrom
+  const double* atom_virials = nullptr;   // [n_rows][9] eV
+  const double* device_forces = nullptr;  // the same on the device
+};
+
+class System {
+ public:
+  // Throws InputError, and Error if the device fails.
+  System(const ModelFile& model, const SystemOptions& options);
+  ~System();
+  System(const System&) = delete;
+  System& operator=(const System&) = delete;
+
+  // A whole step. Throws InputError for positions that are not finite and atoms at one point.
+  // `exchange` fills ghosts of other processes; null if there are none.
+  const StepResult& compute(const StepInput& input, GhostExchange* exchange = nullptr);
+
+  // The same in stages, as Engine::begin and advance, for processes that have to agree on errors:
+  // begin() throws every InputError there is. The requests' rows are page-locked memory of the
+  // host; ghosts are copied to the device by the next advance(). finish() after the last.
+  void begin(const StepInput& input);
+  const ExchangeRequest* advance();
+  const StepResult& finish();
+
+  size_t max_exchange_bytes() const;  // per row, of any request
+  const TableReport& table_report() const;
+  bool uses_cublas() const;
+  int64_t num_builds() const;  // neighbour lists built so far
+  int64_t num_edges() const;   // in the present list, skin included
+  int64_t num_graph_launches() const;
+  size_t memory_bytes() const;  // on the device
+
+  class Impl;
+
+ private:
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace gpu
+}  // namespace mlff
+
+#endif  // MLFF_CUDA_SYSTEM_H_
