@@ -1,21 +1,15 @@
-// A launch: its limits, the order of its blocks, shared memory.
+// A launch: its limits and the order of its blocks.
 #include "launch.h"
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <map>
 #include <numeric>
-#include <set>
 #include <vector>
 
 #include "cuda_host.h"
 #include "memory.h"
 #include "stream.h"
-
-// Made by the linker from the section that shared.h fills.
-extern "C" __attribute__((weak, visibility("hidden"))) char* __start_mlff_table[];
-extern "C" __attribute__((weak, visibility("hidden"))) char* __stop_mlff_table[];
 
 namespace cuda_host {
 
@@ -23,25 +17,7 @@ Random& schedule_random();
 
 namespace {
 
-constexpr std::size_t kDynamicRedZone = 4096;
-constexpr unsigned char kGuardByte = 0x5C;
-
 std::map<const void*, std::size_t> g_shared_limits;  // raised by cudaFuncSetAttribute
-std::vector<char> g_dynamic;                         // red zone, array, red zone
-std::size_t g_dynamic_bytes = 0;
-std::vector<unsigned char*> g_guards;
-
-// Start and end of all sections with __shared__ variables of this program or library.
-const std::map<char*, char*>& sections() {
-  static const std::map<char*, char*> found = [] {
-    std::map<char*, char*> unique;  // an instantiation may be listed twice
-    for (char** entry = __start_mlff_table; entry + 1 < __stop_mlff_table; entry += 2) {
-      if (entry[0] != nullptr) unique[entry[0]] = entry[1];
-    }
-    return unique;
-  }();
-  return found;
-}
 
 void check_configuration(const Kernel& k) {
   const auto refuse = [&](const std::string& why) {
@@ -106,45 +82,6 @@ void run_kernel(const Kernel& k) {
     }
   }
   check_red_zones(where);
-}
-
-// --- shared memory -------------------------------------------------------------------------------
-void* dynamic_shared() { return g_dynamic.data() + kDynamicRedZone; }
-
-SharedGuard::SharedGuard(unsigned char* guard) noexcept {
-  std::memset(guard, kGuardByte, kSharedGuardBytes);
-  g_guards.push_back(guard);
-}
-
-void scribble_shared(std::size_t dynamic_bytes) {
-  const std::size_t whole = dynamic_bytes + 2 * kDynamicRedZone;
-  g_dynamic_bytes = dynamic_bytes;
-  if (g_dynamic.size() < whole) g_dynamic.resize(whole);
-  std::memset(g_dynamic.data(), kGuardByte, kDynamicRedZone);
-  fill_poison(g_dynamic.data() + kDynamicRedZone, dynamic_bytes);
-  std::memset(g_dynamic.data() + kDynamicRedZone + dynamic_bytes, kGuardByte, kDynamicRedZone);
-  for (const auto& section : sections()) {
-    fill_poison(section.first, static_cast<std::size_t>(section.second - section.first));
-  }
-  for (unsigned char* guard : g_guards) std::memset(guard, kGuardByte, kSharedGuardBytes);
-}
-
-void check_shared(const std::string& where) {
-  const auto intact = [](const void* memory, std::size_t bytes) {
-    const auto* byte = static_cast<const unsigned char*>(memory);
-    return std::all_of(byte, byte + bytes, [](unsigned char b) { return b == kGuardByte; });
-  };
-  for (const unsigned char* guard : g_guards) {
-    if (!intact(guard, kSharedGuardBytes)) {
-      throw Error(where + ": a __shared__ array was written out of bounds");
-    }
-  }
-  const char* start = g_dynamic.data() + kDynamicRedZone;
-  if (!intact(g_dynamic.data(), kDynamicRedZone) ||
-      !intact(start + g_dynamic_bytes, kDynamicRedZone)) {
-    throw Error(where + ": dynamic shared memory of " + std::to_string(g_dynamic_bytes) +
-                " bytes was written out of bounds");
-  }
 }
 
 cudaError_t set_attribute(const void* function, cudaFuncAttribute attribute, int value) {
