@@ -96,8 +96,7 @@ Thread* pick() {
   int w = 0;
   int l = 0;
   if (g.seed == 0) {
-    const std::uint32_t after =
-        g.warps[warp].runnable & (lane == 31 ? 0u : ~0u << (lane + 1));
+    const std::uint32_t after = g.warps[warp].runnable & (lane == 31 ? 0u : ~0u << (lane + 1));
     if (after != 0) {
       w = warp;
       l = lowest(after);
@@ -214,8 +213,7 @@ void thread_main() {
       const std::string start = where(t) + ": " + text(r) + " names thread " + place(o.index) +
                                 " in its mask " + mask + ", which ";
       if (o.exited) throw Error(start + "has exited");
-      if (o.wait == Wait::barrier || o.request.op != r.op ||
-          o.request.site.line != r.site.line) {
+      if (o.wait == Wait::barrier || o.request.op != r.op || o.request.site.line != r.site.line) {
         throw Error(start + "waits at " + text(o.request));
       }
       if (o.request.mask != r.mask) throw Error(start + "came there with another mask");

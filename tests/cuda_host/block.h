@@ -50,7 +50,7 @@ const char* op_name(Op op);
 // What a thread waits for, and what it gets. `value` and `result` hold the bits of any type.
 struct Request {
   Op op;
-  std::uint32_t mask;   // lanes; warp collectives only
+  std::uint32_t mask;  // lanes; warp collectives only
   Site site;
   std::uint64_t value;  // predicate, value to exchange
   int argument;         // source lane, xor mask, delta; reductions: 1 if signed
@@ -61,7 +61,8 @@ struct Request {
 // xorshift64*: small and the same everywhere.
 class Random {
  public:
-  explicit Random(std::uint64_t seed) : state_(seed * 0x9E3779B97F4A7C15ull + 0x1234567887654321ull) {
+  explicit Random(std::uint64_t seed)
+      : state_(seed * 0x9E3779B97F4A7C15ull + 0x1234567887654321ull) {
     if (state_ == 0) state_ = 1;
     for (int i = 0; i < 4; ++i) next();
   }

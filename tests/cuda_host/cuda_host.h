@@ -1,6 +1,7 @@
 // CUDA on the host: kernels compiled by a C++ compiler, executed on fibres. For tests.
 //
-//   g++ -std=c++17 -DMLFF_CUDA_HOST -I tests/cuda_host -x c++ kernels.cu test.cpp tests/cuda_host/*.cpp
+//   g++ -std=c++17 -DMLFF_CUDA_HOST -I tests/cuda_host -x c++ kernels.cu test.cpp
+//   tests/cuda_host/*.cpp
 //
 // It shows whether a kernel's result is right and whether it depends on the order in which threads,
 // warps, blocks and streams run; how fast it is on a device it can not show. Stricter than a device
@@ -13,7 +14,8 @@
 //   memory      device memory starts as NaN and lies between red zones, checked after every kernel.
 //               Shared memory starts as NaN in every block. Under AddressSanitizer device memory is
 //               poisoned while the host runs.
-//   divergence  a barrier or collective that not all named threads reach is an error, and so is what
+//   divergence  a barrier or collective that not all named threads reach is an error, and so is
+//   what
 //               a device would refuse to launch.
 #pragma once
 

@@ -76,12 +76,12 @@ inline void __syncwarp(unsigned mask = 0xffffffffu, CUDA_HOST_SITE) {
   ::cuda_host::wait_warp(::cuda_host::Op::syncwarp, mask, 0, 0, 32, CUDA_HOST_HERE);
 }
 
-#define CUDA_HOST_SHUFFLE(name, op, parameter)                                                  \
-  template <class T>                                                                            \
-  T name(unsigned mask, T value, parameter lane_argument, int width = 32, CUDA_HOST_SITE) {     \
-    return ::cuda_host::from_bits<T>(::cuda_host::wait_warp(                                    \
-        ::cuda_host::Op::op, mask, ::cuda_host::to_bits(value), static_cast<int>(lane_argument), \
-        width, CUDA_HOST_HERE));                                                                \
+#define CUDA_HOST_SHUFFLE(name, op, parameter)                                              \
+  template <class T>                                                                        \
+  T name(unsigned mask, T value, parameter lane_argument, int width = 32, CUDA_HOST_SITE) { \
+    return ::cuda_host::from_bits<T>(                                                       \
+        ::cuda_host::wait_warp(::cuda_host::Op::op, mask, ::cuda_host::to_bits(value),      \
+                               static_cast<int>(lane_argument), width, CUDA_HOST_HERE));    \
   }
 CUDA_HOST_SHUFFLE(__shfl_sync, shfl, int)
 CUDA_HOST_SHUFFLE(__shfl_xor_sync, shfl_xor, int)
@@ -90,8 +90,8 @@ CUDA_HOST_SHUFFLE(__shfl_down_sync, shfl_down, unsigned)
 #undef CUDA_HOST_SHUFFLE
 
 inline unsigned __ballot_sync(unsigned mask, int predicate, CUDA_HOST_SITE) {
-  return static_cast<unsigned>(::cuda_host::wait_warp(::cuda_host::Op::ballot, mask, predicate != 0,
-                                                      0, 32, CUDA_HOST_HERE));
+  return static_cast<unsigned>(
+      ::cuda_host::wait_warp(::cuda_host::Op::ballot, mask, predicate != 0, 0, 32, CUDA_HOST_HERE));
 }
 inline int __any_sync(unsigned mask, int predicate, CUDA_HOST_SITE) {
   return static_cast<int>(
@@ -114,13 +114,13 @@ unsigned __match_all_sync(unsigned mask, T value, int* all, CUDA_HOST_SITE) {
   return matched;
 }
 
-#define CUDA_HOST_REDUCE(name, op)                                                             \
-  template <class T>                                                                           \
-  T name(unsigned mask, T value, CUDA_HOST_SITE) {                                             \
-    static_assert(std::is_same<T, int>::value || std::is_same<T, unsigned>::value,             \
-                  "reductions take int and unsigned");                                         \
-    return static_cast<T>(::cuda_host::wait_warp(::cuda_host::Op::op, mask,                    \
-                                                 static_cast<unsigned>(value),                 \
+#define CUDA_HOST_REDUCE(name, op)                                                               \
+  template <class T>                                                                             \
+  T name(unsigned mask, T value, CUDA_HOST_SITE) {                                               \
+    static_assert(std::is_same<T, int>::value || std::is_same<T, unsigned>::value,               \
+                  "reductions take int and unsigned");                                           \
+    return static_cast<T>(::cuda_host::wait_warp(::cuda_host::Op::op, mask,                      \
+                                                 static_cast<unsigned>(value),                   \
                                                  std::is_signed<T>::value, 32, CUDA_HOST_HERE)); \
   }
 CUDA_HOST_REDUCE(__reduce_add_sync, reduce_add)
@@ -143,13 +143,13 @@ inline void __nanosleep(unsigned) { ::cuda_host::suspend(); }
 [[noreturn]] inline void __trap() { ::cuda_host::fail("__trap"); }
 
 // --- atomics -------------------------------------------------------------------------------------
-#define CUDA_HOST_ATOMIC(name, type, expression)                          \
-  inline type name(type* address, type value) {                           \
+#define CUDA_HOST_ATOMIC(name, type, expression)                               \
+  inline type name(type* address, type value) {                                \
     return ::cuda_host::atomic(address, [=](type old) { return expression; }); \
   }
-#define CUDA_HOST_ATOMIC_INTEGERS(name, expression)       \
-  CUDA_HOST_ATOMIC(name, int, expression)                 \
-  CUDA_HOST_ATOMIC(name, unsigned, expression)            \
+#define CUDA_HOST_ATOMIC_INTEGERS(name, expression) \
+  CUDA_HOST_ATOMIC(name, int, expression)           \
+  CUDA_HOST_ATOMIC(name, unsigned, expression)      \
   CUDA_HOST_ATOMIC(name, unsigned long long, expression)
 // Signed sums wrap, as in hardware.
 inline int atomicAdd(int* address, int value) {
@@ -171,7 +171,7 @@ CUDA_HOST_ATOMIC_INTEGERS(atomicMin, value < old ? value : old)
 CUDA_HOST_ATOMIC_INTEGERS(atomicMax, value > old ? value : old)
 CUDA_HOST_ATOMIC(atomicMin, long long, value < old ? value : old)
 CUDA_HOST_ATOMIC(atomicMax, long long, value > old ? value : old)
-CUDA_HOST_ATOMIC_INTEGERS(atomicAnd, old & value)
+CUDA_HOST_ATOMIC_INTEGERS(atomicAnd, old& value)
 CUDA_HOST_ATOMIC_INTEGERS(atomicOr, old | value)
 CUDA_HOST_ATOMIC_INTEGERS(atomicXor, old ^ value)
 CUDA_HOST_ATOMIC(atomicInc, unsigned, old >= value ? 0u : old + 1u)
@@ -179,8 +179,8 @@ CUDA_HOST_ATOMIC(atomicDec, unsigned, old == 0u || old > value ? value : old - 1
 #undef CUDA_HOST_ATOMIC_INTEGERS
 #undef CUDA_HOST_ATOMIC
 
-#define CUDA_HOST_EXCHANGE(type) \
-  inline type atomicExch(type* address, type value) { \
+#define CUDA_HOST_EXCHANGE(type)                                      \
+  inline type atomicExch(type* address, type value) {                 \
     return ::cuda_host::atomic(address, [=](type) { return value; }); \
   }
 CUDA_HOST_EXCHANGE(int)
@@ -189,10 +189,9 @@ CUDA_HOST_EXCHANGE(unsigned long long)
 CUDA_HOST_EXCHANGE(float)
 #undef CUDA_HOST_EXCHANGE
 
-#define CUDA_HOST_CAS(type)                                                  \
-  inline type atomicCAS(type* address, type compare, type value) {           \
-    return ::cuda_host::atomic(                                              \
-        address, [=](type old) { return old == compare ? value : old; });    \
+#define CUDA_HOST_CAS(type)                                                                      \
+  inline type atomicCAS(type* address, type compare, type value) {                               \
+    return ::cuda_host::atomic(address, [=](type old) { return old == compare ? value : old; }); \
   }
 CUDA_HOST_CAS(int)
 CUDA_HOST_CAS(unsigned)
@@ -275,8 +274,8 @@ inline int __float2int_rz(float x) { return static_cast<int>(x); }
 inline int __float2int_rn(float x) { return static_cast<int>(rintf(x)); }
 inline int __double2int_rd(double x) { return static_cast<int>(std::floor(x)); }
 
-#define CUDA_HOST_MIN_MAX(type)                                    \
-  inline type min(type a, type b) { return b < a ? b : a; }        \
+#define CUDA_HOST_MIN_MAX(type)                             \
+  inline type min(type a, type b) { return b < a ? b : a; } \
   inline type max(type a, type b) { return a < b ? b : a; }
 CUDA_HOST_MIN_MAX(int)
 CUDA_HOST_MIN_MAX(unsigned)

@@ -91,7 +91,8 @@ cudaError_t set_attribute(const void* function, cudaFuncAttribute attribute, int
     throw Error("cudaFuncSetAttribute: at most " + std::to_string(kMaxSharedBytesOptIn) +
                 " bytes of shared memory, got " + std::to_string(value));
   }
-  g_shared_limits[function] = std::max<std::size_t>(static_cast<std::size_t>(value), kMaxSharedBytes);
+  g_shared_limits[function] =
+      std::max<std::size_t>(static_cast<std::size_t>(value), kMaxSharedBytes);
   return cudaSuccess;
 }
 

@@ -12,12 +12,14 @@
 #include <vector>
 
 #include "cuda_host.h"
+#include "fibre.h"
 #include "memory.h"
 
 namespace cuda_host {
 namespace {
 
 constexpr std::size_t kDynamicRedZone = 4096;
+constexpr std::ptrdiff_t kSharedAlignment = 128;  // of __shared__ variables
 constexpr unsigned char kGuardByte = 0x5C;
 const char* const kGuardName = "cuda_host_guard_";
 
@@ -34,6 +36,9 @@ struct Statics {
   std::vector<Variable> arrays, guards;
 };
 
+bool is_guard(const Variable& v) { return v.name.find(kGuardName) != std::string::npos; }
+bool is_local(const Variable& v) { return v.name.compare(0, 3, "_ZZ") == 0; }
+
 // The file that this code was loaded from, and by how much its addresses are shifted.
 struct Module {
   std::string path;
@@ -43,7 +48,7 @@ struct Module {
 int find_module(dl_phdr_info* info, std::size_t, void* result) {
   const auto here = reinterpret_cast<std::uintptr_t>(&find_module);
   for (int i = 0; i < info->dlpi_phnum; ++i) {
-    const ElfW(Phdr)& segment = info->dlpi_phdr[i];
+    const ElfW(Phdr) & segment = info->dlpi_phdr[i];
     const std::uintptr_t start = info->dlpi_addr + segment.p_vaddr;
     if (segment.p_type != PT_LOAD || here < start || here >= start + segment.p_memsz) continue;
     auto* module = static_cast<Module*>(result);
@@ -70,51 +75,62 @@ std::string function_of(const std::string& guard) {
   return guard.substr(0, end);
 }
 
-std::vector<Variable> local_statics() {
+// All variables of this module, by address.
+std::vector<Variable> variables() {
   Module module;
   dl_iterate_phdr(&find_module, &module);
   std::ifstream file(module.path, std::ios::binary);
   const auto header = read_items<ElfW(Ehdr)>(file, 0, sizeof(ElfW(Ehdr)));
   std::vector<ElfW(Shdr)> sections;
   if (file) {
-    sections = read_items<ElfW(Shdr)>(file, header[0].e_shoff,
-                                      header[0].e_shnum * sizeof(ElfW(Shdr)));
+    sections =
+        read_items<ElfW(Shdr)>(file, header[0].e_shoff, header[0].e_shnum * sizeof(ElfW(Shdr)));
   }
   std::vector<Variable> found;
-  bool has_symbols = false;
-  for (const ElfW(Shdr)& section : sections) {
+  for (const ElfW(Shdr) & section : sections) {
     if (section.sh_type != SHT_SYMTAB) continue;
-    has_symbols = true;
     const auto symbols = read_items<ElfW(Sym)>(file, section.sh_offset, section.sh_size);
-    const ElfW(Shdr)& strings = sections[section.sh_link];
+    const ElfW(Shdr) & strings = sections[section.sh_link];
     const auto names = read_items<char>(file, strings.sh_offset, strings.sh_size);
-    for (const ElfW(Sym)& symbol : symbols) {
-      const char* name = names.data() + symbol.st_name;
-      if (ELF64_ST_TYPE(symbol.st_info) != STT_OBJECT || std::strncmp(name, "_ZZ", 3) != 0) continue;
+    for (const ElfW(Sym) & symbol : symbols) {
+      if (ELF64_ST_TYPE(symbol.st_info) != STT_OBJECT || symbol.st_size == 0) continue;
       if (symbol.st_shndx == SHN_UNDEF || symbol.st_shndx >= sections.size()) continue;
       if ((sections[symbol.st_shndx].sh_flags & SHF_WRITE) == 0) continue;  // constants
       found.push_back({reinterpret_cast<char*>(module.shift + symbol.st_value), symbol.st_size,
-                       name});
+                       names.data() + symbol.st_name});
     }
   }
-  if (!has_symbols) throw Error("__shared__ variables: " + module.path + " has no symbol table");
+  if (found.empty()) throw Error("__shared__ variables: " + module.path + " has no symbol table");
+  std::sort(found.begin(), found.end(),
+            [](const Variable& a, const Variable& b) { return a.address < b.address; });
   return found;
 }
 
 const Statics& statics() {
   static const Statics found = [] {
     Statics s;
-    const std::vector<Variable> all = local_statics();
+    const std::vector<Variable> all = variables();
     std::set<std::string> functions;
     for (const Variable& v : all) {
-      if (v.name.find(kGuardName) == std::string::npos) continue;
+      if (!is_guard(v)) continue;
       s.guards.push_back(v);
       functions.insert(function_of(v.name));
     }
+    char* end = nullptr;  // of the variables so far
+    bool after_array = false;
     for (const Variable& v : all) {
-      if (v.name.find(kGuardName) != std::string::npos) continue;
-      const auto is_prefix = [&](const std::string& f) { return v.name.compare(0, f.size(), f) == 0; };
-      if (std::any_of(functions.begin(), functions.end(), is_prefix)) s.arrays.push_back(v);
+      const auto owns = [&](const std::string& f) { return v.name.compare(0, f.size(), f) == 0; };
+      const bool is_array =
+          is_local(v) && !is_guard(v) && std::any_of(functions.begin(), functions.end(), owns);
+      if (is_array) s.arrays.push_back(v);
+#ifndef CUDA_HOST_ASAN  // which watches the padding itself
+      const std::ptrdiff_t padding = v.address - end;
+      if ((is_array || after_array) && padding > 0 && padding < kSharedAlignment) {
+        s.guards.push_back({end, static_cast<std::size_t>(padding), "padding"});
+      }
+#endif
+      after_array = is_array;
+      end = std::max(end, v.address + v.bytes);
     }
     return s;
   }();

@@ -3,7 +3,9 @@
 // Blocks run one at a time, so `static` storage serves. Each __shared__ declaration is preceded by
 // a guard. Which static variables are shared, and where they are, is read from the symbol table of
 // the running program: they are the local statics of functions that have guards. (A linker section
-// would be simpler, but GCC drops the section attribute in templates.)
+// would be simpler, but GCC drops the section attribute in templates.) The padding around
+// arrays serves as guard, too. Arrays of one declaration have no guard between them: UBSan and
+// AddressSanitizer see more.
 #pragma once
 
 #include <cstddef>
@@ -24,10 +26,10 @@ void check_shared(const std::string& where);
 
 #define CUDA_HOST_JOIN2(a, b) a##b
 #define CUDA_HOST_JOIN(a, b) CUDA_HOST_JOIN2(a, b)
-#define CUDA_HOST_SHARED(n)                                                              \
-  alignas(16) static unsigned char CUDA_HOST_JOIN(                                       \
-      cuda_host_guard_, n)[::cuda_host::kSharedGuardBytes];                              \
-  asm volatile("" ::"r"(CUDA_HOST_JOIN(cuda_host_guard_, n)) : "memory");                \
-  alignas(16) static
+#define CUDA_HOST_SHARED(n)                                                            \
+  alignas(128) static unsigned char CUDA_HOST_JOIN(cuda_host_guard_,                   \
+                                                   n)[::cuda_host::kSharedGuardBytes]; \
+  asm volatile("" ::"r"(CUDA_HOST_JOIN(cuda_host_guard_, n)) : "memory");              \
+  alignas(128) static
 #define CUDA_HOST_SHARED_EXPAND(n) CUDA_HOST_SHARED(n)
 #define __shared__ CUDA_HOST_SHARED_EXPAND(__COUNTER__)

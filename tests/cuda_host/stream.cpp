@@ -257,11 +257,14 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   event->stream = &s;
   const std::shared_ptr<EventState> state = event->state;
   const std::uint64_t version = ++state->recorded;
-  enqueue(stream, Operation{[state, version] {
-                              state->completed = version;
-                              state->time = now();
-                            },
-                            {}, {}, 0},
+  enqueue(stream,
+          Operation{[state, version] {
+                      state->completed = version;
+                      state->time = now();
+                    },
+                    {},
+                    {},
+                    0},
           "cudaEventRecord");
   return cudaSuccess;
 }

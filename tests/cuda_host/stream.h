@@ -23,8 +23,8 @@ struct Operation {
 struct EventState {
   std::uint64_t recorded = 0;  // versions
   std::uint64_t completed = 0;
-  double time = 0;                     // s, of the last completed record
-  CudaHostGraph* captured = nullptr;   // the capture that the last record belongs to
+  double time = 0;                    // s, of the last completed record
+  CudaHostGraph* captured = nullptr;  // the capture that the last record belongs to
 };
 
 // Every API function starts with this. Throws an error that a destructor could not, and in a

@@ -90,6 +90,7 @@ class Error : public std::runtime_error {
 // `what` completes "CUDA error while ...".
 inline void check(cudaError_t error, const char* what) {
   if (error != cudaSuccess) {
+    static_cast<void>(cudaGetLastError());  // else the next launch would be blamed
     throw Error(std::string("CUDA error while ") + what + ": " + cudaGetErrorString(error));
   }
 }
@@ -104,7 +105,7 @@ void launch(const char* name, void (*kernel)(P...), dim3 grid, dim3 block, std::
 #if defined(MLFF_CUDA_HOST)
   cuda_host::launch(name, kernel, grid, block, shared_bytes, stream, static_cast<P>(arguments)...);
 #else
-  kernel<<<grid, block, shared_bytes, stream>>>(static_cast<P>(arguments)...);
+  kernel<<<grid, block, shared_bytes, stream> > >(static_cast<P>(arguments)...);
 #endif
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess) {
@@ -124,8 +125,8 @@ void launch(const char* name, void (*kernel)(P...), dim3 grid, dim3 block, std::
 #if defined(MLFF_CUDA_HOST)
 #define MLFF_SHARED_ARRAY(type, name) type* name = ::cuda_host::dynamic_shared_as<type>()
 #else
-#define MLFF_SHARED_ARRAY(type, name)                                   \
-  extern __shared__ __align__(16) unsigned char mlff_shared_bytes[];    \
+#define MLFF_SHARED_ARRAY(type, name)                                \
+  extern __shared__ __align__(16) unsigned char mlff_shared_bytes[]; \
   type* name = reinterpret_cast<type*>(mlff_shared_bytes)
 #endif
 

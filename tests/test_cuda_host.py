@@ -1,0 +1,56 @@
+"""The host emulation of CUDA is tested before anything is tested with it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import cuda_host_build
+import pytest
+
+SELFTEST = cuda_host_build.EMULATION / "selftest"
+SOURCES = sorted(SELFTEST.glob("*.cpp"))
+CASES = sorted(
+    name
+    for path in SOURCES
+    for name in re.findall(r"^CASE\((\w+)\)", path.read_text(), flags=re.MULTILINE)
+)
+# Errors that only AddressSanitizer can see; these cases end the process.
+ONLY_SANITIZED = {
+    "host_dereference": "use-after-poison",
+    "global_read_out_of_bounds": "use-after-poison",
+}
+# AddressSanitizer itself reports these, as the planted faults that they are.
+REPORTED_EARLIER = {
+    "global_writes_out_of_bounds_are_found": "use-after-poison",
+    "an_error_drops_the_work_behind_it": "use-after-poison",
+    "shared_writes_out_of_bounds_are_found": "AddressSanitizer",
+}
+
+pytestmark = pytest.mark.skipif(cuda_host_build.compiler() is None, reason="no C++ compiler")
+
+
+@pytest.fixture(scope="session", params=["plain", "sanitized"])
+def selftest(request: pytest.FixtureRequest) -> tuple[str, Path]:
+    return request.param, cuda_host_build.build_program("selftest", SOURCES, request.param)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_case(selftest: tuple[str, Path], case: str) -> None:
+    mode, program = selftest
+    if mode == "plain" and case in ONLY_SANITIZED:
+        pytest.skip("only AddressSanitizer sees this")
+    result = subprocess.run([str(program), case], capture_output=True, text=True, timeout=120)
+    report = (ONLY_SANITIZED | REPORTED_EARLIER).get(case) if mode == "sanitized" else None
+    if report is None:
+        assert result.returncode == 0, result.stderr[-4000:]
+    else:
+        assert result.returncode != 0
+        assert report in result.stderr
+
+
+def test_every_case_is_listed(selftest: tuple[str, Path]) -> None:
+    _, program = selftest
+    result = subprocess.run([str(program)], capture_output=True, text=True, timeout=120)
+    assert result.stdout.split() == CASES
