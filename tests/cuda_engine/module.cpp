@@ -1,15 +1,109 @@
 // The GPU engine under host emulation as a Python module, for tests/test_cuda_engine.py.
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <cstdint>
 #include <string>
 
+#include "../../mlff_distiller/csrc/cuda/dense.h"
 #include "cuda_host.h"
 #include "error.h"
 #include "gpu_python.h"
 
 namespace py = pybind11;
+
+namespace {
+
+// cuBLAS' column-major product, enqueued like it, to prove that we pass it the right arguments.
+template <typename T>
+__global__ void column_major(int m, int n, int k, const T* a, int lda, const T* b, int ldb, T beta,
+                             T* c, int ldc) {
+  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x), j = blockIdx.y;
+  if (i >= m || j >= n) return;
+  T sum = 0;
+  for (int p = 0; p < k; ++p) sum += a[i + p * lda] * b[p + j * ldb];
+  c[i + j * ldc] = sum + (beta != T(0) ? beta * c[i + j * ldc] : T(0));
+}
+
+struct FakeCublas : mlff::gpu::Cublas {
+  static inline cudaStream_t stream = nullptr;
+  static inline int compute = 0;
+
+  FakeCublas() {
+    create = [](void** handle) {
+      *handle = &stream;
+      return 0;
+    };
+    destroy = [](void*) { return 0; };
+    set_stream = [](void*, cudaStream_t s) {
+      stream = s;
+      return 0;
+    };
+    set_workspace = [](void*, void*, size_t) { return 0; };
+    gemm = [](void*, int op_a, int op_b, int m, int n, int k, const void* alpha, const void* a,
+              int type_a, int lda, const void* b, int type_b, int ldb, const void* beta, void* c,
+              int type_c, int ldc, int how, int) {
+      if (op_a || op_b || type_a != type_b || type_a != type_c) return 15;  // not supported
+      compute = how;
+      const dim3 grid((m + 63) / 64, n);
+      if (type_a == 0 && *static_cast<const float*>(alpha) == 1.0f) {
+        MLFF_LAUNCH(column_major<float>, grid, dim3(64), 0, stream, m, n, k,
+                    static_cast<const float*>(a), lda, static_cast<const float*>(b), ldb,
+                    *static_cast<const float*>(beta), static_cast<float*>(c), ldc);
+        return 0;
+      }
+      if (type_a == 1 && *static_cast<const double*>(alpha) == 1.0) {
+        MLFF_LAUNCH(column_major<double>, grid, dim3(64), 0, stream, m, n, k,
+                    static_cast<const double*>(a), lda, static_cast<const double*>(b), ldb,
+                    *static_cast<const double*>(beta), static_cast<double*>(c), ldc);
+        return 0;
+      }
+      return 7;  // invalid value
+    };
+  }
+};
+
+// a (m, lda) and b (k, n); c (m, ldc) is returned, added to where `accumulate`.
+template <typename T>
+py::array_t<T> product_of(const py::array_t<T>& a, int k, const py::array_t<T>& b,
+                          const py::array_t<T>& c, bool accumulate, const std::string& math,
+                          bool cublas) {
+  static const FakeCublas fake;
+  mlff::gpu::Dense dense(mlff::gpu::math_from_name(math), cublas ? &fake : nullptr);
+  mlff::gpu::DeviceMemory<T> a_, b_, c_;
+  a_.assign(a.data(), a.size());
+  b_.assign(b.data(), b.size());
+  c_.assign(c.data(), c.size());
+  mlff::gpu::Product<T> product;
+  product.m = a.shape(0);
+  product.n = static_cast<int>(b.shape(1));
+  product.k = k;
+  product.a = a_.data();
+  product.lda = static_cast<int>(a.shape(1));
+  product.b = b_.data();
+  product.c = c_.data();
+  product.ldc = static_cast<int>(c.shape(1));
+  product.accumulate = accumulate;
+  dense.multiply(product, nullptr);
+  py::array_t<T> out({c.shape(0), c.shape(1)});
+  if (out.size() > 0) {
+    mlff::gpu::check(cudaMemcpy(out.mutable_data(), c_.data(), out.size() * sizeof(T),
+                                cudaMemcpyDeviceToHost),
+                     "reading a product");
+  }
+  return out;
+}
+
+py::object multiply(const py::array& a, int k, const py::array& b, const py::array& c,
+                    bool accumulate, const std::string& math, bool cublas) {
+  if (py::isinstance<py::array_t<float>>(a)) {
+    return product_of<float>(a, k, b, c, accumulate, math, cublas);
+  }
+  return product_of<double>(a, k, b, c, accumulate, math, cublas);
+}
+
+}  // namespace
 
 PYBIND11_MODULE(_cuda_emulated, m) {
   py::register_exception_translator([](std::exception_ptr pointer) {
@@ -22,4 +116,21 @@ PYBIND11_MODULE(_cuda_emulated, m) {
   });
   bind_gpu(m);
   m.def("set_schedule", [](std::uint64_t seed) { cuda_host::set_schedule(seed); });
+  m.def("set_device_count", [](int count) { cuda_host::set_device_count(count); });
+  m.def("set_memory_limit", [](std::size_t bytes) { cuda_host::set_memory_limit(bytes); });
+  m.def("reset_counters", [] { cuda_host::reset_counters(); });
+  m.def("counters", [] {
+    const cuda_host::Counters& c = cuda_host::counters();
+    py::dict out;
+    out["launches"] = c.launches;
+    out["host_synchronisations"] = c.host_synchronisations;
+    out["device_allocations"] = c.device_allocations;
+    out["pinned_allocations"] = c.pinned_allocations;
+    out["graph_launches"] = c.graph_launches;
+    out["pageable_copies"] = c.pageable_copies;
+    out["bytes_to_device"] = c.bytes_to_device;
+    out["bytes_to_host"] = c.bytes_to_host;
+    return out;
+  });
+  m.def("multiply", &multiply);
 }

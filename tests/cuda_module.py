@@ -1,0 +1,59 @@
+"""Builds and imports the GPU engine under host emulation (tests/cuda_engine)."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+NAME = "_cuda_emulated"
+
+
+def build(sanitize: bool = False) -> Path:
+    """The compiled module; cmake does nothing where nothing changed."""
+    folder = ROOT / "build" / ("cuda_emulated_sanitized" if sanitize else "cuda_emulated")
+    folder.mkdir(parents=True, exist_ok=True)
+    commands = [
+        [
+            *("cmake", "-S", str(ROOT / "tests" / "cuda_engine"), "-B", str(folder)),
+            *("-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}"),
+            f"-DMLFF_SANITIZE={'ON' if sanitize else 'OFF'}",
+        ],
+        ["cmake", "--build", str(folder), "-j2"],
+    ]
+    for command in commands:
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)}\n{done.stdout[-4000:]}{done.stderr[-2000:]}")
+    (module,) = folder.glob(f"{NAME}*.so")
+    return module
+
+
+@functools.cache
+def emulated():
+    """The module, built if need be."""
+    spec = importlib.util.spec_from_file_location(NAME, build())
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def sanitizer_environment() -> dict[str, str]:
+    """For a Python that imports the sanitized module: the runtimes have to be loaded first."""
+    libraries = [
+        subprocess.run(
+            ["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for name in ("libasan.so", "libubsan.so", "libstdc++.so")
+    ]
+    return {
+        **os.environ,
+        "LD_PRELOAD": " ".join(libraries),
+        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "OMP_NUM_THREADS": "1",
+    }

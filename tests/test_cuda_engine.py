@@ -1,0 +1,434 @@
+"""The GPU engine under host emulation (tests/cuda_host): every kernel runs, on every schedule."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from cuda_module import build, emulated, sanitizer_environment
+from native_models import ELEMENTS, SYSTEMS, export_to, random_system
+
+from mlff_distiller.errors import InputError
+from mlff_distiller.ops.engine import NativePotential
+
+MODELS = {
+    "default": {"hidden_dim": 128, "num_interactions": 3, "num_rbf": 20, "cutoff": 5.0},
+    "one": {"hidden_dim": 8, "num_interactions": 1, "num_rbf": 6, "cutoff": 3.0},
+    "odd": {"hidden_dim": 40, "num_interactions": 2, "num_rbf": 8, "cutoff": 4.5, "rbf": "bessel"},
+    "zbl": {"hidden_dim": 64, "num_interactions": 3, "num_rbf": 10, "cutoff": 4.0, "zbl": True},
+    "wide": {"hidden_dim": 256, "num_interactions": 2, "num_rbf": 6, "cutoff": 3.5},
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    return {name: export_to(folder, **config)[1] for name, config in MODELS.items()}
+
+
+@pytest.fixture
+def gpu():
+    module = emulated()
+    yield module
+    module.set_schedule(0)
+    module.set_device_count(1)
+    module.set_memory_limit(0)
+
+
+def compute(potential, system, atom_virials=False):
+    numbers, positions, cell, pbc = system
+    return potential.compute(
+        np.asarray(numbers, np.int64), positions, cell, pbc, True, atom_virials
+    )
+
+
+def cpu(path, system, **options):
+    numbers, positions, cell, pbc = system
+    potential = NativePotential(path, dtype="float64", threads=1, **options)
+    return potential.compute(numbers, positions, cell, pbc, atom_virials=True)
+
+
+def assert_agree(got, want, dtype, n):
+    energy, force = (1e-6, 1e-5) if dtype == "float32" else (1e-10, 1e-11)
+    assert abs(got["energy"] - want["energy"]) <= energy * max(n, 1)
+    for key in ("energies", "forces", "virial", "atom_virials"):
+        if key in got:
+            scale = max(n, 1) if key == "virial" else 1
+            # 1e-6 is for averages over atoms; single ones scatter
+            limit = 5 * energy if key == "energies" else force * scale
+            # reference energies of 1e3 eV leave 1e-13 relative
+            np.testing.assert_allclose(got[key], want[key], atol=limit, rtol=1e-6 * force)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", MODELS)
+def test_agrees_with_the_cpu_engine(gpu, models, name, dtype):
+    potential = gpu.GpuPotential(models[name], dtype=dtype)
+    for label, make in SYSTEMS.items():
+        if name == "wide" and label != "skewed":
+            continue
+        system = make()
+        got = compute(potential, system, atom_virials=True)
+        assert_agree(got, cpu(models[name], system), dtype, len(system[0]))
+
+
+def single_atom():
+    return np.array([6]), np.array([[0.1, 0.2, 0.3]]), np.zeros((3, 3)), np.zeros(3, bool)
+
+
+def no_atoms():
+    return np.zeros(0, int), np.zeros((0, 3)), np.zeros((3, 3)), np.zeros(3, bool)
+
+
+def far_apart():
+    positions = np.array([[0.0, 0, 0], [50.0, 0, 0], [0, 80.0, 1e5]])
+    return np.array([1, 6, 8]), positions, np.zeros((3, 3)), np.zeros(3, bool)
+
+
+def one_atom_crystal():
+    return np.array([6]), np.zeros((1, 3)), np.eye(3) * 1.7, np.ones(3, bool)
+
+
+def needle():
+    cell = np.array([[1.9, 0, 0], [1.1, 2.1, 0], [30.0, 17.0, 25.0]])
+    rng = np.random.default_rng(5)
+    fractions = np.stack([rng.random(9), rng.random(9), np.arange(9) / 9], axis=1)
+    return rng.choice(ELEMENTS, 9), fractions @ cell, cell, np.ones(3, bool)
+
+
+def many():
+    return random_system(900, 24.0, (True, False, True), seed=8, distance=0.9)
+
+
+@pytest.mark.parametrize(
+    "make", [single_atom, no_atoms, far_apart, one_atom_crystal, needle, many]
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_shapes_at_the_edge(gpu, models, make, dtype):
+    system = make()
+    got = compute(gpu.GpuPotential(models["zbl"], dtype=dtype), system, atom_virials=True)
+    assert_agree(got, cpu(models["zbl"], system), dtype, len(system[0]))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_results_are_the_same_bits_under_every_schedule(gpu, models, dtype):
+    results = []
+    for seed in range(4):
+        gpu.set_schedule(seed)
+        potential = gpu.GpuPotential(models["odd"], dtype=dtype)
+        for system in (SYSTEMS["skewed"](), SYSTEMS["slab"]()):
+            results.append((seed, compute(potential, system, atom_virials=True)))
+    for (_, first), (_, other) in zip(results[:2] * 3, results[2:], strict=True):
+        for key in first:
+            assert np.array_equal(first[key], other[key]), key
+
+
+def moves(system, steps, size, seed=0):
+    rng = np.random.default_rng(seed)
+    numbers, positions, cell, pbc = system
+    for _ in range(steps):
+        positions = positions + rng.normal(scale=size, size=positions.shape)
+        yield numbers, positions, cell, pbc
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_lists_are_rebuilt_when_atoms_moved_and_only_then(gpu, models, graph):
+    system = SYSTEMS["skewed"]()
+    potential = gpu.GpuPotential(models["zbl"], dtype="float64", skin=0.4, graph=graph)
+    for moved in moves(system, 12, 0.03):
+        assert_agree(compute(potential, moved), cpu(models["zbl"], moved), "float64", 32)
+    assert 2 <= potential.num_builds <= 8
+    assert potential.num_graph_launches == (11 if graph else 0)
+
+
+def test_a_deformed_cell_keeps_the_list_while_it_may(gpu, models):
+    numbers, positions, cell, pbc = SYSTEMS["skewed"]()
+    potential = gpu.GpuPotential(models["zbl"], dtype="float64", skin=0.5)
+    for strain in (0.0, 0.004, 0.008, 0.2):
+        stretch = np.eye(3) + strain * np.array([[1, 0.3, 0], [0, -0.5, 0], [0, 0.2, 1]])
+        system = numbers, positions @ stretch, cell @ stretch, pbc
+        assert_agree(compute(potential, system), cpu(models["zbl"], system), "float64", 32)
+    assert potential.num_builds == 2
+
+
+def test_steady_state_waits_once_and_allocates_nothing(gpu, models):
+    potential = gpu.GpuPotential(models["odd"], graph=False)
+    steps = list(moves(SYSTEMS["skewed"](), 5, 0.005))
+    compute(potential, steps[0])
+    compute(potential, steps[1])
+    gpu.reset_counters()
+    for step in steps[2:]:
+        compute(potential, step)
+    counters = gpu.counters()
+    assert potential.num_builds == 1
+    assert counters["host_synchronisations"] == 3
+    assert counters["device_allocations"] == counters["pinned_allocations"] == 0
+    assert counters["pageable_copies"] == 0
+    n = len(steps[0][0])
+    assert counters["bytes_to_device"] <= 3 * (24 * n + 512)
+    assert counters["bytes_to_host"] <= 3 * (32 * n + 1024)
+
+
+def test_a_rebuild_needs_no_wait_either(gpu, models):
+    potential = gpu.GpuPotential(models["odd"], skin=0.1)
+    steps = list(moves(SYSTEMS["skewed"](), 6, 0.1))
+    for step in steps[:3]:
+        compute(potential, step)
+    gpu.reset_counters()
+    for step in steps[3:]:
+        compute(potential, step)
+    counters = gpu.counters()
+    assert potential.num_builds == 6
+    assert counters["host_synchronisations"] == counters["graph_launches"] == 3
+
+
+def test_overflow_of_the_list_is_mended(gpu, models):
+    # Dense enough for more than the 64 neighbours that room is made for at first.
+    system = random_system(60, 6.0, (True, True, True), seed=4, distance=0.7)
+    potential = gpu.GpuPotential(models["default"], dtype="float64")
+    got = compute(potential, system)
+    assert potential.num_edges > 64 * len(system[0])
+    assert_agree(got, cpu(models["default"], system), "float64", len(system[0]))
+    # And later, when a captured step runs into it.
+    sparse = (system[0], system[1] * 2.0, system[2] * 2.0, system[3])
+    potential = gpu.GpuPotential(models["default"], dtype="float64")
+    for _ in range(3):
+        compute(potential, sparse)
+    assert potential.num_graph_launches
+    assert_agree(
+        compute(potential, system), cpu(models["default"], system), "float64", len(system[0])
+    )
+
+
+def test_systems_may_change_between_steps(gpu, models):
+    potential = gpu.GpuPotential(models["zbl"], dtype="float64")
+    for label in ("molecule", "skewed", "tiny", "skewed", "wire"):
+        system = SYSTEMS[label]()
+        assert_agree(
+            compute(potential, system), cpu(models["zbl"], system), "float64", len(system[0])
+        )
+
+
+def test_energy_only(gpu, models):
+    numbers, positions, cell, pbc = SYSTEMS["skewed"]()
+    potential = gpu.GpuPotential(models["zbl"], dtype="float64")
+    out = potential.compute(numbers.astype(np.int64), positions, cell, pbc, False, False)
+    want = cpu(models["zbl"], (numbers, positions, cell, pbc))
+    assert out["energy"] == pytest.approx(want["energy"], abs=1e-9)
+    assert "forces" not in out
+
+
+def test_forces_are_the_derivative_of_the_energy(gpu, models):
+    numbers, positions, cell, pbc = SYSTEMS["tiny"]()
+    potential = gpu.GpuPotential(models["zbl"], dtype="float64")
+    forces = compute(potential, (numbers, positions, cell, pbc))["forces"]
+    step = 1e-4
+    for i, a in ((0, 0), (1, 2), (2, 1)):
+        energies = []
+        for sign in (1, -1):
+            moved = positions.copy()
+            moved[i, a] += sign * step
+            energies.append(compute(potential, (numbers, moved, cell, pbc))["energy"])
+        slope = (energies[0] - energies[1]) / (2 * step)
+        assert forces[i, a] == pytest.approx(-slope, abs=2e-7)
+
+
+# --- ghosts ---------------------------------------------------------------------------------------
+
+
+def with_ghosts(system, reach):
+    """Local atoms wrapped into the box, images within ``reach`` of it, and whose images they are."""
+    numbers, positions, cell, pbc = system
+    fractions = positions @ np.linalg.inv(cell)
+    fractions -= np.floor(fractions) * pbc
+    heights = 1 / np.linalg.norm(np.linalg.inv(cell), axis=0)
+    margin = reach / heights * pbc
+    counts = np.ceil(margin).astype(int)
+    ghosts, owners = [], []
+    for shift in np.ndindex(*(2 * counts + 1)):
+        offset = np.array(shift) - counts
+        if not offset.any():
+            continue
+        moved = fractions + offset
+        inside = np.all((moved > -margin) & (moved < 1 + margin), axis=1)
+        ghosts.append(moved[inside])
+        owners.append(np.nonzero(inside)[0])
+    owners = np.concatenate(owners).astype(np.int32)
+    return np.concatenate([fractions, *ghosts]) @ cell, owners
+
+
+@pytest.mark.parametrize("exchange", [False, True], ids=["owners", "exchange"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("label", ["skewed", "tiny", "slab"])
+def test_local_and_ghost_atoms(gpu, models, label, dtype, exchange):
+    system = SYSTEMS[label]()
+    n = len(system[0])
+    reach = MODELS["zbl"]["cutoff"] + 0.3
+    positions, owners = with_ghosts(system, reach)
+    order = np.concatenate([np.arange(n), owners])
+    species = np.array([ELEMENTS.index(z) for z in system[0]], np.int32)[order]
+    ghosts = gpu.GpuSystem(models["zbl"], dtype=dtype, skin=0.3)
+    rng = np.random.default_rng(0)
+    displacement = np.zeros((n, 3))
+    for step in range(3):  # the list of the first step serves all
+        x = positions + displacement[order]
+        ghosts.begin(
+            n, species, x, np.zeros(0, np.int32) if exchange else owners, np.zeros(0), step == 0,
+            True,
+        )
+        while exchange and (request := ghosts.advance()):
+            request["rows"][n:] = request["rows"][owners]
+        got = ghosts.finish()
+        forces, virials = np.zeros((n, 3)), np.zeros((n, 3, 3))
+        np.add.at(forces, order, got["forces"])
+        np.add.at(virials, order, got["atom_virials"])
+        want = cpu(models["zbl"], (system[0], x[:n], system[2], system[3]))
+        got = {**got, "forces": forces, "atom_virials": virials}
+        assert_agree(got, want, dtype, n)
+        displacement += rng.normal(scale=0.02, size=(n, 3))
+
+
+def test_weighted_energies_of_heat_flux(gpu, models):
+    """Forces of the sum of weight times energy: checked by finite differences."""
+    numbers, positions, _, _ = SYSTEMS["molecule"]()
+    n = len(numbers)
+    species = np.array([ELEMENTS.index(z) for z in numbers], np.int32)
+    weights = np.random.default_rng(1).normal(size=n)
+    system = gpu.GpuSystem(models["zbl"], dtype="float64", skin=0.3)
+
+    def run(x, w):
+        system.begin(n, species, x, np.zeros(0, np.int32), w, True)
+        while system.advance():
+            pass
+        return system.finish()
+
+    forces = run(positions, weights)["forces"]
+    step = 1e-4
+    for i, a in ((0, 0), (3, 1)):
+        sums = []
+        for sign in (1, -1):
+            moved = positions.copy()
+            moved[i, a] += sign * step
+            sums.append(weights @ run(moved, weights)["energies"])
+        assert forces[i, a] == pytest.approx(-(sums[0] - sums[1]) / (2 * step), abs=1e-6)
+
+
+# --- products -------------------------------------------------------------------------------------
+
+
+def rounded(x, bits):
+    """To nearest, ties to even, of float32 numbers with ``bits`` fewer bits of fraction."""
+    i = x.astype(np.float32).view(np.uint32).astype(np.uint64)
+    i = (i + (1 << (bits - 1)) - 1 + ((i >> bits) & 1)) >> bits << bits
+    return i.astype(np.uint32).view(np.float32)
+
+
+@pytest.mark.parametrize("cublas", [False, True], ids=["own", "cublas"])
+@pytest.mark.parametrize("shape", [(1, 16, 32), (65, 130, 40), (200, 64, 256), (0, 32, 32)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_products(gpu, shape, dtype, cublas):
+    m, n, k = shape
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(m, k + 3)).astype(dtype)  # a leading dimension of its own
+    b = rng.normal(size=(k, n)).astype(dtype)
+    c = rng.normal(size=(m, n + 5)).astype(dtype)
+    tolerance = 1e-4 if dtype == np.float32 else 1e-12
+    for accumulate in (False, True):
+        got = gpu.multiply(a, k, b, c, accumulate, "float32", cublas)
+        want = c.copy()
+        want[:, :n] = a[:, :k] @ b + (c[:, :n] if accumulate else 0)
+        np.testing.assert_allclose(got, want, atol=tolerance)
+
+
+@pytest.mark.parametrize(("math", "bits"), [("tf32", 13), ("bfloat16", 16)])
+def test_mixed_precision_rounds_the_factors(gpu, math, bits):
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(33, 48)).astype(np.float32)
+    b = rng.normal(size=(48, 32)).astype(np.float32)
+    got = gpu.multiply(a, 48, b, np.zeros((33, 32), np.float32), False, math, False)
+    want = rounded(a, bits).astype(float) @ rounded(b, bits).astype(float)
+    np.testing.assert_allclose(got, want, atol=2e-5)
+    assert np.abs(got - a.astype(float) @ b).max() > 1e-3
+
+
+def test_mixed_precision_of_a_whole_step(gpu, models):
+    system = SYSTEMS["skewed"]()
+    want = cpu(models["default"], system)
+    error = {}
+    for math in ("float32", "tf32", "bfloat16"):
+        got = compute(gpu.GpuPotential(models["default"], math=math), system)
+        error[math] = np.abs(got["forces"] - want["forces"]).max()
+    scale = np.abs(want["forces"]).max()
+    assert error["float32"] < 1e-5 * scale < error["tf32"] < 1e-2 * scale
+    assert error["tf32"] < error["bfloat16"] < 1e-1 * scale
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+def test_faults_are_named(gpu, models):
+    numbers, positions, cell, pbc = SYSTEMS["skewed"]()
+    potential = gpu.GpuPotential(models["zbl"])
+    good = compute(potential, (numbers, positions, cell, pbc))["energy"]
+    bad = positions.copy()
+    bad[7, 1] = np.nan
+    with pytest.raises(InputError, match=r"finite.* atom 7"):
+        compute(potential, (numbers, bad, cell, pbc))
+    on_top = positions.copy()
+    on_top[3] = on_top[11] + [0, 0, 1e-6]
+    with pytest.raises(InputError, match=r"atoms (3 and 11|11 and 3) are at one point"):
+        compute(potential, (numbers, on_top, cell, pbc))
+    with pytest.raises(InputError, match="right-handed"):
+        compute(potential, (numbers, positions, cell[[1, 0, 2]], pbc))
+    with pytest.raises(InputError, match="the model knows H, C, O"):
+        compute(potential, (np.full(len(numbers), 79), positions, cell, pbc))
+    assert compute(potential, (numbers, positions, cell, pbc))["energy"] == good
+
+
+def test_no_device_and_no_memory(gpu, models):
+    gpu.set_device_count(0)
+    assert gpu.gpu_count() == 0
+    with pytest.raises(InputError, match=r"number of GPUs, 0.* use device cpu"):
+        gpu.GpuPotential(models["one"])
+    gpu.set_device_count(1)
+    potential = gpu.GpuPotential(models["default"])
+    gpu.set_memory_limit(20 << 20)
+    with pytest.raises(InputError, match="memory"):
+        compute(potential, many())
+    gpu.set_memory_limit(0)
+    system = SYSTEMS["tiny"]()
+    assert_agree(compute(potential, system), cpu(models["default"], system), "float32", 3)
+
+
+# --- sanitizers -----------------------------------------------------------------------------------
+
+SANITIZED = """
+import sys
+sys.path[:0] = sys.argv[1:3]
+import numpy as np
+import _cuda_emulated as gpu
+from native_models import SYSTEMS
+for path in sys.argv[3:]:
+    for dtype in ("float32", "float64"):
+        potential = gpu.GpuPotential(path, dtype=dtype)
+        for label in ("molecule", "skewed", "tiny"):
+            numbers, positions, cell, pbc = SYSTEMS[label]()
+            for _ in range(3):
+                out = potential.compute(numbers.astype(np.int64), positions, cell, pbc, True, True)
+                assert np.isfinite(out["forces"]).all()
+                positions = positions + 0.2
+gpu.multiply(np.ones((65, 40)), 40, np.ones((40, 70)), np.zeros((65, 70)), True, "tf32", False)
+print("no complaints")
+"""
+
+
+def test_under_address_and_undefined_behaviour_sanitizers(models):
+    module = build(sanitize=True)
+    paths = [models[name] for name in ("one", "odd", "zbl")]
+    done = subprocess.run(
+        [sys.executable, "-c", SANITIZED, str(module.parent), str(build.__code__.co_filename)
+         .rsplit("/", 1)[0], *paths],
+        env=sanitizer_environment(), capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert "no complaints" in done.stdout, done.stderr[-4000:]
+    assert "runtime error" not in done.stderr
