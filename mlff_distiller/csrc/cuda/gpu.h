@@ -105,7 +105,9 @@ void launch(const char* name, void (*kernel)(P...), dim3 grid, dim3 block, std::
 #if defined(MLFF_CUDA_HOST)
   cuda_host::launch(name, kernel, grid, block, shared_bytes, stream, static_cast<P>(arguments)...);
 #else
-  kernel<<<grid, block, shared_bytes, stream> > >(static_cast<P>(arguments)...);
+  // clang-format off
+  kernel<<<grid, block, shared_bytes, stream>>>(static_cast<P>(arguments)...);
+  // clang-format on
 #endif
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess) {
