@@ -21,6 +21,14 @@
 using namespace LAMMPS_NS;
 using mlff::format;
 
+namespace {
+#if defined(MLFF_CUDA)
+constexpr bool kBuiltWithCuda = true;
+#else
+constexpr bool kBuiltWithCuda = false;
+#endif
+}  // namespace
+
 PairPaiNN::PairPaiNN(LAMMPS* lmp) : Pair(lmp) {
   single_enable = 0;
   restartinfo = 0;
@@ -62,18 +70,20 @@ void PairPaiNN::settings(int narg, char** arg) {
     const bool known =
         std::strcmp(keyword, "device") == 0 || std::strcmp(keyword, "precision") == 0 ||
         std::strcmp(keyword, "threads") == 0 || std::strcmp(keyword, "tabulate") == 0 ||
-        std::strcmp(keyword, "extrapolation") == 0;
+        std::strcmp(keyword, "extrapolation") == 0 || std::strcmp(keyword, "math") == 0;
     if (!known)
       error->all(FLERR,
                  format("pair_style painn: unknown keyword '%s'; known are device, precision, "
-                        "threads, tabulate, extrapolation (the model belongs into pair_coeff)",
+                        "threads, tabulate, extrapolation, math (the model belongs into pair_coeff)",
                         keyword));
     if (i + 1 >= narg)
       error->all(FLERR, format("pair_style painn: keyword '%s' lacks its value", keyword));
     const char* value = arg[i + 1];
 
     if (std::strcmp(keyword, "device") == 0) {
-      if (choose(keyword, value, {"auto", "cpu", "gpu"}) == 2)
+      // auto is the CPU: a GPU is used by those who ask for it.
+      on_gpu_ = choose(keyword, value, {"auto", "cpu", "gpu"}) == 2;
+      if (on_gpu_ && !kBuiltWithCuda)
         error->all(FLERR,
                    "pair_style painn: this plugin was built without CUDA and cannot run with "
                    "device gpu; use device cpu");
@@ -89,6 +99,9 @@ void PairPaiNN::settings(int narg, char** arg) {
     } else if (std::strcmp(keyword, "tabulate") == 0) {
       tabulate_given_ = true;
       options_.tabulate = choose(keyword, value, {"off", "on"}) == 1;
+    } else if (std::strcmp(keyword, "math") == 0) {
+      const std::vector<const char*> names = {"float32", "tf32", "bfloat16"};
+      math_ = names[static_cast<size_t>(choose(keyword, value, names))];
     } else {
       extrapolation_ =
           static_cast<Extrapolation>(choose(keyword, value, {"ignore", "warn", "stop"}));
@@ -124,9 +137,12 @@ void PairPaiNN::coeff(int narg, char** arg) {
       options_.precision =
           model_.dtype == "float64" ? mlff::Precision::kFloat64 : mlff::Precision::kFloat32;
     // Whoever asks for double precision wants every digit, as in the other engines.
-    if (!tabulate_given_) options_.tabulate = options_.precision == mlff::Precision::kFloat32;
+    if (!tabulate_given_)
+      options_.tabulate = on_gpu_ || options_.precision == mlff::Precision::kFloat32;
     options_.num_threads = threads_ > 0 ? threads_ : comm->nthreads;
     engine_ = std::make_unique<mlff::Engine>(model_, options_);
+    gpu_.reset();
+    if (on_gpu_) open_gpu();
   } catch (const mlff::InputError& caught) {
     problem = caught.what();
   }
@@ -156,14 +172,14 @@ void PairPaiNN::coeff(int narg, char** arg) {
 
   cutoff_ = engine_->cutoff() * units_.length;
   min_distance_ = model_.min_distance * units_.length;
-  const size_t bytes = engine_->max_exchange_bytes();
+  const size_t bytes = on_gpu_ ? gpu_exchange_bytes() : engine_->max_exchange_bytes();
   forward_doubles_ = std::max<int>(3, static_cast<int>(bytes / sizeof(double)));
   comm_forward = forward_doubles_;
   banner_printed_ = false;
 }
 
 void PairPaiNN::init_style() {
-  neighbor->add_request(this, NeighConst::REQ_FULL);
+  if (!on_gpu_) neighbor->add_request(this, NeighConst::REQ_FULL);
   // hybrid took its sub-styles' sizes in settings(), before the model was known; LAMMPS sizes its
   // buffers by the top-level style, after this call.
   if (force->pair && force->pair != this) {
@@ -197,7 +213,7 @@ void PairPaiNN::check_neighbor_settings() {
                           "classical force field: 1e-100 in place of 0)",
                           kind[k]));
 
-  for (int i = 1; list->ijskip && i <= atom->ntypes; ++i)
+  for (int i = 1; list && list->ijskip && i <= atom->ntypes; ++i)
     for (int j = i; j <= atom->ntypes; ++j)
       if (type_species_[i] >= 0 && type_species_[j] >= 0 && list->ijskip[i][j])
         error->all(FLERR,
@@ -257,8 +273,10 @@ void PairPaiNN::print_banner() {
       model_path_.c_str(), model_.element_list().c_str(), static_cast<int>(model_.hidden_dim),
       static_cast<int>(model_.num_interactions), model_.cutoff, model_.zbl ? ", ZBL" : "");
   text +=
-      format("  types %s; units %s; device cpu (%s), precision %s, filters %s\n", types.c_str(),
-             update->unit_style, mlff::isa_name(engine_->isa()),
+      format("  types %s; units %s; device %s, precision %s, filters %s\n", types.c_str(),
+             update->unit_style,
+             on_gpu_ ? ("gpu " + gpu_name()).c_str()
+                     : format("cpu (%s)", mlff::isa_name(engine_->isa())).c_str(),
              engine_->precision() == mlff::Precision::kFloat64 ? "double" : "single",
              table.tabulated ? format("from a table of %lld intervals (error %.0e)",
                                       static_cast<long long>(table.intervals), table.value_error)

@@ -1,7 +1,8 @@
 // pair_style painn: a distilled PaiNN student in LAMMPS, exact on any number of MPI ranks.
 //
-//   pair_style  painn [device auto|cpu] [precision single|double] [threads N] [tabulate on|off]
-//                     [extrapolation warn|stop|ignore]
+//   pair_style  painn [device auto|cpu|gpu] [precision single|double] [threads N]
+//                     [tabulate on|off] [extrapolation warn|stop|ignore]
+//                     [math float32|tf32|bfloat16]
 //   pair_coeff  * * student.pt Si O ...    # one element per atom type, NULL leaves a type out
 //
 // Message passing across ranks. The ghost shell is one cutoff wide, as for a pair potential.
@@ -28,7 +29,15 @@
 #include "core/units.h"
 #include "pair.h"
 
+namespace mlff {
+namespace gpu {
+struct StepResult;
+}
+}  // namespace mlff
+
 namespace LAMMPS_NS {
+
+struct PainnGpu;  // pair_painn_gpu.cpp
 
 class PairPaiNN : public Pair {
  public:
@@ -75,6 +84,12 @@ class PairPaiNN : public Pair {
   void keep_ghost_adjoints(const mlff::ExchangeRequest& request);
   void find_barycentre_gradients(mlff::Graph graph);
   void add_results();
+  // device gpu, see pair_painn_gpu.cpp
+  void open_gpu();
+  std::string gpu_name() const;
+  size_t gpu_exchange_bytes() const;
+  void compute_gpu();
+  void add_gpu_results(const mlff::gpu::StepResult& result);
   void print_banner();
 
   // settings
@@ -84,11 +99,14 @@ class PairPaiNN : public Pair {
   mlff::EngineOptions options_;
   int threads_ = 0;  // 0: the number that LAMMPS uses
   Extrapolation extrapolation_ = Extrapolation::kWarn;
+  bool on_gpu_ = false;
+  std::string math_ = "float32";
 
   // model
   std::string model_path_;
   mlff::ModelFile model_;
-  std::unique_ptr<mlff::Engine> engine_;
+  std::unique_ptr<mlff::Engine> engine_;  // with device gpu only asked for facts
+  std::shared_ptr<PainnGpu> gpu_;
   std::vector<int> type_species_;  // [ntypes + 1], -1 for NULL
   double cutoff_ = 0.0;            // distance units of the run
   double min_distance_ = 0.0;

@@ -8,6 +8,7 @@
 #include "atom.h"
 #include "comm.h"
 #include "core/error.h"
+#include "error.h"
 #include "neigh_list.h"
 #include "pair_painn.h"
 #include "text.h"
@@ -31,6 +32,16 @@ void PairPaiNN::compute(int eflag, int vflag) {
   const double start = MPI_Wtime();
   ev_init(eflag, vflag);
   if (!neighbor_settings_checked_) check_neighbor_settings();
+  if (on_gpu_) {
+    if (cvflag_atom)
+      error->all(FLERR,
+                 "pair_style painn: centroid/stress/atom is not available with device gpu; use "
+                 "device cpu");
+    compute_gpu();
+    compute_seconds_ += MPI_Wtime() - start;
+    if (!banner_printed_) print_banner();
+    return;
+  }
 
   ghost_rows_ = cvflag_atom != 0;
   find_rows();

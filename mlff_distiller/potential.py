@@ -1,6 +1,7 @@
 """Energy, forces and virial of one system from an exported student, whatever does the work.
 
-``native``    the C++ engine: fused kernels, analytic gradients, no torch. CPU.
+``native``    the C++ engine: fused kernels, analytic gradients, no torch. CPU, and NVIDIA GPUs
+              where it was compiled with CUDA.
 ``portable``  the exported TorchScript with autograd. Any device that torch knows; slower. It
               shares no code with the engine, so tests compare the two.
 
@@ -63,8 +64,8 @@ def open_potential(
 
     Args:
         path: the ``.pt`` file.
-        backend: ``native``, ``portable`` or ``auto``: native on the CPU where it is built.
-        device: ``cpu`` or a torch device; others than the CPU need the portable backend.
+        backend: ``native``, ``portable`` or ``auto``: native where it is built for the device.
+        device: ``cpu``, ``cuda``, ``cuda:1``; the portable backend takes any torch device.
         dtype: ``float32`` or ``float64``; None takes that of the file.
         threads: of the native engine; 0 is OpenMP's default.
         skin: Å, see :data:`DEFAULT_SKIN`.
@@ -82,21 +83,25 @@ def open_potential(
     from mlff_distiller.ops.engine import NativePotential
 
     # Whoever asks for double precision wants every digit, not an interpolated filter.
-    tabulate = dtype == "float32"
-    return NativePotential(str(path), dtype=dtype, threads=threads, tabulate=tabulate, skin=skin)
+    # (GPUs have the table only, whose error in double precision is 1e-10.)
+    tabulate = dtype == "float32" or device != "cpu"
+    return NativePotential(
+        str(path), dtype=dtype, threads=threads, tabulate=tabulate, skin=skin, device=device
+    )
 
 
 def resolve_backend(backend: str, device: str = "cpu") -> str:
     """``native`` or ``portable``; arguments and errors as in :func:`open_potential`."""
     if backend not in BACKENDS:
         raise InputError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    on_cpu = str(device).split(":")[0] == "cpu"
-    if backend == "portable" or (backend == "auto" and not (on_cpu and native_is_built())):
+    kind = str(device).split(":")[0]
+    built = native_is_built() and (kind == "cpu" or (kind == "cuda" and native_has_gpu()))
+    if backend == "portable" or (backend == "auto" and not built):
         return "portable"
-    if not on_cpu:
+    if kind != "cpu" and not built:
         raise InputError(
-            f"the native backend runs on the CPU, got device {device!r}; "
-            "use backend='portable' or device='cpu'"
+            f"the native backend of this installation runs on the CPU, got device {device!r}; "
+            "use backend='portable' or device='cpu', or reinstall with MLFF_CUDA=ON"
         )
     if not native_is_built():
         raise InputError(
@@ -113,6 +118,13 @@ def native_is_built() -> bool:
     except ImportError:
         return False
     return True
+
+
+def native_has_gpu() -> bool:
+    """True if the compiled engine has CUDA inside and finds a GPU."""
+    from mlff_distiller.ops.engine import gpu_count
+
+    return gpu_count() > 0
 
 
 def dtype_name(dtype: Any) -> str | None:

@@ -14,7 +14,7 @@ NAME = "_cuda_emulated"
 
 
 def build(sanitize: bool = False) -> Path:
-    """The compiled module; cmake does nothing where nothing changed."""
+    """The compiled module (and LAMMPS plugin); cmake does nothing where nothing changed."""
     folder = ROOT / "build" / ("cuda_emulated_sanitized" if sanitize else "cuda_emulated")
     folder.mkdir(parents=True, exist_ok=True)
     commands = [
@@ -40,6 +40,11 @@ def emulated():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def plugin() -> Path:
+    """pair_style painn with ``device gpu`` under emulation."""
+    return build().parent / "lammps_plugin" / "painnplugin.so"
 
 
 def sanitizer_environment() -> dict[str, str]:

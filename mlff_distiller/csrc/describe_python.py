@@ -31,6 +31,7 @@ if folder is not None:
     from torch.utils import cpp_extension
 
     facts["TORCH_VERSION"] = torch.__version__
+    facts["TORCH_CUDA"] = torch.version.cuda or ""
     facts["TORCH_LIB"] = str(folder / "lib")
     facts["TORCH_ABI"] = str(int(torch.compiled_with_cxx11_abi()))
     facts["TORCH_INCLUDE"] = "\\;".join(cpp_extension.include_paths())

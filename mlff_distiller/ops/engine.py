@@ -35,7 +35,7 @@ def native_module() -> Any:
 
 
 class NativePotential:
-    """Energy, forces and virial of one system from an exported student, on the CPU.
+    """Energy, forces and virial of one system from an exported student.
 
     Keeps a neighbour list with a skin between calls, and every buffer: repeated calls on one
     system allocate nothing but their results. Safe to call from several threads (calls queue; the
@@ -50,9 +50,16 @@ class NativePotential:
             :attr:`table`), or exact and several times slower.
         skin: Å; the list is rebuilt when an atom has moved more than half of it.
         isa: ``auto``, or one of :func:`available_isas` (tests).
+        device: ``cpu``, or ``cuda`` or ``cuda:1`` where the engine was compiled with CUDA (see
+            :func:`gpu_count`). On a GPU, ``threads`` and ``isa`` have no meaning, and
+            :attr:`threads`, :attr:`isa`, :attr:`neighbor_seconds` and profiling do not exist.
+        math: on a GPU, how factors of float32 matrix products are rounded: ``float32``, ``tf32``
+            or ``bfloat16``. The last two change forces by 1e-4 to 1e-2 relative.
+        graph: on a GPU, launch repeated steps as one CUDA graph.
 
     Raises:
-        InputError: missing, truncated, foreign or newer file; unknown option; table bound missed.
+        InputError: missing, truncated, foreign or newer file; unknown option; table bound missed;
+            no such device, or the engine was compiled without CUDA.
     """
 
     def __init__(
@@ -63,11 +70,23 @@ class NativePotential:
         tabulate: bool = True,
         skin: float = 0.3,
         isa: str = "auto",
+        device: str = "cpu",
+        math: str = "float32",
+        graph: bool = True,
     ) -> None:
-        self._potential = native_module().Potential(
-            str(path), dtype=dtype, threads=threads, tabulate=tabulate, skin=skin, isa=isa
-        )
+        index = device_index(device)
+        if index is None:
+            self._potential = native_module().Potential(
+                str(path), dtype=dtype, threads=threads, tabulate=tabulate, skin=skin, isa=isa
+            )
+        else:
+            if not tabulate:
+                raise InputError("exact filters run on the CPU only; use tabulate=True or cpu")
+            self._potential = gpu_module().GpuPotential(
+                str(path), dtype=dtype, skin=skin, math=math, device=index, graph=graph
+            )
         self.dtype = dtype
+        self.device = device
 
     def compute(
         self,
@@ -160,9 +179,43 @@ class NativePotential:
         self._potential.set_profiling(on)
 
 
+def device_index(device: str) -> int | None:
+    """The GPU's number in ``cuda``, ``cuda:1``; None for ``cpu``.
+
+    Raises:
+        InputError: another name.
+    """
+    kind, colon, number = str(device).partition(":")
+    if kind == "cpu" and not colon:
+        return None
+    if kind == "cuda" and (number.isdecimal() or not colon):
+        return int(number or 0)
+    raise InputError(f"device must be cpu, cuda or cuda:N, got {device!r}")
+
+
+def gpu_module() -> Any:
+    """The compiled module with CUDA inside.
+
+    Raises:
+        InputError: it was compiled without.
+    """
+    module = native_module()
+    if not hasattr(module, "GpuPotential"):
+        raise InputError(
+            "the native engine was compiled without CUDA; reinstall with `MLFF_CUDA=ON pip install "
+            "--no-build-isolation .` where nvcc is, or use device='cpu'"
+        )
+    return module
+
+
+def gpu_count() -> int:
+    """GPUs that the native engine can use; 0 if it was compiled without CUDA."""
+    return int(_native.gpu_count()) if hasattr(_native, "gpu_count") else 0
+
+
 def available_isas() -> list[str]:
     """Instruction sets that this machine runs: ``portable``, ``avx2``, ``avx512``."""
     return list(native_module().available_isas())
 
 
-__all__ = ["NativePotential", "available_isas", "native_module"]
+__all__ = ["NativePotential", "available_isas", "gpu_count", "native_module"]

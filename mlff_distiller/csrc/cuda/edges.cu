@@ -28,8 +28,8 @@ __device__ __forceinline__ bool is_finite(double x) { return fabs(x) <= 1.797693
 
 template <typename T>
 __global__ void __launch_bounds__(256)
-    geometry_kernel(NeighborView list, double cutoff, double inverse_spacing, int intervals,
-                    EdgeRecord<T>* records, double* vectors) {
+    geometry_kernel(NeighborView list, double cutoff, double warn_distance, double inverse_spacing,
+                    int intervals, EdgeRecord<T>* records, double* vectors) {
   const int64_t e = thread_index();
   State* state = list.state;
   if (e >= state->num_edges) return;
@@ -55,6 +55,7 @@ __global__ void __launch_bounds__(256)
     record.t = static_cast<T>(position - interval);
     record.inverse = static_cast<T>(inverse);
     for (int a = 0; a < 3; ++a) record.r[a] = static_cast<T>(r[a] * inverse);
+    if (d < warn_distance) atomicMin(&state->close_edge, static_cast<int>(e));
   } else if (inside || !is_finite(d2)) {
     atomicOr(&state->faults, static_cast<unsigned>(inside ? kOnTop : kNotFinite));
     atomicMin(&state->fault_edge, static_cast<int>(e));
@@ -62,13 +63,20 @@ __global__ void __launch_bounds__(256)
   records[e] = record;
 }
 
-// Names the atoms of the first edge with a fault, for the message. One thread.
-__global__ void name_fault(NeighborView list) {
+// Names the atoms of the first edge with a fault and of the first short one. One thread.
+__global__ void name_faults(NeighborView list, const double* vectors) {
   State* state = list.state;
   const int e = state->fault_edge;
   if (e < state->num_edges) {
     state->fault_centre = list.receivers[e];
     state->fault_sender = list.senders[e];
+  }
+  const int close = state->close_edge;
+  if (close < state->num_edges) {
+    state->close_centre = list.receivers[close];
+    state->close_sender = list.senders[close];
+    const double* r = vectors + 3 * static_cast<int64_t>(close);
+    state->close_distance = sqrt(r[0] * r[0] + r[1] * r[1] + r[2] * r[2]);
   }
 }
 
@@ -143,10 +151,12 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(EdgePass<T> p) {
 template <typename T>
 __device__ __forceinline__ T transpose_sum(T (&values)[32], int lane) {
 #pragma unroll
-  for (int half = 16; half > 0; half /= 2) {
+  for (int level = 0; level < 5; ++level) {
+    const int half = 16 >> level;
     const bool upper = (lane & half) != 0;
 #pragma unroll
-    for (int i = 0; i < half; ++i) {
+    for (int i = 0; i < 16; ++i) {
+      if (i >= half) continue;  // a trip count of `half` would keep values[] in local memory
       const T send = upper ? values[i] : values[i + half];
       const T keep = upper ? values[i + half] : values[i];
       values[i] = keep + __shfl_xor_sync(kAllLanes, send, half);
@@ -395,11 +405,12 @@ dim3 centre_grid(const EdgePass<T>& pass) {
 }  // namespace
 
 template <typename T>
-void edge_geometry(const NeighborView& list, double cutoff, double inverse_spacing, int intervals,
-                   EdgeRecord<T>* records, double* vectors, cudaStream_t stream) {
+void edge_geometry(const NeighborView& list, double cutoff, double warn_distance,
+                   double inverse_spacing, int intervals, EdgeRecord<T>* records, double* vectors,
+                   cudaStream_t stream) {
   MLFF_LAUNCH(geometry_kernel<T>, dim3(blocks_for(list.edge_capacity, 256)), dim3(256), 0, stream,
-              list, cutoff, inverse_spacing, intervals, records, vectors);
-  MLFF_LAUNCH(name_fault, dim3(1), dim3(1), 0, stream, list);
+              list, cutoff, warn_distance, inverse_spacing, intervals, records, vectors);
+  MLFF_LAUNCH(name_faults, dim3(1), dim3(1), 0, stream, list, vectors);
 }
 
 template <typename T>
@@ -448,8 +459,8 @@ void sum_totals(int64_t n_local, const double* energies, const double* sums, dou
 }
 
 #define MLFF_INSTANTIATE(T)                                                                       \
-  template void edge_geometry<T>(const NeighborView&, double, double, int, EdgeRecord<T>*,        \
-                                 double*, cudaStream_t);                                          \
+  template void edge_geometry<T>(const NeighborView&, double, double, double, int,                \
+                                 EdgeRecord<T>*, double*, cudaStream_t);                          \
   template void edge_forward<T>(const EdgePass<T>&, bool, cudaStream_t);                          \
   template void edge_backward<T>(const EdgePass<T>&, bool, cudaStream_t);                         \
   template void pair_gradients<T>(const NeighborView&, const RepulsionView&, int,                 \

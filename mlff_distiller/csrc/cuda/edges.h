@@ -79,10 +79,12 @@ struct EdgePass {
   bool accumulate = false;
 };
 
-// Records, and edge vectors [capacity][3] in Angstrom. Faults go to the view's state.
+// Records, and edge vectors [capacity][3] in Angstrom. Faults go to the view's state, and so does an
+// edge shorter than `warn_distance`.
 template <typename T>
-void edge_geometry(const NeighborView& list, double cutoff, double inverse_spacing, int intervals,
-                   EdgeRecord<T>* records, double* vectors, cudaStream_t stream);
+void edge_geometry(const NeighborView& list, double cutoff, double warn_distance,
+                   double inverse_spacing, int intervals, EdgeRecord<T>* records, double* vectors,
+                   cudaStream_t stream);
 
 template <typename T>
 void edge_forward(const EdgePass<T>& pass, bool first, cudaStream_t stream);

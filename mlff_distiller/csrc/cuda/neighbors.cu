@@ -64,7 +64,7 @@ __device__ void multiply3(const double* a, const double* b, double* c) {
 __global__ void decide_begin(State* state, const Box* box, double cutoff, double skin,
                              int keep_list) {
   state->faults = 0;
-  state->fault_edge = state->fault_atom = INT_MAX;
+  state->fault_edge = state->fault_atom = state->close_edge = INT_MAX;
   int rebuild = state->force_rebuild || !state->built;
   state->allowed2 = -1.0;
   for (int i = 0; i < 9; ++i) state->map[i] = i % 4 == 0 ? 1.0 : 0.0;

@@ -40,6 +40,9 @@ struct State {
   int fault_edge;        // lowest edge with a fault, INT_MAX if none
   int fault_atom;        // lowest atom with a position that is not finite, INT_MAX if none
   int fault_centre, fault_sender;  // of fault_edge
+  // An edge shorter than the distance to warn of (the lowest), INT_MAX if none.
+  int close_edge, close_centre, close_sender;
+  double close_distance;  // Angstrom
   // Cell list of the last build: bins along each axis, how many of them to look into on either
   // side, and for open axes where the first begins and how long each is, Angstrom.
   int bins[3], range[3], num_bins;

@@ -191,12 +191,12 @@ void Network<T>::resize(const NeighborView& list, bool gradients) {
 
 template <typename T>
 void Network<T>::begin(const NeighborView& list, const double* weights, bool gradients,
-                       cudaStream_t stream) {
+                       double warn_distance, cudaStream_t stream) {
   list_ = list;
   weights_ = weights;
   gradients_ = gradients;
-  edge_geometry(list, cutoff_, inverse_spacing_, intervals_, records_.data(), vectors_.data(),
-                stream);
+  edge_geometry(list, cutoff_, warn_distance, inverse_spacing_, intervals_, records_.data(),
+                vectors_.data(), stream);
 }
 
 template <typename T>

@@ -26,7 +26,8 @@ class Network {
   // Room for lists of that size.
   void resize(const NeighborView& list, bool gradients);
   // What a step needs before forward(0): edge records. weights: on the device, [n_local] or null.
-  void begin(const NeighborView& list, const double* weights, bool gradients, cudaStream_t stream);
+  void begin(const NeighborView& list, const double* weights, bool gradients, double warn_distance,
+             cudaStream_t stream);
   // 0 ... K-1; the last one computes energies and turns around.
   void forward(int64_t interaction, cudaStream_t stream);
   // K-1 ... 0

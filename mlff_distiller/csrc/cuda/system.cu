@@ -91,7 +91,8 @@ class System::Impl {
   virtual void begin(const StepInput& input) = 0;
   virtual const ExchangeRequest* advance() = 0;
   virtual const StepResult& finish() = 0;
-  virtual size_t row_bytes() const = 0;  // of F numbers
+  virtual const State& state() const = 0;  // after the last wait
+  virtual size_t row_bytes() const = 0;    // of F numbers
   virtual const TableReport& table_report() const = 0;
   virtual size_t memory_bytes() const = 0;
 
@@ -142,7 +143,7 @@ class TypedSystem : public System::Impl {
     do {
       upload();
       list_.update(stream);
-      network_.begin(list_.view(), weights(), input_.forces, stream);
+      network_.begin(list_.view(), weights(), input_.forces, options_.warn_distance, stream);
       list_.download_state(stream);
       stream_.wait();
     } while (grow_after_overflow());
@@ -200,6 +201,7 @@ class TypedSystem : public System::Impl {
     return results();
   }
 
+  const State& state() const override { return list_.host_state(); }
   size_t row_bytes() const override {
     return sizeof(T) * static_cast<size_t>(network_.num_channels());
   }
@@ -227,6 +229,7 @@ class TypedSystem : public System::Impl {
     input_ = input;
     input_.forces = input.forces || input.atom_virials;
     const cudaStream_t stream = stream_.get();
+    list_.set_skin(input.skin >= 0.0 ? input.skin : options_.skin);
     // A first guess, the density of water; grow_after_overflow() knows better.
     constexpr int64_t kNeighbors = 64;
     if (sizes) {
@@ -288,7 +291,7 @@ class TypedSystem : public System::Impl {
     const cudaStream_t stream = stream_.get();
     upload();
     list_.update(stream);
-    network_.begin(list_.view(), weights(), input_.forces, stream);
+    network_.begin(list_.view(), weights(), input_.forces, options_.warn_distance, stream);
     const int64_t layers = network_.num_interactions(), n = input_.n_local;
     const int64_t ghosts = input_.n_rows - n;
     const int f = network_.num_channels();
@@ -448,6 +451,13 @@ const StepResult& System::compute(const StepInput& input, GhostExchange* exchang
 void System::begin(const StepInput& input) { impl_->begin(input); }
 const ExchangeRequest* System::advance() { return impl_->advance(); }
 const StepResult& System::finish() { return impl_->finish(); }
+bool System::close_pair(int& centre, int& sender, double& distance) const {
+  const State& state = impl_->state();
+  centre = state.close_centre;
+  sender = state.close_sender;
+  distance = state.close_distance;
+  return state.close_edge != INT_MAX;
+}
 size_t System::max_exchange_bytes() const { return 5 * impl_->row_bytes(); }
 const TableReport& System::table_report() const { return impl_->table_report(); }
 bool System::uses_cublas() const { return impl_->uses_cublas; }

@@ -23,6 +23,7 @@ struct SystemOptions {
   Math math = Math::kFloat32;                 // of matrix products in float32
   double skin = 0.3;                          // Angstrom
   int device = 0;
+  double warn_distance = 0.0;  // Angstrom, see close_pair()
   bool graph = true;      // capture steps without ghosts in a CUDA graph
   bool cublas = true;     // false: our own products, for tests
   const Cublas* library = nullptr;  // instead of load_cublas(), for tests
@@ -43,6 +44,7 @@ struct StepInput {
   bool new_atoms = true;                     // sizes or species changed
   // Ghosts (LAMMPS): the caller decides when lists are built, with `new_list`.
   bool keep_list = false, new_list = false;
+  double skin = -1.0;  // Angstrom, of the next list; negative: as in SystemOptions
   // Ghosts that are images of this process' own atoms: [n_rows - n_local] rows below n_local. Null:
   // another process has them, see advance().
   const int32_t* ghost_owners = nullptr;
@@ -79,6 +81,10 @@ class System {
   void begin(const StepInput& input);
   const ExchangeRequest* advance();
   const StepResult& finish();
+
+  // A pair of this step nearer than SystemOptions::warn_distance; false if there is none. Valid
+  // after begin() or compute().
+  bool close_pair(int& centre, int& sender, double& distance) const;
 
   size_t max_exchange_bytes() const;  // per row, of any request
   const TableReport& table_report() const;

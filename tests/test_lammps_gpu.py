@@ -1,0 +1,143 @@
+"""pair_style painn with ``device gpu``, in the real ``lmp``, its GPU emulated on the host.
+
+The same systems and the same reference as tests/test_lammps_correct.py.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from cuda_module import plugin
+from lammps_runner import (
+    Run,
+    assert_same,
+    evaluate,
+    make_student,
+    needs_lammps,
+    reference,
+    run_lmp,
+    script_of,
+)
+from test_lammps_correct import crystal, systems, trajectory, variations
+
+pytestmark = needs_lammps
+
+STYLE = "device gpu precision double"
+RANKS = (1, 2, 4)
+
+
+@pytest.fixture(scope="module")
+def prefix():
+    return f"plugin unload pair painn\nplugin load {plugin()}\n"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "student.pt"
+    return path, make_student(path)
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+def test_equals_autograd(model, prefix, tmp_path, ranks):
+    """Cases 1, 5 to 11, 13, 14, 16 to 20 of lammps_plugin/README.md; tables are within 1e-8."""
+    runs = [
+        replace(run, style=STYLE, centroid=False)
+        for run in variations(model[0], ranks)
+        if "grid" not in run.name or "grid0" in run.name
+    ]
+    known = systems()
+    expected = {name: reference(model[1], system) for name, system in known.items()}
+    got = evaluate(runs, tmp_path, ranks, prefix=prefix)
+    for run in runs:
+        system = next(name for name, s in known.items() if s is run.system or same(s, run.system))
+        assert_same(got[run.name], expected[system], forces=2e-8, virial=1e-6)
+        sums = got[run.name].atom_virials.sum(axis=0)
+        whole = expected[system].virial
+        want = [whole[a, b] for a, b in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))]
+        np.testing.assert_allclose(sums, want, atol=1e-6)
+
+
+def same(a, b):
+    return a.positions.shape == b.positions.shape and np.array_equal(a.positions, b.positions)
+
+
+def test_single_precision(model, prefix, tmp_path):
+    system = systems()["glass"]
+    for ranks in (1, 2):
+        run = Run("s", system, model[0], style="device gpu precision single", centroid=False)
+        got = evaluate([run], tmp_path, ranks, prefix=prefix)["s"]
+        want = reference(model[1], system)
+        assert_same(got, want, energy=1e-6, forces=1e-4, virial=1e-3)
+
+
+@pytest.fixture(scope="module")
+def soft_model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("soft") / "soft.pt"
+    make_student(path, num_interactions=2, zbl=True, seed=3)
+    return path
+
+
+def test_trajectories_agree_with_the_cpu(soft_model, prefix, tmp_path):
+    """Dynamics with rebuilds, on one rank through a captured graph, and NPT with a tilting box."""
+    for fix in ("fix 1 all nve", "fix 1 all npt temp 300 300 0.05 tri 0 0 0.5"):
+        after = "timestep 0.0005\nneigh_modify every 1 delay 0 check yes"
+        if "npt" in fix:
+            after += "\nchange_box all triclinic"
+        run = trajectory("t", crystal(), soft_model, fix, 25, after=after, skin=0.1)
+        cpu = evaluate([replace(run, style="precision double")], tmp_path)["t"]
+        for ranks in (1, 2):
+            gpu = evaluate([replace(run, style=STYLE)], tmp_path, ranks, prefix=prefix)["t"]
+            assert_same(gpu, cpu, forces=1e-6, virial=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("style", "after", "message"),
+    [
+        ("device gpu tabulate off", "", "tabulate off is for device cpu"),
+        ("device gpu math half", "", "math must be float32 or tf32 or bfloat16, got 'half'"),
+        (
+            "device gpu",
+            "compute x all centroid/stress/atom NULL pair\ncompute y all reduce sum c_x[1]\n"
+            "thermo_style custom step c_y",
+            "centroid/stress/atom is not available with device gpu",
+        ),
+        ("device gpu", "displace_atoms all move 0 0 0\nset atom 2 x 0.3 y 0.3 z 0.3\n"
+         "set atom 1 x 0.3 y 0.3 z 0.3", "no force is defined|are at one point"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_errors_stop_all_ranks(model, prefix, tmp_path, style, after, message, ranks):
+    import re
+
+    run = Run("e", systems()["cubic"], model[0], style=style, after=after, centroid=False)
+    script = script_of(run, tmp_path)
+    if "thermo_style" in after:
+        script = re.sub(r"thermo_style custom step pe.*", "", script)
+    done = run_lmp(tmp_path, prefix + script, ranks)
+    assert done.returncode != 0
+    assert re.search(message, done.error), done.output[-1500:]
+
+
+def test_short_pairs_are_reported(tmp_path, prefix):
+    path = tmp_path / "m.pt"
+    make_student(path, metadata={"min_distance": 2.0})
+    for extrapolation, expected in (("warn", "WARNING"), ("stop", "ERROR"), ("ignore", "")):
+        style = f"device gpu extrapolation {extrapolation}"
+        run = Run("x", systems()["glass"], path, style=style, centroid=False)
+        done = run_lmp(tmp_path, prefix + script_of(run, tmp_path))
+        lines = [x for x in done.output.splitlines() if "closer than any pair in training" in x]
+        assert bool(lines) == bool(expected), done.output[-1500:]
+        assert all(line.startswith(expected) for line in lines[:1])
+
+
+def test_banner_names_the_device(model, prefix, tmp_path):
+    run = Run("b", systems()["glass"], model[0], style=STYLE, centroid=False)
+    done = run_lmp(tmp_path, prefix + script_of(run, tmp_path), 2)
+    assert "device gpu " in done.output
+    assert "2 ranks of a node share 1 GPU" in done.output
+
+
+def test_a_build_without_cuda_says_so(model, tmp_path):
+    run = Run("c", systems()["glass"], model[0], style="device gpu", centroid=False)
+    done = run_lmp(tmp_path, script_of(run, tmp_path))
+    assert "built without CUDA" in done.error
