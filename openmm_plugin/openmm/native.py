@@ -21,9 +21,18 @@ _STAMP = re.compile(rb"MLFF_OPENMM_BUILD=([^;\0]+);")
 _REINSTALL = "run `pip install --no-build-isolation .` in mlff_distiller, with openmm installed"
 
 
+def find_plugin() -> Path | None:
+    """The plugin of this installation, or else the one that OpenMM has found among its own."""
+    packaged = native_file(_LIBRARY)
+    if packaged is not None:
+        return packaged
+    loaded = (Path(name) for name in getattr(openmm, "pluginLoadedLibNames", ()))
+    return next((path for path in loaded if path.name == Path(_LIBRARY).name), None)
+
+
 def plugin_is_built() -> bool:
     """True if the plugin exists and was built for the running OpenMM."""
-    path = native_file(_LIBRARY)
+    path = find_plugin()
     return path is not None and built_for(path) == openmm.Platform.getOpenMMVersion()
 
 
@@ -40,7 +49,7 @@ def load_plugin() -> Path:
     Raises:
         InputError: it was not built, or for another OpenMM: that would load, and crash later.
     """
-    library = native_file(_LIBRARY)
+    library = find_plugin()
     if library is None:
         raise InputError(
             f"backend='native' needs {_LIBRARY}, which was not built in this installation; "
