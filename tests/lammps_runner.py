@@ -389,36 +389,3 @@ def assert_same(
     assert np.abs(got.forces - expected.forces).max(initial=0.0) <= forces
     if virial is not None:
         np.testing.assert_allclose(got.virial, expected.virial, atol=virial, rtol=0)
-
-
-# --- the table in lammps_plugin/README.md ---------------------------------------------------------
-README = Path(__file__).parent.parent / "lammps_plugin" / "README.md"
-
-
-def case_table() -> str:
-    """Markdown table of the numbered cases, from the names of the tests."""
-    rows: dict[int, list[str]] = {}
-    for path in sorted(Path(__file__).parent.glob("test_lammps*.py")):
-        for name in re.findall(r"^def test_(case_\d\d\w*)\(", path.read_text(), re.MULTILINE):
-            numbers = re.match(r"case_(\d\d)(?:_and_(\d\d))?_", name)
-            assert numbers is not None
-            text = name[numbers.end() :].replace("_", " ")
-            for number in numbers.groups():
-                if number:
-                    rows.setdefault(int(number), []).append(f"{text} ({path.stem})")
-    lines = ["| case | tests |", "|---|---|"]
-    lines += [f"| {number} | {'; '.join(rows[number])} |" for number in sorted(rows)]
-    return "\n".join(lines)
-
-
-def readme_with_cases() -> str:
-    """The plugin's README with the table of cases brought up to date."""
-    text = README.read_text()
-    head, rest = text.split("<!-- cases:", 1)
-    marker, rest = rest.split("-->\n", 1)
-    tail = rest.split("<!-- end of cases -->", 1)[1]
-    return f"{head}<!-- cases:{marker}-->\n{case_table()}\n<!-- end of cases -->{tail}"
-
-
-if __name__ == "__main__":
-    README.write_text(readme_with_cases())

@@ -19,17 +19,16 @@ import ase.io
 import numpy as np
 import pytest
 import torch
+from case_tables import readme_with_cases
 from lammps_runner import (
     EXACT,
     OVERSUBSCRIBED,
-    README,
     Run,
     assert_same,
     evaluate,
     make_student,
     needs_lammps,
     random_system,
-    readme_with_cases,
     reference,
     run_lmp,
     script_of,
@@ -308,6 +307,7 @@ def test_example_hybrid_zbl(silicon, tmp_path):
 
 # --- documentation --------------------------------------------------------------------------------
 def test_readme_lists_every_case():
-    text = README.read_text()
-    assert text == readme_with_cases(), "run: python tests/lammps_runner.py"
+    readme = ROOT / "lammps_plugin" / "README.md"
+    text = readme.read_text()
+    assert text == readme_with_cases(readme), "run: python tests/case_tables.py"
     assert re.findall(r"^\| (\d+) \|", text, re.MULTILINE) == [str(n) for n in range(1, 41)]

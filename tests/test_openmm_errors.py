@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 openmm = pytest.importorskip("openmm")
 
 from ase import Atoms  # noqa: E402
+from case_tables import readme_with_cases  # noqa: E402
 from engine_systems import (  # noqa: E402
     direct,
     ethanol,
@@ -20,11 +22,12 @@ from engine_systems import (  # noqa: E402
     openmm_system,
     topology_of,
 )
+from openmm import app, unit  # noqa: E402
 
 import mlff_distiller.openmm.native as native  # noqa: E402
 from mlff_distiller.errors import InputError  # noqa: E402
 from mlff_distiller.export import export_student  # noqa: E402
-from mlff_distiller.openmm import painn_force  # noqa: E402
+from mlff_distiller.openmm import keep_molecules_whole, painn_force  # noqa: E402
 
 BACKENDS = ["python"] + (["native"] if native.plugin_is_built() else [])
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
@@ -168,7 +171,7 @@ def test_case_27b_xml_round_trip_keeps_all_options(model, backend):
         periodic=True,
         force_group=11,
         threads=1,
-        skin=0.55,
+        skin=0.055 * unit.nanometer,
     )
     text = openmm.XmlSerializer.serialize(force)
     again = openmm.XmlSerializer.deserialize(text)
@@ -291,16 +294,67 @@ def test_case_30_fresh_process(model, backend, imports):
     assert float(run.stdout.split()[-1]) == pytest.approx(expected, rel=1e-6)
 
 
-def test_bad_options(model):
+@pytest.mark.parametrize("backend", [*BACKENDS, "auto"])
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"precision": "half"}, "'single' or 'double', got 'half'"),
+        ({"precision": None}, "'single' or 'double', got None"),
+        ({"force_group": 32}, r"integer 0\.\.31, got 32"),
+        ({"force_group": "1"}, r"integer 0\.\.31, got '1'"),
+        ({"threads": -1}, r"threads must be an integer 0\.\.1024, got -1; 0 is"),
+        ({"threads": 10**9}, r"0\.\.1024, got 1000000000"),
+        ({"threads": 1.5}, r"0\.\.1024, got 1\.5"),
+        ({"threads": "two"}, r"0\.\.1024, got 'two'"),
+        ({"skin": -0.1}, r"length >= 0 Å, got -0\.1"),
+        ({"skin": float("nan")}, "length >= 0 Å, got nan"),
+        ({"skin": "wide"}, "length >= 0 Å, got 'wide'"),
+        ({"skin": 1 * unit.picosecond}, "length >= 0 Å, got "),
+        ({"periodic": "x"}, "True, False or None .*got 'x'"),
+        ({"periodic": 1}, "True, False or None .*got 1;"),
+        ({"device": None}, "device must be a name such as 'cpu' or 'cuda:0', got None"),
+        ({"model": None}, "path of an exported student, got None"),
+        ({"model": 3.0}, "path of an exported student, got 3.0"),
+        ({"model": "."}, "cannot read the model"),
+        ({"topology": None}, "topology must be an openmm.app.Topology, got None"),
+        ({"topology": "ethanol.pdb"}, "topology must be .*got 'ethanol.pdb'"),
+        ({"topology": app.Topology()}, "at least one atom, got none"),
+        ({"atoms": 3}, "atoms must be integers .*not iterable"),
+        ({"atoms": [True] + [False] * 8}, "got True or False; of a mask pass"),
+    ],
+)
+def test_bad_options(model, backend, keywords, message):
+    arguments = {"topology": topology_of(ethanol()), "model": model, "backend": backend, **keywords}
+    with pytest.raises(InputError, match=message) as error:
+        painn_force(**arguments)
+    one_line(error)
+
+
+def test_bad_backends(model):
     topology = topology_of(ethanol())
     for keywords, message in [
         ({"backend": "fast"}, "auto, native, python, torch, got 'fast'"),
-        ({"precision": "half"}, "'single' or 'double', got 'half'"),
-        ({"force_group": 32}, r"0\.\.31, got 32"),
+        ({"backend": None}, "auto, native, python, torch, got None"),
         ({"backend": "native", "device": "cuda"}, "runs on the CPU, got device 'cuda'"),
+        ({"backend": "python", "device": "abacus"}, "cannot compute on device 'abacus'"),
     ]:
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(InputError, match=message) as error:
             painn_force(topology, model, **keywords)
+        one_line(error)
+
+
+def test_bad_molecules(model):
+    topology = topology_of(ethanol(), bonds=[(0, 1)])
+    for arguments, message in [
+        ((None,), "topology must be"),
+        ((topology, [0, 9]), r"0\.\.8, got \[9\]"),
+        ((topology, ["a"]), "integers .*str"),
+    ]:
+        with pytest.raises(InputError, match=message) as error:
+            keep_molecules_whole(*arguments)
+        one_line(error)
+    assert keep_molecules_whole(topology, iter([1, 0])).getNumBonds() == 1
+    assert keep_molecules_whole(topology, [0, 2]).getNumBonds() == 0
 
 
 def test_torch_module_equals_the_model(model):
@@ -347,3 +401,10 @@ def test_torch_module_with_a_box(model):
     expected, expected_forces, _ = direct(make_student([1, 6, 8]), atoms)
     assert energy.item() == pytest.approx(expected * 96.48533212331, rel=1e-9)
     np.testing.assert_allclose(forces.numpy() / 964.8533212331, expected_forces, atol=1e-7)
+
+
+def test_readme_lists_every_case():
+    readme = Path(__file__).parents[1] / "openmm_plugin" / "README.md"
+    text = readme.read_text()
+    assert text == readme_with_cases(readme), "run: python tests/case_tables.py"
+    assert re.findall(r"^\| (\d+) \|", text, re.MULTILINE) == [str(n) for n in range(1, 34)]

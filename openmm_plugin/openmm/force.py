@@ -13,7 +13,6 @@ All give the same energies, and the same answers to bad input.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +20,16 @@ from typing import TYPE_CHECKING
 from mlff_distiller.errors import InputError
 from mlff_distiller.export import read_metadata
 from mlff_distiller.files import sha256
+from mlff_distiller.openmm.checks import (
+    MOST_THREADS,
+    check_choices,
+    check_topology,
+    checked_atoms,
+    checked_integer,
+    checked_model,
+    checked_periodic,
+    checked_skin,
+)
 from mlff_distiller.potential import DEFAULT_SKIN, dtype_name
 
 try:
@@ -33,8 +42,6 @@ except ImportError:
 
 if TYPE_CHECKING:
     from openmm.app import Topology
-
-BACKENDS = ("auto", "native", "python", "torch")
 
 
 def painn_force(
@@ -71,29 +78,28 @@ def painn_force(
         periodic: whether the model sees periodic images; None asks the topology.
         force_group: 0..31.
         threads: of the native engine; 0 is OpenMP's default.
-        skin: Å; neighbour lists live until an atom has moved half of this.
+        skin: a number in Å or an OpenMM length; neighbour lists live until an atom has moved half
+            of this.
 
     Returns:
         A force that is not yet owned by a System. Energies in kJ/mol include the model's
         reference energies of the atoms.
 
     Raises:
-        InputError: unusable file, unknown option, atoms out of range or twice, an atom without
-            an element or of one that the model does not know, a backend that is not there.
+        InputError: unusable file, unknown option or value, atoms out of range or twice, an atom
+            without an element or of one that the model does not know, a backend that is not there.
     """
-    if backend not in BACKENDS:
-        raise InputError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    if precision not in ("single", "double"):
-        raise InputError(f"precision must be 'single' or 'double', got {precision!r}")
-    if not 0 <= force_group <= 31:
-        raise InputError(f"force_group must be 0..31, got {force_group}; choose another")
-    path = Path(model).absolute()
+    check_topology(topology)
+    check_choices(backend, precision, device)
+    periodic = checked_periodic(periodic, topology)
+    force_group = checked_integer("force_group", force_group, 31, "choose another")
+    threads = checked_integer("threads", threads, MOST_THREADS, "0 is OpenMP's default")
+    skin = checked_skin(skin)
+    path = checked_model(model)
     metadata = read_metadata(path)
-    particles = None if atoms is None else _checked_atoms(atoms, topology.getNumAtoms())
+    particles = None if atoms is None else checked_atoms(atoms, topology.getNumAtoms())
     numbers = atomic_numbers(topology, particles)
     _check_elements(numbers, metadata["elements"])
-    if periodic is None:
-        periodic = topology.getPeriodicBoxVectors() is not None
     backend, device = _resolve(backend, device)
 
     if backend == "native":
@@ -105,7 +111,7 @@ def painn_force(
             particles=particles,
             num_particles=topology.getNumAtoms(),
             bonds=bonds_within(topology, particles),
-            periodic=bool(periodic),
+            periodic=periodic,
             precision=precision,
             threads=threads,
             skin=skin,
@@ -117,7 +123,7 @@ def painn_force(
             path,
             atomic_numbers=numbers,
             particles=particles,
-            periodic=bool(periodic),
+            periodic=periodic,
             precision=precision,
             device=device,
         )
@@ -128,14 +134,14 @@ def painn_force(
             str(path),
             sha256(path),
             numbers,
-            periodic=bool(periodic),
+            periodic=periodic,
             dtype=str(dtype_name(precision)),
             device=device,
             threads=threads,
             skin=skin,
         )
         force = openmm.PythonForce(computation)
-        force.setUsesPeriodicBoundaryConditions(bool(periodic))
+        force.setUsesPeriodicBoundaryConditions(periodic)
         force.setName("PainnPythonForce")
         if particles is not None:
             force.setParticles(particles)
@@ -144,7 +150,7 @@ def painn_force(
 
 
 def keep_molecules_whole(
-    topology: Topology, atoms: Iterable[int] | None = None, *, periodic: bool = False
+    topology: Topology, atoms: Iterable[int] | None = None, *, periodic: bool | None = False
 ) -> openmm.HarmonicBondForce:
     """Bonds of zero strength, so that barostats move molecules and not single atoms.
 
@@ -155,13 +161,17 @@ def keep_molecules_whole(
     Args:
         topology: its bonds, both ends among ``atoms``, are used.
         atoms: as in :func:`painn_force`.
-        periodic: as in :func:`painn_force`.
+        periodic: as in :func:`painn_force`; None asks the topology.
+
+    Raises:
+        InputError: no topology, atoms out of range or twice.
     """
-    particles = None if atoms is None else list(atoms)
+    check_topology(topology)
+    particles = None if atoms is None else checked_atoms(atoms, topology.getNumAtoms())
     force = openmm.HarmonicBondForce()
     for first, second in bonds_within(topology, particles):
         force.addBond(first, second, 0.1, 0.0)
-    force.setUsesPeriodicBoundaryConditions(periodic)
+    force.setUsesPeriodicBoundaryConditions(checked_periodic(periodic, topology))
     force.setName("PainnMolecules")
     return force
 
@@ -191,26 +201,6 @@ def atomic_numbers(topology: Topology, atoms: Sequence[int] | None) -> list[int]
             "set atom.element, or leave virtual sites out of atoms="
         )
     return [int(atom.element.atomic_number) for atom in chosen]
-
-
-def _checked_atoms(atoms: Iterable[int], count: int) -> list[int]:
-    try:
-        particles = [operator.index(i) for i in atoms]
-    except TypeError as error:
-        raise InputError(
-            f"atoms must be integers ({error}); pass indices such as atoms=[0, 1, 2]"
-        ) from None
-    if not particles:
-        raise InputError("atoms must name at least one atom, got none; leave it out for all")
-    outside = sorted({i for i in particles if not 0 <= i < count})
-    if outside:
-        raise InputError(
-            f"atoms must lie in 0..{count - 1}, got {outside[:10]}; the topology has {count} atoms"
-        )
-    if len(set(particles)) != len(particles):
-        twice = sorted({i for i in particles if particles.count(i) > 1})
-        raise InputError(f"atoms must differ, got {twice[:10]} more than once; remove repetitions")
-    return particles
 
 
 def _check_elements(numbers: Sequence[int], elements: list[int]) -> None:
