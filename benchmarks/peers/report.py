@@ -23,6 +23,23 @@ def ours_in_group(results: list[dict], row: dict) -> dict | None:
     return None
 
 
+def was_disturbed(results: list[dict], row: dict) -> bool:
+    """Whether other programs ran during this row or its group."""
+    if "median_s" not in row:
+        return False
+    ours = ours_in_group(results, row)
+    others = [
+        r["median_s"]
+        for r in results
+        if r["peer"] == "ours" and "median_s" in r
+        and r["system"] == row["system"] and r["threads"] == row["threads"]
+    ]  # fmt: skip
+    slow = ours is not None and ours["median_s"] > 1.25 * min(others)
+    # A median of two or three calls is no defence against one that was slow.
+    scattered = row.get("calls", 5) < 5 and row["rounds_high_s"] > 1.5 * row["rounds_low_s"]
+    return slow or scattered or row.get("cpu_per_wall", 1.0) < 0.9
+
+
 def markdown(report: dict) -> str:
     tuned = "on" if report["malloc_tuned"] else "off"
     lines = [
@@ -33,13 +50,14 @@ def markdown(report: dict) -> str:
         "neighbour list built in every call, median over interleaved rounds; in brackets the "
         f"lowest and highest median of a round. Our weights: {report['weights']}.",
     ]
-    starved = [r for r in report["results"] if r.get("cpu_per_wall", 1.0) < 0.9]
-    if starved:  # short calls slip between other programs, long ones do not: unfair to peers
-        least = min(r["cpu_per_wall"] for r in starved)
+    disturbed = [r for r in report["results"] if was_disturbed(report["results"], r)]
+    if disturbed:  # short calls slip between other programs, long ones do not: unfair to peers
         lines += [
             "",
-            f"**The machine was busy: {len(starved)} rows got less than 90% of a core (least "
-            f"{least:.0%}). Ratios of this run are not to be quoted; run it again when it is quiet.**",
+            f"Other programs were running during {len(disturbed)} rows, which therefore have no "
+            "ratio: they got less than 90% of a core, or few calls of very different length, or we, "
+            "measured in turn with them, were more than a quarter slower than in another group of "
+            "that system.",
         ]
     for name, system in report["systems"].items():
         rows = [r for r in report["results"] if r["system"] == name]
@@ -66,6 +84,8 @@ def table(rows: list[dict], system: dict, results: list[dict]) -> list[str]:
     for row in sorted(measured, key=lambda r: r["median_s"]):
         ours = ours_in_group(results, row)
         ratio = "" if ours is None or row is ours else f"{row['median_s'] / ours['median_s']:.1f}×"
+        if was_disturbed(results, row):
+            ratio = "disturbed"
         spread = f"{number(row['rounds_low_s'] * 1e3)}–{number(row['rounds_high_s'] * 1e3)}"
         version = f" {row['version']}" if row.get("version") else ""
         lines.append(
