@@ -85,6 +85,7 @@ def test_openmm_time_step(model, tmp_path):
     output = run_example("openmm/time_step.py", tmp_path, model, "--steps", 50)
     assert output.count("natural") == 2
     assert len(table_of(output, 4)) == 2
+    assert is_picture(tmp_path / "time_step.png")
 
 
 @openmm_too
@@ -96,6 +97,7 @@ def test_openmm_mixed(model, tmp_path):
     assert solute == 22
     assert molecules == 1 + water // 3
     assert len(table_of(output, 4)) == 10
+    assert is_picture(tmp_path / "mixed.png")
 
 
 @openmm_too

@@ -2,8 +2,8 @@
 
     python molecule.py student.pt --steps 200000
 
-The student must know H, C, N and O. Any other molecule with CONECT records works as well; the plot
-is then the energy.
+The student must know H, C, N and O. Any other molecule with CONECT records works as well; the
+picture then holds energy and temperature alone.
 """
 
 import argparse
@@ -78,15 +78,26 @@ for _ in range(args.steps // interval):
     )
 rows = np.array(rows)
 
-figure, axes = plt.subplots(figsize=(5, 4.5))
+half = rows[len(rows) // 2 :]
+figure, panels = plt.subplots(1, 2, figsize=(10, 4.3), layout="constrained")
+energy_axes = panels[1] if is_dipeptide else panels[0]
+temperature_axes = energy_axes.twinx() if is_dipeptide else panels[1]
 if is_dipeptide:
-    points = axes.scatter(rows[:, 3], rows[:, 4], c=rows[:, 0], s=12)
-    axes.set(xlabel="φ / °", ylabel="ψ / °", xlim=(-180, 180), ylim=(-180, 180))
+    points = panels[0].scatter(rows[:, 3], rows[:, 4], c=rows[:, 0], s=14, edgecolors="none")
+    panels[0].set(
+        xlabel="φ / °", ylabel="ψ / °", xlim=(-180, 180), ylim=(-180, 180), aspect="equal"
+    )
+    panels[0].set_xticks(range(-180, 181, 60))
+    panels[0].set_yticks(range(-180, 181, 60))
+    panels[0].grid(alpha=0.3)
     figure.colorbar(points, label="time / ps")
-else:
-    axes.plot(rows[:, 0], rows[:, 1])
-    axes.set(xlabel="time / ps", ylabel="potential energy / (kJ/mol)")
-figure.tight_layout()
+energy_axes.plot(rows[:, 0], rows[:, 1] - half[:, 1].mean(), color="C0", lw=1)
+energy_axes.set(xlabel="time / ps")
+energy_axes.set_ylabel("potential energy − mean / (kJ/mol)", color="C0")
+temperature_axes.plot(rows[:, 0], rows[:, 2], color="C1", lw=1, alpha=0.7)
+temperature_axes.axhline(args.temperature, color="C1", ls=":", lw=1)
+temperature_axes.set_ylabel("temperature / K", color="C1")
+temperature_axes.set_xlabel("time / ps")
 figure.savefig(args.plot, dpi=150)
 
 print(f"{'time / ps':>10} {'E_pot / kJ/mol':>16} {'T / K':>8} {'φ / °':>8} {'ψ / °':>8}")

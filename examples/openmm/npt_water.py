@@ -57,20 +57,25 @@ print(
     f"{topology.getNumResidues()} molecules, {len(simulation.context.getMolecules())} for the barostat"
 )
 print(f"{'time / ps':>10} {'E_pot / kJ/mol':>16} {'density / g/cm³':>16}")
-for _ in range(20):
-    simulation.step(max(1, args.steps // 20))
+records = 100 if args.steps >= 1000 else 20
+for record in range(1, records + 1):
+    simulation.step(max(1, args.steps // records))
     state = simulation.context.getState(energy=True)
     times.append(state.getTime().value_in_unit(unit.picosecond))
     densities.append(
         (mass / state.getPeriodicBoxVolume()).value_in_unit(unit.gram / unit.centimeter**3)
     )
-    energy = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
-    print(f"{times[-1]:10.3f} {energy:16.1f} {densities[-1]:16.4f}")
+    if record % (records // 20) == 0:
+        energy = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
+        print(f"{times[-1]:10.3f} {energy:16.1f} {densities[-1]:16.4f}")
 
-figure, axes = plt.subplots(figsize=(5, 3.5))
-axes.plot(times, densities)
-axes.set(xlabel="time / ps", ylabel="density / (g/cm³)")
-figure.tight_layout()
+half = densities[records // 2 :]
+figure, axes = plt.subplots(figsize=(6, 3.8), layout="constrained")
+axes.plot(times, densities, lw=1)
+axes.hlines(np.mean(half), times[records // 2], times[-1], color="C1", label="mean of this half")
+axes.axhline(0.997, color="0.5", ls=":", label="experiment, 298 K")
+axes.set(xlabel="time / ps", ylabel="density / (g/cm³)", title="liquid water, 1 bar")
+axes.grid(alpha=0.3)
+axes.legend()
 figure.savefig(args.plot, dpi=150)
-half = densities[len(densities) // 2 :]
 print(f"density of the second half {np.mean(half):.4f} ± {np.std(half):.4f} g/cm³; {args.plot}")

@@ -9,17 +9,22 @@ equilibrium property and slows the fastest vibrations, so that 1 to 2 fs become 
 import argparse
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import openmm
 from openmm import app, unit
 
 from mlff_distiller.openmm import painn_force
 
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("model", help="file written by `mlff-distiller export`")
 parser.add_argument("--pdb", default=Path(__file__).parent / "alanine-dipeptide.pdb")
 parser.add_argument("--steps", type=int, default=10000, help="of each run")
 parser.add_argument("--temperature", type=float, default=300.0, help="K")
+parser.add_argument("--plot", default="time_step.png")
 args = parser.parse_args()
 
 pdb = app.PDBFile(str(args.pdb))
@@ -43,6 +48,7 @@ def make_system(hydrogen_mass):
     return system
 
 
+figure, axes = plt.subplots(figsize=(6.5, 4), layout="constrained")
 print(f"{'step / fs':>10} {'m(H) / amu':>11} {'drift / eV/atom/ps':>20} {'noise / eV/atom':>17}")
 for femtoseconds, hydrogen_mass in [(0.5, None), (1.0, None), (1.0, 3.0), (2.0, 3.0)]:
     integrator = openmm.VerletIntegrator(femtoseconds * unit.femtosecond)
@@ -61,3 +67,10 @@ for femtoseconds, hydrogen_mass in [(0.5, None), (1.0, None), (1.0, 3.0), (2.0, 
     noise = np.std(np.array(energies) - drift * np.array(times) - offset)
     mass = "natural" if hydrogen_mass is None else f"{hydrogen_mass:.1f}"
     print(f"{femtoseconds:10.1f} {mass:>11} {drift:20.1e} {noise:17.1e}")
+    shifted = 1000 * (np.array(energies) - offset)
+    axes.plot(times, shifted, lw=1, label=f"{femtoseconds:g} fs, hydrogen {mass}")
+axes.set(xlabel="time / ps", ylabel="total energy / (meV/atom)", title="NVE, from the start of a fitted line")
+axes.grid(alpha=0.3)
+axes.legend(fontsize=8)
+figure.savefig(args.plot, dpi=150)
+print(f"picture in {args.plot}")
