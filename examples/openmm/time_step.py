@@ -69,7 +69,11 @@ for femtoseconds, hydrogen_mass in [(0.5, None), (1.0, None), (1.0, 3.0), (2.0, 
     print(f"{femtoseconds:10.1f} {mass:>11} {drift:20.1e} {noise:17.1e}")
     shifted = 1000 * (np.array(energies) - offset)
     axes.plot(times, shifted, lw=1, label=f"{femtoseconds:g} fs, hydrogen {mass}")
-axes.set(xlabel="time / ps", ylabel="total energy / (meV/atom)", title="NVE, from the start of a fitted line")
+axes.set(
+    xlabel="time / ps",
+    ylabel="total energy / (meV/atom)",
+    title="NVE, from the start of a fitted line",
+)
 axes.grid(alpha=0.3)
 axes.legend(fontsize=8)
 figure.savefig(args.plot, dpi=150)
