@@ -37,17 +37,19 @@ def in_turn(runs: dict[str, Callable[[], Outcome]], rounds: int) -> dict[str, Re
     for _ in range(rounds):
         for name, call in runs.items():
             outcomes[name].append(call())
-    return {name: _summary(each) for name, each in outcomes.items()}
+    return {
+        name: _row([o.seconds_per_step for o in each], min(o.cpu_share for o in each))
+        for name, each in outcomes.items()
+    }
 
 
-def _summary(outcomes: list[Outcome]) -> Result:
-    seconds = [o.seconds_per_step for o in outcomes]
+def _row(seconds: list[float], cpu_share: float) -> Result:
     return {
         "seconds_per_step": statistics.median(seconds),
         "lowest": min(seconds),
         "highest": max(seconds),
         "rounds": seconds,
-        "cpu_share": min(o.cpu_share for o in outcomes),
+        "cpu_share": cpu_share,
     }
 
 
@@ -77,14 +79,12 @@ def two_ranks(setup: Setup) -> Result:
         traffic = outcome.bytes_per_atom
         return outcome
 
+    names = "painn, 1 rank", "painn, 2 ranks"
     rows = in_turn(
-        {"painn, 1 rank": lambda: timed(case, size.steps, setup.folder), "painn, 2 ranks": two},
-        setup.rounds,
+        {names[0]: lambda: timed(case, size.steps, setup.folder), names[1]: two}, setup.rounds
     )
-    speedup, share = (
-        _ratio(rows["painn, 1 rank"], rows["painn, 2 ranks"]),
-        statistics.median(exchange),
-    )
+    one_row, two_row = (rows[name] for name in names)
+    speedup, share = _ratio(one_row, two_row), statistics.median(exchange)
     atoms = len(case.atoms)
     return {
         "rows": rows,
@@ -96,7 +96,7 @@ def two_ranks(setup: Setup) -> Result:
         "met": speedup >= SPEEDUP_TARGET and share < EXCHANGE_TARGET,
         "target": f"≥ {SPEEDUP_TARGET}×, exchange < {EXCHANGE_TARGET:.0%}",
         "line": f"Two ranks are {speedup:.2f}× as fast as one on {atoms} atoms of water "
-        f"({_us(rows['np 1'], atoms):.0f} and {_us(rows['np 2'], atoms):.0f} µs per atom and step); "
+        f"({_us(one_row, atoms):.0f} and {_us(two_row, atoms):.0f} µs per atom and step); "
         f"the exchange of features, waiting for the other rank included, is {share:.1%} of the "
         f"step ({traffic / 1e3:.1f} kB per atom).",
     }
@@ -130,7 +130,7 @@ def beside_deepmd(setup: Setup) -> Result:
         "versions": facts,
         "ratio": default,
         "ratio_float32": single,
-        "met": default > 1.0,
+        "met": min(default, single) > 1.0,
         "target": "> 1×",
         "line": f"On one core {atoms} atoms of water make {default:.2f}× as many steps per second "
         f"as with DeePMD-kit {facts['deepmd-kit']} (se_e2_a of default size, compressed, its "
@@ -226,6 +226,7 @@ def over_the_engine(setup: Setup) -> Result:
 
     lmp_seconds, engine_seconds, shares = [], [], []
     builds = lmp_builds = 0
+    engine_share = 1.0
     for _ in range(setup.rounds):
         outcome = timed(case, size.steps, setup.folder, warm_up=warm_up)
         lmp_seconds.append(outcome.seconds_per_step)
@@ -234,21 +235,18 @@ def over_the_engine(setup: Setup) -> Result:
         for positions in frames[: warm_up + 1]:
             compute(positions)
         builds = potential.num_builds
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         for positions in frames[warm_up + 1 :]:
             compute(positions)
-        engine_seconds.append((time.perf_counter() - start) / size.steps)
+        seconds = time.perf_counter() - start
+        engine_seconds.append(seconds / size.steps)
+        engine_share = min(engine_share, (time.process_time() - used) / seconds)
         builds = potential.num_builds - builds
-    ratios = [a / b for a, b in zip(lmp_seconds, engine_seconds, strict=True)]
-    overhead = statistics.median(ratios) - 1.0
     rows = {
-        "painn, LAMMPS step": {"seconds_per_step": statistics.median(lmp_seconds), "rounds": lmp_seconds,
-                        "lowest": min(lmp_seconds), "highest": max(lmp_seconds),
-                        "cpu_share": min(shares)},
-        "bare engine, call": {"seconds_per_step": statistics.median(engine_seconds),
-                        "rounds": engine_seconds, "lowest": min(engine_seconds),
-                        "highest": max(engine_seconds)},
-    }  # fmt: skip
+        "painn, LAMMPS step": _row(lmp_seconds, min(shares)),
+        "bare engine, call": _row(engine_seconds, engine_share),
+    }
+    overhead = _ratio(*rows.values()) - 1.0
     return {
         "rows": rows,
         "atoms": len(atoms),
