@@ -10,6 +10,7 @@ def write_report(report: dict, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "peers.json").write_text(json.dumps(report, indent=1))
     (folder / "peers.md").write_text(markdown(report))
+    (folder / "peers_summary.md").write_text("\n".join(summary(report)) + "\n")
     plot(report, folder / "peers.png")
 
 
@@ -97,6 +98,43 @@ def table(rows: list[dict], system: dict, results: list[dict]) -> list[str]:
         if "not_measured" in row:
             reason = row["not_measured"].replace("|", "/")
             lines.append(f"| {row['label']} | not measured: {reason} | | | |")
+    return lines
+
+
+def summary(report: dict) -> list[str]:
+    """µs per atom on one thread, every system a column; README quotes this table."""
+    results = [r for r in report["results"] if "median_s" in r and r["threads"] == 1]
+    systems = [name for name in report["systems"] if any(r["system"] == name for r in results)]
+    labels = [report["systems"][name]["label"] for name in systems]
+    lines = [
+        "| µs per atom (times ours) | " + " | ".join(labels) + " |",
+        "|---" * (1 + len(systems)) + "|",
+    ]
+    first = {}  # of each peer and system, in the order of the last system with everybody
+    for row in results:
+        first.setdefault((row["peer"], row["system"]), row)
+    order = {
+        row["peer"]: row for row in sorted(results, key=lambda r: r["median_s"])
+        if row["system"] == ("water-192" if "water-192" in systems else systems[-1])
+    }  # fmt: skip
+    for peer, named in order.items():
+        cells = []
+        for name in systems:
+            row = first.get((peer, name))
+            if row is None:
+                cells.append("")
+                continue
+            cell = number(row["median_s"] * 1e6 / report["systems"][name]["atoms"])
+            ours = ours_in_group(report["results"], row)
+            if peer != "ours" and ours is not None:
+                disturbed = was_disturbed(report["results"], row)
+                ratio = "disturbed" if disturbed else f"{row['median_s'] / ours['median_s']:.1f}×"
+                cell += f" ({ratio})"
+            cells.append(cell)
+        version = named.get("version", "").split(", torch")[0]
+        lines.append(
+            f"| {named['label']}{f' ({version})' if version else ''} | " + " | ".join(cells) + " |"
+        )
     return lines
 
 
