@@ -170,11 +170,11 @@ class TrainingConfig:
     final_lr_fraction: float = 0.01
     plateau_patience: int = 20
     plateau_factor: float = 0.5
-    energy_weight: float = 1.0
+    energy_weight: float = 10.0
     """Weight of the squared error of the energy per atom, in eV/atom."""
     force_weight: float = 10.0
     """Weight of the squared error of a force component, in eV/Å."""
-    stress_weight: float = 100.0
+    stress_weight: float = 1000.0
     """Weight of the squared error of a stress component, in eV/Å^3; 0 where labels have none."""
     ema_decay: float = 0.995
     """Decay of the exponential moving average that is validated and exported; 0 turns it off."""

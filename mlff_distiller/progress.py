@@ -1,4 +1,4 @@
-"""A progress bar on standard error: a bar in a terminal, a line now and then elsewhere."""
+"""A progress bar on standard error: a bar in a terminal, a line now and then, and at the end, elsewhere."""
 
 from __future__ import annotations
 
@@ -55,6 +55,6 @@ class Progress:
             self._bar.update(self._bar.task_ids[0], completed=done, total=total)
             return
         now = time.monotonic()
-        if now - self._last > _SECONDS_BETWEEN_LINES:
+        if done == total or now - self._last > _SECONDS_BETWEEN_LINES:
             self._last = now
             self._console.print(f"{self._title}: {done}/{total}", style="dim")

@@ -429,3 +429,12 @@ def test_energy_only_needs_no_adjoints(small):
     assert requests == [2, 4]
     np.testing.assert_array_equal(energies[0], energies[1])
     assert list(engine.elements) == list(ELEMENTS)
+
+
+def test_errors_name_atoms_as_the_caller_numbers_them(tmp_path):
+    """Large systems are sorted in memory; messages must not show it."""
+    _, path = export_to(tmp_path, hidden_dim=8, num_interactions=1, num_rbf=4, cutoff=3.0)
+    numbers, positions, cell, pbc = random_system(700, 26.0, (True, True, True), distance=0.9)
+    positions[651] = positions[17] + [0.0, 0.0, 1e-6]
+    with pytest.raises(InputError, match=r"atoms (17 and 651|651 and 17) are at one point"):
+        NativePotential(path).compute(numbers, positions, cell, pbc)

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mlff_distiller.data.hdf5 import HDF5Writer, structures_hash
 from mlff_distiller.data.journal import journal_path
 from mlff_distiller.data.structure import Structure, check_structure
 from mlff_distiller.errors import InputError
+from mlff_distiller.progress import Progress
 from mlff_distiller.teachers.base import Teacher
-
-_SECONDS_BETWEEN_LINES = 10.0
 
 
 @dataclass
@@ -172,52 +170,15 @@ def _reasons(rejected: dict[str, int]) -> str:
     return ", ".join(f"{count} x {reason}" for reason, count in rejected.items()) or "none given"
 
 
-class _shown:
-    """Progress as a bar, as plain lines, as calls of a function, or not at all."""
-
-    def __init__(
-        self,
-        how: bool | Callable[[int, int], None],
-        console: Console | None,
-        title: str,
-        total: int,
-    ) -> None:
-        self._call = how if callable(how) else None
-        self._title, self._total = title, total
-        self._console = console or Console(stderr=True)
-        self._bar: Progress | None = None
-        self._lines = how is True and not self._console.is_terminal
-        self._last = time.monotonic()
-        if how is True and self._console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                console=self._console,
-            )
-
-    def __enter__(self) -> Callable[[int], None]:
-        if self._bar is not None:
-            self._bar.start()
-            self._task = self._bar.add_task(self._title, total=self._total)
-        return self._update
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def _update(self, done: int) -> None:
-        if self._call is not None:
-            self._call(done, self._total)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done)
-        now = time.monotonic()
-        if self._lines and (done == self._total or now - self._last > _SECONDS_BETWEEN_LINES):
-            self._last = now
-            self._console.print(f"{self._title}: {done}/{self._total}", highlight=False)
+@contextmanager
+def _shown(
+    how: bool | Callable[[int, int], None], console: Console | None, title: str, total: int
+) -> Iterator[Callable[[int], None]]:
+    """Progress on the screen, as calls of a function, or not at all."""
+    if callable(how):
+        yield lambda done: how(done, total)
+    elif how:
+        with Progress(title, console) as progress:
+            yield lambda done: progress.update(done, total)
+    else:
+        yield lambda done: None

@@ -26,6 +26,7 @@ std::string describe(int fault, const Graph& graph, int64_t edge) {
   const int64_t centre = std::upper_bound(graph.offsets, end, edge) - graph.offsets - 1;
   const double* r = graph.edge_vectors + 3 * edge;
   const int32_t sender = graph.senders[edge];
+  const auto name = [&graph](int64_t row) { return graph.names ? graph.names[row] : row; };
   std::ostringstream out;
   switch (fault) {
     case kBadSender:
@@ -33,16 +34,16 @@ std::string describe(int fault, const Graph& graph, int64_t edge) {
           << edge << "; rebuild the neighbour list";
       break;
     case kBadSpecies:
-      out << "edge " << edge << " joins rows " << centre << " and " << sender
+      out << "edge " << edge << " joins rows " << name(centre) << " and " << name(sender)
           << ", at least one of which has no species; leave such edges out";
       break;
     case kNotFinite:
       out << "positions must be finite, got the edge vector (" << r[0] << ", " << r[1] << ", "
-          << r[2] << ") between atoms " << centre << " and " << sender
+          << r[2] << ") between atoms " << name(centre) << " and " << name(sender)
           << "; the simulation has blown up or its input is damaged";
       break;
     default:
-      out << "atoms " << centre << " and " << sender << " are at one point (less than " << kTooClose
+      out << "atoms " << name(centre) << " and " << name(sender) << " are at one point (less than " << kTooClose
           << " Ang apart); remove duplicate atoms";
   }
   return out.str();

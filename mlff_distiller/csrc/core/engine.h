@@ -47,6 +47,7 @@ struct Graph {
   const int64_t* offsets = nullptr;      // [n_local + 1]
   const int32_t* senders = nullptr;      // [n_edges]
   const double* edge_vectors = nullptr;  // [n_edges][3], Angstrom
+  const int64_t* names = nullptr;        // [n_rows] what errors call the rows; null: their index
 };
 
 struct Outputs {

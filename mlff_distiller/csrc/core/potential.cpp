@@ -370,6 +370,7 @@ void Potential::compute(int64_t n, const int64_t* atomic_numbers, const double* 
   graph.offsets = s.list.offsets.data();
   graph.senders = s.list.senders.data();
   graph.edge_vectors = s.edge_vectors.data();
+  graph.names = s.order.data();
   s.energies.resize(static_cast<size_t>(n) + 1);  // never null
   Outputs out;
   out.atomic_energies = s.energies.data();
