@@ -2,12 +2,15 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ase import Atoms
 from cuda_module import build, emulated, sanitizer_environment
 from native_models import ELEMENTS, SYSTEMS, export_to, random_system
 
+from mlff_distiller.calculator import StudentCalculator
 from mlff_distiller.errors import InputError
 from mlff_distiller.ops.engine import NativePotential
 
@@ -398,6 +401,62 @@ def test_no_device_and_no_memory(gpu, models):
     gpu.set_memory_limit(0)
     system = SYSTEMS["tiny"]()
     assert_agree(compute(potential, system), cpu(models["default"], system), "float32", 3)
+
+
+# --- Python ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_gpu(gpu, monkeypatch):
+    """The installed engine as one that was compiled with CUDA."""
+    from mlff_distiller.ops import engine
+
+    parts = {name: getattr(engine._native, name) for name in ("Potential", "available_isas")}
+    monkeypatch.setattr(
+        engine,
+        "_native",
+        SimpleNamespace(**parts, GpuPotential=gpu.GpuPotential, gpu_count=gpu.gpu_count),
+    )
+    return gpu
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_ase_calculator(with_gpu, models, device):
+    numbers, positions, cell, pbc = SYSTEMS["skewed"]()
+    results = []
+    for options in ({}, {"device": device}):
+        atoms = Atoms(numbers, positions, cell=cell, pbc=pbc)
+        atoms.calc = StudentCalculator(models["zbl"], **options)
+        values = []
+        for _ in range(4):
+            values.append((atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress()))
+            atoms.positions += 0.01 * np.sin(np.arange(3 * len(atoms)).reshape(-1, 3))
+        results.append(values)
+    for cpu_values, gpu_values in zip(*results, strict=True):
+        for a, b in zip(cpu_values, gpu_values, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=2e-5)
+    assert atoms.calc.backend == "native"
+
+
+def test_devices_that_do_not_exist(with_gpu, models):
+    with pytest.raises(InputError, match="below the number of GPUs, 1, got 3"):
+        NativePotential(models["one"], device="cuda:3")
+    with pytest.raises(InputError, match="device must be cpu, cuda or cuda:N, got 'gpu'"):
+        NativePotential(models["one"], device="gpu")
+    with pytest.raises(InputError, match="exact filters run on the CPU only"):
+        NativePotential(models["one"], device="cuda", tabulate=False)
+    with pytest.raises(InputError, match="math must be float32, tf32 or bfloat16"):
+        NativePotential(models["one"], device="cuda", math="fp8")
+
+
+def test_an_engine_without_cuda_says_so(models, monkeypatch):
+    from mlff_distiller.ops import engine
+
+    parts = {"Potential": engine._native.Potential}
+    monkeypatch.setattr(engine, "_native", SimpleNamespace(**parts))
+    assert engine.gpu_count() == 0
+    with pytest.raises(InputError, match="compiled without CUDA"):
+        NativePotential(models["one"], device="cuda")
 
 
 # --- sanitizers -----------------------------------------------------------------------------------

@@ -147,21 +147,24 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(EdgePass<T> p) {
   for (int a = 0; a < 3; ++a) p.v_out[(3 * c + a) * f + channel] = v[a];
 }
 
+// Halves the number of values that a lane holds. Recursion, not a loop: with a loop some versions of
+// nvcc index the array at run time and put it into local memory.
+template <int kHalf, typename T>
+__device__ __forceinline__ void fold(T (&values)[32], int lane) {
+  const bool upper = (lane & kHalf) != 0;
+#pragma unroll
+  for (int i = 0; i < kHalf; ++i) {
+    const T send = upper ? values[i] : values[i + kHalf];
+    const T keep = upper ? values[i + kHalf] : values[i];
+    values[i] = keep + __shfl_xor_sync(kAllLanes, send, kHalf);
+  }
+  if constexpr (kHalf > 1) fold<kHalf / 2>(values, lane);
+}
+
 // Lane l gets the sum over lanes of values[l]: 31 shuffles, where a sum of each would take 160.
 template <typename T>
 __device__ __forceinline__ T transpose_sum(T (&values)[32], int lane) {
-#pragma unroll
-  for (int level = 0; level < 5; ++level) {
-    const int half = 16 >> level;
-    const bool upper = (lane & half) != 0;
-#pragma unroll
-    for (int i = 0; i < 16; ++i) {
-      if (i >= half) continue;  // a trip count of `half` would keep values[] in local memory
-      const T send = upper ? values[i] : values[i + half];
-      const T keep = upper ? values[i + half] : values[i];
-      values[i] = keep + __shfl_xor_sync(kAllLanes, send, half);
-    }
-  }
+  fold<16>(values, lane);
   return values[0];
 }
 

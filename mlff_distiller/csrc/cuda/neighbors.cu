@@ -24,6 +24,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarp = 32;
+constexpr int kPlanThreads = 512;
 constexpr int kScanThreads = 1024;
 constexpr int kScanItems = 4;  // per thread and round
 constexpr unsigned kAllLanes = 0xffffffffu;
@@ -120,11 +121,11 @@ __device__ __forceinline__ double fraction(const Box* box, int axis, const doubl
 }
 
 // One block: extent of open axes, then bins per axis so that there are at most max_bins.
-__global__ void __launch_bounds__(kScanThreads)
+__global__ void __launch_bounds__(kPlanThreads)
     plan_bins(State* state, const Box* box, const double* positions, int64_t n_rows, double radius,
               int64_t max_bins) {
   if (!state->rebuild) return;
-  __shared__ double low[3][kScanThreads / kWarp], high[3][kScanThreads / kWarp];
+  __shared__ double low[3][kPlanThreads / kWarp], high[3][kPlanThreads / kWarp];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int warps = blockDim.x / kWarp;
   for (int axis = 0; axis < 3; ++axis) {
@@ -533,7 +534,7 @@ void NeighborList::update(cudaStream_t stream) {
   MLFF_LAUNCH(decide_begin, one, one, 0, stream, state, box, cutoff_, skin_, int(keep_list_));
   MLFF_LAUNCH(find_moved, rows, block, 0, stream, state, positions_.data(), built_positions_.data(),
               n);
-  MLFF_LAUNCH(plan_bins, one, wide, 0, stream, state, box, positions_.data(), n, radius, max_bins_);
+  MLFF_LAUNCH(plan_bins, one, dim3(kPlanThreads), 0, stream, state, box, positions_.data(), n, radius, max_bins_);
   MLFF_LAUNCH(clear_counts, cells, block, 0, stream, state, bin_counts_.data(),
               incoming_counts_.data(), n);
   MLFF_LAUNCH(bin_rows, rows, block, 0, stream, state, box, positions_.data(), species_.data(), n,
