@@ -61,7 +61,12 @@ class PainnForceProxy : public SerializationProxy {
     PainnForce::Options options;
     options.path = node.getStringProperty("model");
     options.sha256 = node.getStringProperty("sha256");
-    options.double_precision = node.getStringProperty("precision") == "double";
+    const std::string precision = node.getStringProperty("precision");
+    if (precision != "single" && precision != "double") {
+      throw OpenMMException("PainnForce: precision must be single or double, got '" + precision +
+                            "'; mend the XML or make a new force");
+    }
+    options.double_precision = precision == "double";
     options.periodic = node.getBoolProperty("periodic");
     options.threads = node.getIntProperty("threads");
     options.skin = node.getDoubleProperty("skin");

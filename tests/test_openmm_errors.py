@@ -184,6 +184,32 @@ def test_case_27b_xml_round_trip_keeps_all_options(model, backend):
             assert item in text.replace('skin="0.55"', 'skin=".55"')
 
 
+@pytest.mark.skipif("native" not in BACKENDS, reason="PainnForce is not built")
+def test_case_27c_mended_xml(model):
+    """What the constructor of the C++ force and its Context check, as XML may come from anywhere."""
+    atoms = ethanol()
+    force = painn_force(topology_of(atoms), model, backend="native")
+    text = openmm.XmlSerializer.serialize(force)
+    for old, new, message in [
+        (r'version="1"', 'version="2"', "expected version 1, got 2; upgrade"),
+        (r'precision="single"', 'precision="half"', "single or double, got 'half'"),
+        (r'index="4"', 'index="3"', "distinct, got 3 twice"),
+        (r'index="4"', 'index="-4"', "got -4"),
+        (r'index="8"', 'index="9"', "the System has 9 particles"),
+        (r' z="6"', ' z="92"', "92|knows"),
+        (r'threads="0"', 'threads="-3"', "threads must be .*got -3"),
+        (r'skin="[.\d]*"', 'skin="-1"', "skin .*-1"),
+    ]:
+        broken = re.sub(old, new, text, count=0 if "z=" in old else 1)
+        assert broken != text
+        with pytest.raises(openmm.OpenMMException, match=message) as error:
+            openmm_context(
+                openmm_system(topology_of(atoms), openmm.XmlSerializer.deserialize(broken)),
+                atoms.positions,
+            ).getState(energy=True)
+        one_line(error)
+
+
 @each_backend
 @each_platform
 def test_case_28_nan(backend, platform, tmp_path):
