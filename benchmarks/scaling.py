@@ -239,7 +239,8 @@ def plot(report: dict[str, Any], path: Path) -> None:
         bottom += heights
     right.set(xlabel="atoms", ylabel="µs per atom", title="one thread, by phase")
     right.tick_params(axis="x", rotation=45)
-    right.legend(fontsize=8)
+    right.set_ylim(0, 1.35 * right.get_ylim()[1])
+    right.legend(fontsize=8, ncol=3, loc="upper center")
     figure.savefig(path, dpi=150)
 
 

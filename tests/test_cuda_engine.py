@@ -103,9 +103,7 @@ def many():
     return random_system(900, 24.0, (True, False, True), seed=8, distance=0.9)
 
 
-@pytest.mark.parametrize(
-    "make", [single_atom, no_atoms, far_apart, one_atom_crystal, needle, many]
-)
+@pytest.mark.parametrize("make", [single_atom, no_atoms, far_apart, one_atom_crystal, needle, many])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_shapes_at_the_edge(gpu, models, make, dtype):
     system = make()
@@ -241,7 +239,7 @@ def test_forces_are_the_derivative_of_the_energy(gpu, models):
 
 def with_ghosts(system, reach):
     """Local atoms wrapped into the box, images within ``reach`` of it, and whose images they are."""
-    numbers, positions, cell, pbc = system
+    _, positions, cell, pbc = system
     fractions = positions @ np.linalg.inv(cell)
     fractions -= np.floor(fractions) * pbc
     heights = 1 / np.linalg.norm(np.linalg.inv(cell), axis=0)
@@ -276,7 +274,12 @@ def test_local_and_ghost_atoms(gpu, models, label, dtype, exchange):
     for step in range(3):  # the list of the first step serves all
         x = positions + displacement[order]
         ghosts.begin(
-            n, species, x, np.zeros(0, np.int32) if exchange else owners, np.zeros(0), step == 0,
+            n,
+            species,
+            x,
+            np.zeros(0, np.int32) if exchange else owners,
+            np.zeros(0),
+            step == 0,
             True,
         )
         while exchange and (request := ghosts.advance()):
@@ -436,6 +439,36 @@ def test_ase_calculator(with_gpu, models, device):
         for a, b in zip(cpu_values, gpu_values, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=2e-5)
     assert atoms.calc.backend == "native"
+
+
+def test_openmm_python_force(with_gpu, models):
+    import openmm
+    from openmm import app, unit
+
+    from mlff_distiller.openmm import painn_force
+
+    numbers, positions, _, _ = SYSTEMS["molecule"]()
+    topology = app.Topology()
+    residue = topology.addResidue("M", topology.addChain())
+    for z in numbers:
+        topology.addAtom("X", app.Element.getByAtomicNumber(int(z)), residue)
+    states = []
+    for device in ("cpu", "cuda"):
+        system = openmm.System()
+        for _ in numbers:
+            system.addParticle(12.0)
+        system.addForce(painn_force(topology, models["zbl"], backend="python", device=device))
+        context = openmm.Context(
+            system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference")
+        )
+        context.setPositions(positions * 0.1)
+        state = context.getState(energy=True, forces=True)
+        states.append(
+            (state.getPotentialEnergy()._value, state.getForces(asNumpy=True).value_in_unit(
+                unit.kilojoule_per_mole / unit.nanometer))
+        )  # fmt: skip
+    np.testing.assert_allclose(states[0][0], states[1][0], rtol=1e-10)
+    np.testing.assert_allclose(states[0][1], states[1][1], atol=0.02)
 
 
 def test_devices_that_do_not_exist(with_gpu, models):

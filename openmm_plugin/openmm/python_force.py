@@ -33,7 +33,8 @@ class PainnComputation:
         atomic_numbers: of the particles that the State will hold.
         periodic: whether there are periodic images.
         dtype: ``float32`` or ``float64``.
-        device: ``cpu`` takes the native engine where it is built, anything else TorchScript.
+        device: ``cpu`` and ``cuda`` take the native engine where it is built for them, anything else
+            TorchScript.
         threads: of the native engine.
         skin: Å.
 
