@@ -116,7 +116,18 @@ def test_md_settings(folder: Path, engine: str, option: str, value: Any) -> None
 def test_md_takes_every_seed_that_it_allows(folder: Path, engine: str, seed: int) -> None:
     if engine != "ase":
         pytest.importorskip(engine)
-    md = ["md", "student.pt", "cu.extxyz", "--engine", engine, "--seed", seed, "--steps", 2]
+    md = [
+        "md",
+        "student.pt",
+        "cu.extxyz",
+        "--engine",
+        engine,
+        "--seed",
+        seed,
+        "--steps",
+        2,
+        "--overwrite",
+    ]
     run(*md, "--interval", 1, "--threads", 1, "-o", f"{engine}.extxyz", cwd=folder)
 
 

@@ -509,3 +509,18 @@ def test_interrupted_training_resumes(folder: Path, tmp_path: Path) -> None:
     )
     assert result["epochs"] == before + 2
     assert len((tmp_path / "run" / "history.csv").read_text().splitlines()) - 1 == before + 2
+
+
+def test_results_are_not_replaced_unasked(silicon_student, tmp_path):
+    """md and sample look before they work, and --overwrite says so."""
+    kept = tmp_path / "kept.extxyz"
+    kept.write_text("precious")
+    for command in (
+        ["md", silicon_student, "builtin:silicon-8", "--steps", 2, "-o", kept],
+        ["sample", "builtin:silicon-8", "--rattle", 2, "-o", kept],
+    ):
+        refuse(*command, say=["exists already", "--overwrite"])
+        assert kept.read_text() == "precious"
+    run("sample", "builtin:silicon-8", "--rattle", 2, "-o", kept, "--overwrite", cwd=tmp_path)
+    assert kept.read_text() != "precious"
+    refuse("sample", "builtin:silicon-8", "--rattle", 2, "-o", tmp_path, say=["directory"])

@@ -51,6 +51,17 @@ def user_errors(interrupted: str | Callable[[], str] = "nothing was written") ->
         raise typer.Exit(130) from None
 
 
+OVERWRITE = typer.Option(False, "--overwrite", help="Replace the output file if it exists.")
+
+
+def refuse_to_replace(output: Path, overwrite: bool) -> None:
+    """Before long work: what was made earlier goes only when that is asked for."""
+    if output.is_dir():
+        raise InputError(f"--output must be a file, got the directory {output}; name another")
+    if output.exists() and not overwrite:
+        raise InputError(f"{output} exists already; name another file or add --overwrite")
+
+
 def fail(message: str) -> None:
     """Print one red line on stderr and exit with status 2."""
     _red("error", message, "red")

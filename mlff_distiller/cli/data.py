@@ -10,10 +10,12 @@ import typer
 
 from mlff_distiller.cli.common import (
     JSON,
+    OVERWRITE,
     emit,
     example,
     load_structures,
     parse_options,
+    refuse_to_replace,
     say,
     user_errors,
     wrote,
@@ -64,6 +66,7 @@ def sample(
     ),
     device: str = typer.Option("cpu", help="Where the teacher runs."),
     seed: int | None = typer.Option(None, help="Seed of all random numbers."),
+    overwrite: bool = OVERWRITE,
     as_json: bool = JSON,
 ) -> None:
     """Make new structures."""
@@ -76,6 +79,7 @@ def sample(
         from mlff_distiller.progress import Progress
         from mlff_distiller.sampling import sample as draw
 
+        refuse_to_replace(output, overwrite)
         mapping = load_yaml(config) if config else {}
         settings = from_dict(SamplingConfig, mapping.get("sampling", mapping), "sampling")
         given: dict[str, Any] = {"num_rattle": rattle, "num_md": md, "seed": seed}

@@ -7,7 +7,17 @@ from typing import Any
 
 import typer
 
-from mlff_distiller.cli.common import JSON, emit, example, load_structures, say, user_errors, wrote
+from mlff_distiller.cli.common import (
+    JSON,
+    OVERWRITE,
+    emit,
+    example,
+    load_structures,
+    refuse_to_replace,
+    say,
+    user_errors,
+    wrote,
+)
 from mlff_distiller.errors import InputError
 
 _MOST_ATOMS = 10**8
@@ -49,6 +59,7 @@ def md(
     output: Path = typer.Option(
         Path("trajectory.extxyz"), "-o", "--output", help="Trajectory to write."
     ),
+    overwrite: bool = OVERWRITE,
     as_json: bool = JSON,
 ) -> None:
     """Molecular dynamics with a student."""
@@ -68,6 +79,7 @@ def md(
             threads=threads,
             seed=seed,
         )
+        refuse_to_replace(output, overwrite)
         start = load_structures(structure)[-1]
         trajectory = run_md(engine.lower(), model, start, settings)
         write_structures(output, trajectory.frames)
