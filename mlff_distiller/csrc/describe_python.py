@@ -32,6 +32,8 @@ if folder is not None:
 
     facts["TORCH_VERSION"] = torch.__version__
     facts["TORCH_CUDA"] = torch.version.cuda or ""
+    runtimes = [*folder.glob("lib/libcudart*"), *folder.parent.glob("nvidia/*/lib/libcudart.so*")]
+    facts["TORCH_CUDART"] = str(runtimes[0]) if runtimes else ""
     facts["TORCH_LIB"] = str(folder / "lib")
     facts["TORCH_ABI"] = str(int(torch.compiled_with_cxx11_abi()))
     facts["TORCH_INCLUDE"] = "\\;".join(cpp_extension.include_paths())

@@ -1,0 +1,77 @@
+"""A build with MLFF_CUDA=ON: what is in it. Needs no GPU; `make cuda` runs it on such a build."""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+
+from native_models import export_to
+
+from mlff_distiller.errors import InputError
+from mlff_distiller.files import native_file
+from mlff_distiller.ops import neighbors
+from mlff_distiller.ops.engine import NativePotential, gpu_count, native_module
+
+HAS_CUDA = hasattr(native_module(), "GpuPotential")
+EXPECTED = {80, 90, 100}
+
+pytestmark = pytest.mark.skipif(
+    not HAS_CUDA and not os.environ.get("MLFF_EXPECT_CUDA"),
+    reason="built without the GPU engine: make cuda",
+)
+
+
+def architectures(library: bytes) -> set[int]:
+    """Compute capabilities with machine code in the fat binaries of a library."""
+    magic, found = struct.pack("<I", 0xBA55ED50), set()
+    start = library.find(magic)
+    while start >= 0:
+        _, header, size = struct.unpack_from("<HHQ", library, start + 4)
+        entry, end = start + header, start + header + size
+        while entry < end <= len(library):
+            kind, _, entry_header, entry_size = struct.unpack_from("<HHIQ", library, entry)
+            (arch,) = struct.unpack_from("<I", library, entry + 28)
+            if kind == 2:  # machine code; 1 is PTX
+                found.add(arch)
+            entry += entry_header + entry_size
+        start = library.find(magic, start + 4)
+    return found
+
+
+def test_torch_and_engine_have_cuda() -> None:
+    assert HAS_CUDA
+    assert torch.version.cuda
+
+
+@pytest.mark.parametrize("name", ["_native", "lib/lammps/painnplugin.so"])
+def test_code_for_every_card(name: str) -> None:
+    path = native_module().__file__ if name == "_native" else native_file(name)
+    assert path is not None
+    with open(path, "rb") as file:
+        assert architectures(file.read()) >= EXPECTED
+
+
+def test_every_operator_has_a_cuda_kernel() -> None:
+    assert ops.neighbor_list is not None  # loads the library
+    names = [
+        name
+        for name in torch._C._dispatch_get_registrations_for_dispatch_key("CPU")
+        if name.startswith("mlff::")
+    ]
+    assert "mlff::neighbor_list" in names
+    missing = [
+        name for name in names if not torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA")
+    ]
+    assert not missing
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu_is_said_in_one_line(tmp_path: Path) -> None:
+    assert gpu_count() == 0
+    _, path = export_to(tmp_path, hidden_dim=32, num_interactions=1)
+    with pytest.raises(InputError, match="number of GPUs, 0.* use device cpu"):
+        NativePotential(path, device="cuda")
