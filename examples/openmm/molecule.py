@@ -79,25 +79,24 @@ for _ in range(args.steps // interval):
 rows = np.array(rows)
 
 half = rows[len(rows) // 2 :]
-figure, panels = plt.subplots(1, 2, figsize=(10, 4.3), layout="constrained")
-energy_axes = panels[1] if is_dipeptide else panels[0]
-temperature_axes = energy_axes.twinx() if is_dipeptide else panels[1]
+mosaic = (
+    [["map", "energy"], ["map", "temperature"]] if is_dipeptide else [["energy"], ["temperature"]]
+)
+figure, panels = plt.subplot_mosaic(
+    mosaic, figsize=(10 if is_dipeptide else 6, 4.3), layout="constrained"
+)
 if is_dipeptide:
-    points = panels[0].scatter(rows[:, 3], rows[:, 4], c=rows[:, 0], s=14, edgecolors="none")
-    panels[0].set(
-        xlabel="φ / °", ylabel="ψ / °", xlim=(-180, 180), ylim=(-180, 180), aspect="equal"
-    )
-    panels[0].set_xticks(range(-180, 181, 60))
-    panels[0].set_yticks(range(-180, 181, 60))
-    panels[0].grid(alpha=0.3)
-    figure.colorbar(points, label="time / ps")
-energy_axes.plot(rows[:, 0], rows[:, 1] - half[:, 1].mean(), color="C0", lw=1)
-energy_axes.set(xlabel="time / ps")
-energy_axes.set_ylabel("potential energy − mean / (kJ/mol)", color="C0")
-temperature_axes.plot(rows[:, 0], rows[:, 2], color="C1", lw=1, alpha=0.7)
-temperature_axes.axhline(args.temperature, color="C1", ls=":", lw=1)
-temperature_axes.set_ylabel("temperature / K", color="C1")
-temperature_axes.set_xlabel("time / ps")
+    points = panels["map"].scatter(rows[:, 3], rows[:, 4], c=rows[:, 0], s=14)
+    panels["map"].set(xlabel="φ / °", ylabel="ψ / °", xlim=(-180, 180), ylim=(-180, 180))
+    panels["map"].set(xticks=range(-180, 181, 60), yticks=range(-180, 181, 60), aspect="equal")
+    figure.colorbar(points, ax=panels["map"], label="time / ps")
+panels["energy"].plot(rows[:, 0], rows[:, 1] - half[:, 1].mean(), lw=1)
+panels["energy"].set(ylabel="E_pot − mean / (kJ/mol)")
+panels["temperature"].plot(rows[:, 0], rows[:, 2], color="C1", lw=1)
+panels["temperature"].axhline(args.temperature, color="0.5", ls=":")
+panels["temperature"].set(xlabel="time / ps", ylabel="T / K")
+for axes in panels.values():
+    axes.grid(alpha=0.3)
 figure.savefig(args.plot, dpi=150)
 
 print(f"{'time / ps':>10} {'E_pot / kJ/mol':>16} {'T / K':>8} {'φ / °':>8} {'ψ / °':>8}")
