@@ -511,6 +511,29 @@ def test_interrupted_training_resumes(folder: Path, tmp_path: Path) -> None:
     assert len((tmp_path / "run" / "history.csv").read_text().splitlines()) - 1 == before + 2
 
 
+@pytest.mark.parametrize("engine", ["ase", "openmm"])
+def test_ctrl_c_keeps_the_frames_of_a_run(silicon_student, tmp_path, engine):
+    """A run is stopped after the third record: those three are written."""
+    from mlff_distiller.dynamics import common
+
+    output = tmp_path / "t.extxyz"
+    original = common.Recorder.add
+
+    def add(self, kinetic, frame):
+        original(self, kinetic, frame)
+        if len(self._frames) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(common.Recorder, "add", add)
+        done = run(
+            "md", silicon_student, "builtin:silicon-8", "--engine", engine, "--steps", 1000,
+            "--interval", 5, "-o", output, code=130, cwd=tmp_path,
+        )  # fmt: skip
+    assert "3 frames of the first 0.01 ps" in " ".join(done.stderr.split())
+    assert len(read(output, ":")) == 3
+
+
 def test_results_are_not_replaced_unasked(silicon_student, tmp_path):
     """md and sample look before they work, and --overwrite says so."""
     kept = tmp_path / "kept.extxyz"

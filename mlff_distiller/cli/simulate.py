@@ -63,9 +63,10 @@ def md(
     as_json: bool = JSON,
 ) -> None:
     """Molecular dynamics with a student."""
-    with user_errors(f"the run was stopped and {output} was not written"):
+    kept = [f"the run was stopped and {output} was not written"]
+    with user_errors(lambda: kept[0]):
         from mlff_distiller.data.io import write_structures
-        from mlff_distiller.dynamics import MDSettings, run_md
+        from mlff_distiller.dynamics import MDSettings, RunInterrupted, run_md
 
         settings = MDSettings(
             ensemble=ensemble.lower(),
@@ -81,7 +82,15 @@ def md(
         )
         refuse_to_replace(output, overwrite)
         start = load_structures(structure)[-1]
-        trajectory = run_md(engine.lower(), model, start, settings)
+        try:
+            trajectory = run_md(engine.lower(), model, start, settings)
+        except RunInterrupted as stopped:
+            write_structures(output, stopped.trajectory.frames)
+            kept[0] = (
+                f"{output} has the {len(stopped.trajectory.frames)} frames of the first "
+                f"{stopped.trajectory.time[-1] / 1000.0:.3g} ps; start from its last frame to go on"
+            )
+            raise
         write_structures(output, trajectory.frames)
         summary = {"path": output, "num_frames": len(trajectory.frames), **trajectory.summary()}
         lines = [

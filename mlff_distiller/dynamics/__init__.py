@@ -8,6 +8,13 @@ an input script and OpenMM integrates on its own. ``torchscript`` (single points
 portable form of the exported file, which shares no code with the native engine.
 """
 
-from mlff_distiller.dynamics.common import ENGINES, MDSettings, Trajectory, run_md, single_point
+from mlff_distiller.dynamics.common import (
+    ENGINES,
+    MDSettings,
+    RunInterrupted,
+    Trajectory,
+    run_md,
+    single_point,
+)
 
-__all__ = ["ENGINES", "MDSettings", "Trajectory", "run_md", "single_point"]
+__all__ = ["ENGINES", "MDSettings", "RunInterrupted", "Trajectory", "run_md", "single_point"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ from ase import Atoms, units
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from mlff_distiller.data import Structure
-from mlff_distiller.dynamics.common import MDSettings, Trajectory, initial_velocities
+from mlff_distiller.dynamics.common import MDSettings, Recorder, Trajectory, initial_velocities
 
 
 def single_point(model: Path, structure: Structure, dtype: str) -> Structure:
@@ -29,33 +28,17 @@ def run_md(model: Path, structure: Structure, settings: MDSettings) -> Trajector
     if settings.warmup_steps:
         _integrator(atoms, settings, "nvt").run(settings.warmup_steps)
         atoms.set_constraint()
-    records: list[tuple[float, float, float, float]] = []
-    frames: list[Structure] = []
+    recorder = Recorder("ase", structure, settings)
 
     def record() -> None:
-        potential, kinetic = atoms.get_potential_energy(), atoms.get_kinetic_energy()
-        volume = atoms.get_volume() if structure.pbc.all() else 0.0
-        records.append((potential, potential + kinetic, _temperature(atoms), volume))
-        frames.append(_labelled(structure, atoms))
+        recorder.add(atoms.get_kinetic_energy(), _labelled(structure, atoms))
 
     integrator = _integrator(atoms, settings, settings.ensemble)
     integrator.attach(record, interval=settings.interval)
-    start = time.perf_counter()
-    integrator.run(settings.steps)
-    seconds = time.perf_counter() - start
-    columns = np.array(records).T
-    return Trajectory(
-        engine="ase",
-        ensemble=settings.ensemble,
-        num_atoms=len(atoms),
-        time=np.arange(len(records)) * settings.interval * settings.timestep,
-        potential_energy=columns[0],
-        total_energy=columns[1],
-        temperature=columns[2],
-        volume=columns[3],
-        seconds_per_step=seconds / settings.steps,
-        frames=frames,
-    )
+    recorder.start()
+    with recorder.interruptible():
+        integrator.run(settings.steps)
+    return recorder.trajectory(steps=settings.steps)
 
 
 def _calculator(model: Path, dtype: str, threads: int):  # type: ignore[no-untyped-def]
@@ -93,12 +76,6 @@ def _integrator(atoms: Atoms, settings: MDSettings, ensemble: str):  # type: ign
         tdamp=100 * timestep,
         pdamp=1000 * timestep,
     )
-
-
-def _temperature(atoms: Atoms) -> float:
-    # The centre of mass is at rest: 3 n - 3 degrees of freedom, as LAMMPS counts.
-    degrees = max(3 * len(atoms) - 3, 3)
-    return float(2 * atoms.get_kinetic_energy() / (degrees * units.kB))
 
 
 def _labelled(structure: Structure, atoms: Atoms) -> Structure:

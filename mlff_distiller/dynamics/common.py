@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ase import units
 
 from mlff_distiller.data import Structure
 from mlff_distiller.errors import InputError
@@ -128,6 +132,72 @@ class Trajectory:
         return result
 
 
+class RunInterrupted(KeyboardInterrupt):
+    """Ctrl-C during a run; ``trajectory`` holds what was recorded until then."""
+
+    def __init__(self, trajectory: Trajectory) -> None:
+        super().__init__()
+        self.trajectory = trajectory
+
+
+class Recorder:
+    """Collects the records of one run and makes the trajectory of them."""
+
+    def __init__(self, engine: str, structure: Structure, settings: MDSettings) -> None:
+        self._engine, self._structure, self._settings = engine, structure, settings
+        self._rows: list[tuple[float, float, float, float]] = []
+        self._frames: list[Structure] = []
+        self._start = time.perf_counter()
+        self._paused = 0.0
+
+    def start(self) -> None:
+        """The clock starts here."""
+        self._start = time.perf_counter()
+
+    def add(self, kinetic: float, frame: Structure) -> None:
+        """One record: the kinetic energy, eV, and a frame with the potential energy."""
+        began = time.perf_counter()
+        assert frame.energy is not None
+        # The centre of mass is at rest: 3 n - 3 degrees of freedom, as LAMMPS counts.
+        degrees = max(3 * len(frame) - 3, 3)
+        temperature = 2 * kinetic / (degrees * units.kB)
+        volume = abs(float(np.linalg.det(frame.cell))) if frame.pbc.all() else 0.0
+        self._rows.append((frame.energy, frame.energy + kinetic, temperature, volume))
+        self._frames.append(frame)
+        self._paused += time.perf_counter() - began
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Ctrl-C in here becomes :class:`RunInterrupted` once there is a record to keep."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            if not self._rows:
+                raise
+            raise RunInterrupted(self.trajectory()) from None
+
+    def trajectory(self, seconds: float | None = None, steps: int | None = None) -> Trajectory:
+        """What was recorded. ``seconds`` are those of ``steps``; None: of the clock, and those
+        between the first and the last record."""
+        if seconds is None:
+            seconds = time.perf_counter() - self._start - self._paused
+        s = self._settings
+        columns = np.array(self._rows).T
+        steps = steps or max(1, (len(self._rows) - 1) * s.interval)
+        return Trajectory(
+            engine=self._engine,
+            ensemble=s.ensemble,
+            num_atoms=len(self._structure),
+            time=np.arange(len(self._rows)) * s.interval * s.timestep,
+            potential_energy=columns[0],
+            total_energy=columns[1],
+            temperature=columns[2],
+            volume=columns[3],
+            seconds_per_step=seconds / steps,
+            frames=self._frames,
+        )
+
+
 def run_md(
     engine: str, model: str | Path, structure: Structure, settings: MDSettings
 ) -> Trajectory:
@@ -142,6 +212,7 @@ def run_md(
     Raises:
         InputError: unknown or missing engine, an element that the model does not know, NPT of a
             system that is not periodic, or a run that blew up.
+        RunInterrupted: Ctrl-C in ASE or OpenMM, with what was recorded (a KeyboardInterrupt).
     """
     _check(model, structure)
     if settings.ensemble == "npt" and not structure.pbc.all():
@@ -180,8 +251,6 @@ def initial_velocities(structure: Structure, temperature: float, seed: int) -> n
 
     The same for every engine, so that their runs can be compared.
     """
-    from ase import units
-
     atoms = structure.to_atoms(labels=False)
     masses = atoms.get_masses()[:, None]
     generator = np.random.default_rng(seed)

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ase import units as ase_units
 from ase.data import chemical_symbols
 
 from mlff_distiller.data import Structure
-from mlff_distiller.dynamics.common import MDSettings, Trajectory, initial_velocities
+from mlff_distiller.dynamics.common import MDSettings, Recorder, Trajectory, initial_velocities
 from mlff_distiller.errors import InputError
 from mlff_distiller.units import EV_IN_KJ_PER_MOL
 
@@ -51,7 +50,6 @@ def run_md(model: Path, structure: Structure, settings: MDSettings) -> Trajector
     system, rotation = _system(mm, model, structure, s.dtype)
     velocities = initial_velocities(structure, s.temperature, s.seed) @ rotation * 100.0  # nm/ps
     positions = structure.positions @ rotation / 10.0
-    box = None
     if s.warmup_steps:
         context = _context(mm, system, _integrator(mm, s, "nvt"), structure, rotation, s.threads)
         context.setVelocities(velocities)
@@ -75,45 +73,32 @@ def run_md(model: Path, structure: Structure, settings: MDSettings) -> Trajector
     context.setVelocities(velocities)
     context.getState(energy=True)  # the first evaluation sets things up
 
-    rows, frames = [], []
+    recorder = Recorder("openmm", structure, s)
     seconds = 0.0
-    for record in range(s.steps // s.interval + 1):
-        if record:
-            start = time.perf_counter()
-            _advance(integrator, s.interval)
-            seconds += time.perf_counter() - start
-        state = context.getState(energy=True, forces=True, positions=True, enforcePeriodicBox=False)
-        potential = _energy(state)
-        kinetic = state.getKineticEnergy()._value / EV_IN_KJ_PER_MOL
-        box = np.array(state.getPeriodicBoxVectors(asNumpy=True)._value) * 10.0
-        periodic = bool(structure.pbc.all())
-        volume = float(np.linalg.det(box)) if periodic else 0.0
-        degrees = max(3 * len(structure) - 3, 3)
-        temperature = 2 * kinetic / (degrees * ase_units.kB)
-        rows.append((potential, potential + kinetic, temperature, volume))
-        frames.append(
-            Structure(
-                atomic_numbers=structure.atomic_numbers,
-                positions=state.getPositions(asNumpy=True)._value * 10.0 @ rotation.T,
-                cell=box @ rotation.T if periodic else structure.cell,
-                pbc=structure.pbc,
-                energy=potential,
-                forces=_forces(state) @ rotation.T,
-                info=dict(structure.info),
+    with recorder.interruptible():
+        for record in range(s.steps // s.interval + 1):
+            if record:
+                start = time.perf_counter()
+                _advance(integrator, s.interval)
+                seconds += time.perf_counter() - start
+            state = context.getState(
+                energy=True, forces=True, positions=True, enforcePeriodicBox=False
             )
-        )
-    columns = np.array(rows).T
-    return Trajectory(
-        engine="openmm",
-        ensemble=s.ensemble,
-        num_atoms=len(structure),
-        time=np.arange(len(rows)) * s.interval * s.timestep,
-        potential_energy=columns[0],
-        total_energy=columns[1],
-        temperature=columns[2],
-        volume=columns[3],
-        seconds_per_step=seconds / max(1, s.steps // s.interval * s.interval),
-        frames=frames,
+            kinetic = state.getKineticEnergy()._value / EV_IN_KJ_PER_MOL
+            recorder.add(kinetic, _frame(structure, state, rotation))
+    return recorder.trajectory(seconds)
+
+
+def _frame(structure: Structure, state: Any, rotation: np.ndarray) -> Structure:
+    box = np.array(state.getPeriodicBoxVectors(asNumpy=True)._value) * 10.0
+    return Structure(
+        atomic_numbers=structure.atomic_numbers,
+        positions=state.getPositions(asNumpy=True)._value * 10.0 @ rotation.T,
+        cell=box @ rotation.T if structure.pbc.all() else structure.cell,
+        pbc=structure.pbc,
+        energy=_energy(state),
+        forces=_forces(state) @ rotation.T,
+        info=dict(structure.info),
     )
 
 

@@ -210,7 +210,7 @@ def gpu_module() -> Any:
 
 def gpu_count() -> int:
     """GPUs that the native engine can use; 0 if it was compiled without CUDA."""
-    return int(_native.gpu_count()) if hasattr(_native, "gpu_count") else 0
+    return int(getattr(_native, "gpu_count", int)())
 
 
 def available_isas() -> list[str]:

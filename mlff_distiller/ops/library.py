@@ -34,6 +34,17 @@ def load_library() -> None:
         _loaded = True
 
 
+def has_kernel(operator: str, device_type: str) -> bool:
+    """Whether the library can be loaded and has ``mlff::operator`` for this kind of device."""
+    if device_type not in ("cpu", "cuda"):
+        return False
+    try:
+        load_library()
+    except InputError:  # not built
+        return False
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"mlff::{operator}", device_type.upper())
+
+
 def _load(path: Path) -> None:
     """Check the build of ``path`` before the loader sees it, then load it."""
     built = build_torch_version(path)

@@ -1,8 +1,9 @@
-"""The message pass of PaiNN: a pure-torch form and, for training on the CPU, a fused operator.
+"""The message pass of PaiNN: a pure-torch form and, for training, a fused operator.
 
 Training differentiates forces, that is, it takes second derivatives of this sum over edges. Plain
 autograd then writes and reads some fifty temporaries of (n_edges, 3F) numbers; the fused operator
-(csrc/bindings/message_ops.cpp) makes one pass over the edges for each order of derivative.
+(csrc/bindings/message_ops.cpp; csrc/cuda/message.cu where the library was built with CUDA) makes
+one pass over the edges for each order of derivative.
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlff_distiller.errors import InputError
-from mlff_distiller.ops.library import load_library
+from mlff_distiller.ops.library import has_kernel
 
 
 def message_reference(
@@ -48,23 +48,19 @@ def message_reference(
 def message(
     features: Tensor, vectors: Tensor, filters: Tensor, directions: Tensor, edge_index: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """:func:`message_reference`, by the fused operator where there is one.
+    """:func:`message_reference`, by the fused operator where the device has one.
 
     Twice differentiable in all but ``edge_index``.
     """
-    fused = features.device.type == "cpu" and not torch.compiler.is_compiling() and _available()
+    fused = not torch.compiler.is_compiling() and _available(features.device.type)
     if not fused:
         return message_reference(features, vectors, filters, directions, edge_index)
     return _Message.apply(features, vectors, filters, directions, edge_index)
 
 
 @functools.cache
-def _available() -> bool:
-    try:
-        load_library()
-    except InputError:  # not built: everything but the neighbour list runs without
-        return False
-    return hasattr(torch.ops.mlff, "painn_message")
+def _available(device_type: str) -> bool:
+    return has_kernel("painn_message", device_type)
 
 
 class _Message(torch.autograd.Function):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mlff_distiller.errors import InputError
-from mlff_distiller.ops.library import load_library
+from mlff_distiller.ops.library import has_kernel, load_library
 from mlff_distiller.ops.reference import neighbor_list_reference
 
 Backend = Literal["native", "reference"]
@@ -25,7 +25,8 @@ def neighbor_list(
 ) -> tuple[Tensor, Tensor]:
     """All pairs of atoms closer than ``cutoff``, periodic images included.
 
-    Both backends return the same edges in the same order: by receiver, then sender, then shift.
+    Both backends return the same edges in the same order: by receiver, then sender, then shift; on
+    a GPU ``"native"`` keeps to the first of these only, in an order that is the same in every run.
     Distances are evaluated in float64 whatever the dtype of ``positions``. Cost: O(n_atoms).
 
     Args:
@@ -33,8 +34,8 @@ def neighbor_list(
         cell: (3, 3), Å, rows are lattice vectors; rows of open directions are ignored.
         pbc: (3,) bool.
         cutoff: Å, > 0; a pair at exactly the cutoff is left out.
-        backend: ``"native"`` (C++, CPU, as many threads as torch uses) or ``"reference"`` (torch
-            operations, any device).
+        backend: ``"native"`` (C++; on the CPU with as many threads as torch uses, on a GPU where
+            the library was built with CUDA) or ``"reference"`` (torch operations, any device).
 
     Returns:
         ``edge_index`` (2, n_edges) int64 and ``shifts`` (n_edges, 3) int64, the lattice vectors
@@ -51,12 +52,13 @@ def neighbor_list(
         return neighbor_list_reference(positions, cell, pbc, cutoff)
     if backend != "native":
         raise InputError(f"backend must be 'native' or 'reference', got {backend!r}")
-    if positions.device.type not in ("cpu", "meta"):
+    load_library()
+    device = positions.device
+    if device.type not in ("cpu", "meta") and not has_kernel("neighbor_list", device.type):
         raise InputError(
-            f"the native neighbour list takes CPU tensors, got positions on {positions.device}; "
+            f"the native neighbour list of this build takes CPU tensors, got positions on {device}; "
             "move them or use backend='reference'"
         )
-    load_library()
     return torch.ops.mlff.neighbor_list(positions.detach(), cell.detach(), pbc, float(cutoff))
 
 

@@ -28,6 +28,8 @@
 #include <tuple>
 #include <vector>
 
+#include "message_inputs.h"
+
 namespace {
 
 using at::Tensor;
@@ -249,35 +251,9 @@ void for_chunks(std::int64_t num_edges, std::int64_t chunks, const Work& work) {
   });
 }
 
-struct Inputs {
-  Tensor x, v, w, r, edge_index;
-  std::int64_t atoms, edges, channels, width;
-  bool vectors;
-
-  Inputs(const Tensor& x_, const Tensor& v_, const Tensor& w_, const Tensor& r_, const Tensor& ei)
-      : x(x_.contiguous()),
-        v(v_.contiguous()),
-        w(w_.contiguous()),
-        r(r_.contiguous()),
-        edge_index(ei.contiguous()) {
-    TORCH_CHECK_VALUE(v.dim() == 3 && v.size(1) == 3, "vectors must have shape (n, 3, F), got ",
-                      v.sizes());
-    atoms = v.size(0), channels = v.size(2), width = w.size(-1), edges = w.size(0);
-    vectors = width == 3 * channels;
-    TORCH_CHECK_VALUE(vectors || width == 2 * channels,
-                      "filters must have 2F or 3F = ", 3 * channels, " channels, got ", width);
-    TORCH_CHECK_VALUE(x.dim() == 2 && x.size(0) == atoms && x.size(1) == width,
-                      "features must have shape (", atoms, ", ", width, "), got ", x.sizes());
-    TORCH_CHECK_VALUE(r.dim() == 2 && r.size(0) == edges && r.size(1) == 3,
-                      "directions must have shape (", edges, ", 3), got ", r.sizes());
-    TORCH_CHECK_VALUE(edge_index.dim() == 2 && edge_index.size(0) == 2 &&
-                          edge_index.size(1) == edges && edge_index.scalar_type() == at::kLong,
-                      "edge_index must be int64 of shape (2, ", edges, "), got ",
-                      edge_index.scalar_type(), " ", edge_index.sizes());
-    for (const Tensor& t : {x, w, r}) {
-      TORCH_CHECK_VALUE(t.scalar_type() == v.scalar_type(), "expected one floating type, got ",
-                        t.scalar_type(), " and ", v.scalar_type());
-    }
+struct Inputs : mlff_bindings::MessageInputs {
+  Inputs(const Tensor& x, const Tensor& v, const Tensor& w, const Tensor& r, const Tensor& ei)
+      : MessageInputs(x, v, w, r, ei) {
     if (edges) {
       TORCH_CHECK_VALUE(edge_index.min().item<std::int64_t>() >= 0 &&
                             edge_index.max().item<std::int64_t>() < atoms,
@@ -319,7 +295,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> message_backward(const Tensor& g_, co
                                                             const Tensor& w, const Tensor& r,
                                                             const Tensor& edge_index) {
   const Inputs in(x, v, w, r, edge_index);
-  const Tensor g = g_.contiguous(), G = G_.contiguous();
+  const Tensor g = in.grad_scalars(g_), G = in.grad_vectors(G_);
   const std::int64_t chunks = num_chunks(in.edges);
   Rows x_out({in.atoms, in.width}, in.x, chunks);
   Rows v_out({in.atoms, 3, in.channels}, in.x, in.vectors ? chunks : 1);
@@ -341,8 +317,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> message_double_backwa
     const Tensor& G_, const Tensor& x, const Tensor& v, const Tensor& w, const Tensor& r,
     const Tensor& edge_index) {
   const Inputs in(x, v, w, r, edge_index);
-  const Tensor hx = hx_.contiguous(), hv = hv_.contiguous(), hw = hw_.contiguous(),
-               hr = hr_.contiguous(), g = g_.contiguous(), G = G_.contiguous();
+  const mlff_bindings::MessageUpstream up(in, hx_, hv_, hw_, hr_, g_, G_);
   const std::int64_t chunks = num_chunks(in.edges);
   Rows g_out({in.atoms, in.channels}, in.x, chunks),
       G_out({in.atoms, 3, in.channels}, in.x, chunks);
@@ -353,9 +328,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> message_double_backwa
     using T = scalar_t;
     const Edges<T> e = in.pointers<T>();
     for_chunks(in.edges, chunks, [&](std::int64_t c, std::int64_t begin, std::int64_t end) {
-      const Second<T> d{g.const_data_ptr<T>(),       G.const_data_ptr<T>(),
-                        hx.const_data_ptr<T>(),      hv.const_data_ptr<T>(),
-                        hw.const_data_ptr<T>(),      hr.const_data_ptr<T>(),
+      const Second<T> d{up.g.const_data_ptr<T>(),    up.G.const_data_ptr<T>(),
+                        up.hx.const_data_ptr<T>(),   up.hv.const_data_ptr<T>(),
+                        up.hw.const_data_ptr<T>(),   up.hr.const_data_ptr<T>(),
                         g_out.block<T>(c),           G_out.block<T>(c),
                         x_out.block<T>(c),           v_out.block<T>(in.vectors ? c : 0),
                         w_out.mutable_data_ptr<T>(), r_out.mutable_data_ptr<T>()};

@@ -6,13 +6,13 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <string>
 #include <tuple>
 
-#include "error.h"
-#include "neighbors.h"
+#include "../core/error.h"
+#include "../core/neighbors.h"
+#include "neighbor_inputs.h"
 
 #ifndef MLFF_TORCH_VERSION
 #error "define MLFF_TORCH_VERSION: the version of the torch that this library is compiled against"
@@ -33,26 +33,16 @@ std::string build_torch_version() { return MLFF_TORCH_VERSION; }
 // Order and meaning: csrc/core/neighbors.h.
 std::tuple<Tensor, Tensor> neighbor_list_cpu(const Tensor& positions, const Tensor& cell,
                                              const Tensor& pbc, double cutoff) {
-  TORCH_CHECK_VALUE(positions.dim() == 2 && positions.size(1) == 3 && positions.is_floating_point(),
-                    "positions must be a float tensor of shape (n, 3), got ",
-                    positions.scalar_type(), " ", positions.sizes());
-  TORCH_CHECK_VALUE(cell.dim() == 2 && cell.size(0) == 3 && cell.size(1) == 3,
-                    "cell must have shape (3, 3), got ", cell.sizes());
-  TORCH_CHECK_VALUE(pbc.dim() == 1 && pbc.size(0) == 3 && pbc.scalar_type() == at::kBool,
-                    "pbc must be a bool tensor of shape (3,), got ", pbc.scalar_type(), " ",
-                    pbc.sizes());
-  const Tensor points = positions.to(at::kDouble).contiguous();
-  const Tensor rows = cell.to(at::kCPU, at::kDouble).contiguous();
-  const Tensor flags = pbc.to(at::kCPU).contiguous();
-  const bool* flag = flags.const_data_ptr<bool>();
+  const mlff_bindings::NeighborInputs in(positions, cell, pbc);
 
   // Kept between calls, unless it is large: a list of a million atoms should not stay forever.
   static thread_local mlff::NeighborList list;
   constexpr std::size_t kKeptEdges = 1 << 22;
-  const std::int64_t n = points.size(0);
+  const std::int64_t n = in.points.size(0);
   try {
-    mlff::build_neighbor_list(n, points.const_data_ptr<double>(), rows.const_data_ptr<double>(),
-                              {flag[0], flag[1], flag[2]}, cutoff, at::get_num_threads(), list);
+    mlff::build_neighbor_list(n, in.points.const_data_ptr<double>(),
+                              in.rows.const_data_ptr<double>(), in.periodic, cutoff,
+                              at::get_num_threads(), list);
   } catch (const mlff::InputError& error) {
     TORCH_CHECK_VALUE(false, error.what());
   }
