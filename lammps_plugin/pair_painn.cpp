@@ -29,7 +29,17 @@ constexpr bool kBuiltWithCuda = false;
 #endif
 }  // namespace
 
+// In plugin.cpp.
+std::string mlff_other_update();
+
 PairPaiNN::PairPaiNN(LAMMPS* lmp) : Pair(lmp) {
+  // Updates of one version move members of Pair, and lammps_version() does not tell them apart:
+  // what Pair's constructor has set must be where our headers have it.
+  const bool same_layout = single_enable == 1 && restartinfo == 1 && reinitflag == 1 &&
+                           ncoultablebits == 12 && ndisptablebits == 12 && compute_flag == 1 &&
+                           datamask_read == 0xffffffffu;
+  if (!same_layout) error->all(FLERR, mlff_other_update());
+
   single_enable = 0;
   restartinfo = 0;
   one_coeff = 1;

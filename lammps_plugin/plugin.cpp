@@ -57,10 +57,11 @@ std::string date_name(int date) {
   return mlff::format("%d %s %d", date % 100, months[month - 1], date / 10000);
 }
 
+const char* const remedy =
+    "rebuild it: cmake -S lammps_plugin -B build -DLAMMPS_SOURCE_DIR=<LAMMPS> "
+    "&& cmake --build build (or pip install --force-reinstall mlff-distiller)";
+
 std::string find_mismatch(void* lmp) {
-  const char* remedy =
-      "rebuild it: cmake -S lammps_plugin -B build -DLAMMPS_SOURCE_DIR=<LAMMPS> "
-      "&& cmake --build build (or pip install --force-reinstall mlff-distiller)";
   const int version = lammps_version(lmp);
   if (version != MLFF_LAMMPS_DATE)
     return mlff::format("painnplugin.so was built for LAMMPS %s, this is LAMMPS %s; %s",
@@ -92,6 +93,11 @@ void* stop(void* lmp) {
 }
 
 }  // namespace
+
+std::string mlff_other_update() {
+  return mlff::format("painnplugin.so was built for another update of LAMMPS %s than this one; %s",
+                      date_name(MLFF_LAMMPS_DATE).c_str(), remedy);
+}
 
 extern "C" __attribute__((visibility("default"))) void lammpsplugin_init(void* lmp, void* handle,
                                                                          void* register_function) {

