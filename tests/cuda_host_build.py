@@ -17,6 +17,8 @@ ROOT = Path(__file__).parents[1]
 EMULATION = ROOT / "tests/cuda_host"
 CSRC = ROOT / "mlff_distiller/csrc"
 CACHE = ROOT / "build/cuda_host"
+# For kernels, not for the emulation itself: every access calls racecheck.cpp.
+INSTRUMENT = ["-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0"]
 
 FLAGS = [
     "-std=c++17",
@@ -33,6 +35,7 @@ FLAGS = [
 ]
 MODES = {
     "plain": ["-O1"],
+    "races": ["-O1"],
     "sanitized": [
         "-O1",
         "-fno-omit-frame-pointer",
@@ -91,8 +94,9 @@ def build_program(
         RuntimeError: with the compiler's output, when it does not compile.
     """
     flags = [*MODES[mode], *flags]
-    everything = [*sources, *sorted(EMULATION.glob("*.cpp"))]
-    objects = [str(compile_object(Path(source), flags)) for source in everything]
+    instrument = INSTRUMENT if mode == "races" else []
+    objects = [str(compile_object(Path(source), [*flags, *instrument])) for source in sources]
+    objects += [str(compile_object(source, flags)) for source in sorted(EMULATION.glob("*.cpp"))]
     key = hashlib.sha256("\0".join([*objects, *flags]).encode()).hexdigest()
     command = [str(compiler()), *flags, *objects, "-o"]
     return _cached(f"{name}-{key[:20]}", "", lambda path: _run([*command, str(path)]))

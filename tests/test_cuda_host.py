@@ -31,8 +31,13 @@ REPORTED_EARLIER = {
 pytestmark = pytest.mark.skipif(cuda_host_build.compiler() is None, reason="no C++ compiler")
 
 
-MODES = ["plain", "sanitized"]
-RUNS = [(mode, case) for mode in MODES for case in CASES]
+MODES = ["plain", "sanitized", "races"]
+
+
+def applies(mode: str, case: str) -> bool:
+    if mode == "races":
+        return case.startswith("races_")
+    return not case.startswith("races_are") and (mode == "sanitized" or case not in ONLY_SANITIZED)
 
 
 def selftest(mode: str) -> Path:
@@ -40,7 +45,7 @@ def selftest(mode: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("mode", "case"), [run for run in RUNS if run[0] != "plain" or run[1] not in ONLY_SANITIZED]
+    ("mode", "case"), [(mode, case) for mode in MODES for case in CASES if applies(mode, case)]
 )
 def test_case(mode: str, case: str) -> None:
     program = selftest(mode)

@@ -6,6 +6,7 @@
 
 #include "cuda_host.h"
 #include "fibre.h"
+#include "racecheck.h"
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
@@ -178,6 +179,7 @@ void release_barrier() {
     set_runnable(i);
   }
   g.at_barrier = 0;
+  race_barrier();
 }
 
 void thread_main() {
@@ -230,6 +232,8 @@ void thread_main() {
 }  // namespace
 
 bool in_kernel() { return g.current != nullptr; }
+
+unsigned linear_thread() { return g.current->linear; }
 
 int lane() { return static_cast<int>(g.current->linear % 32); }
 
@@ -285,6 +289,7 @@ std::uint64_t wait_warp(Op op, std::uint32_t mask, std::uint64_t value, int argu
       requests[l] = &t.request;
     }
     complete_collective(op, mask, requests);
+    if (op == Op::syncwarp) race_syncwarp(self->linear / 32, mask);
     warp.runnable |= mask;
     g.runnable_warps |= 1u << (self->linear / 32);
   }

@@ -91,6 +91,7 @@ std::uint64_t wait_barrier(Op op, std::uint64_t value, Site site);
 std::uint64_t wait_warp(Op op, std::uint32_t mask, std::uint64_t value, int argument, int width,
                         Site site);
 int lane();
+unsigned linear_thread();  // within the block
 // Throws Error with kernel, block and thread in front of the message.
 [[noreturn]] void fail(const std::string& message);
 

@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "block.h"
+#include "racecheck.h"
 #include "types.h"
 
 extern uint3 threadIdx, blockIdx;
@@ -38,6 +39,8 @@ T from_bits(std::uint64_t bits) {
 template <class T, class F>
 T atomic(T* address, F&& update) {
   suspend();
+  race_atomic(address, sizeof(T));
+  const RacePause pause;
   const T old = *address;
   *address = update(old);
   return old;

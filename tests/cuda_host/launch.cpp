@@ -9,6 +9,7 @@
 
 #include "cuda_host.h"
 #include "memory.h"
+#include "racecheck.h"
 #include "stream.h"
 
 namespace cuda_host {
@@ -70,15 +71,19 @@ void run_kernel(const Kernel& k) {
   const std::string where = "kernel " + k.name;
   {
     DeviceAccess access;
+    race_kernel_begins();
     const std::uint64_t n = std::uint64_t{k.grid.x} * k.grid.y * k.grid.z;
     for (const std::uint64_t b : block_order(n)) {
       const uint3 index{static_cast<unsigned>(b % k.grid.x),
                         static_cast<unsigned>(b / k.grid.x % k.grid.y),
                         static_cast<unsigned>(b / (std::uint64_t{k.grid.x} * k.grid.y))};
       scribble_shared(k.shared_bytes);
+      race_block_begins();
       run_block(k.name, index, k.block, k.grid, k.thread, schedule(), schedule_random());
-      check_shared(where + ", block (" + std::to_string(index.x) + "," + std::to_string(index.y) +
-                   "," + std::to_string(index.z) + ")");
+      const std::string block_name = where + ", block (" + std::to_string(index.x) + "," +
+                                     std::to_string(index.y) + "," + std::to_string(index.z) + ")";
+      check_shared(block_name);
+      race_block_ends(block_name);
     }
   }
   check_red_zones(where);

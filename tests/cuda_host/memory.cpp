@@ -8,6 +8,7 @@
 
 #include "cuda_host.h"
 #include "fibre.h"
+#include "racecheck.h"
 #include "stream.h"
 
 #ifdef CUDA_HOST_ASAN
@@ -169,6 +170,7 @@ cudaError_t cudaMalloc(void** pointer, std::size_t bytes) {
   std::memset(start + bytes, kZoneByte, padded - bytes + kRedZone);
   ASAN_POISON_MEMORY_REGION(block, padded + 2 * kRedZone);
   g_device[reinterpret_cast<std::uintptr_t>(start)] = Allocation{bytes, padded, g_number++};
+  race_register(start, bytes, g_number - 1);
   *pointer = start;
   return cudaSuccess;
 }
@@ -185,6 +187,7 @@ cudaError_t cudaFree(void* pointer) noexcept {
     const Allocation allocation = found->second;
     char* block = at(found->first) - kRedZone;
     g_device.erase(found);
+    race_unregister(pointer);
     const auto release = [&] {
       ASAN_UNPOISON_MEMORY_REGION(block, allocation.padded + 2 * kRedZone);
       g_used -= allocation.padded;

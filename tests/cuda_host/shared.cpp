@@ -14,6 +14,7 @@
 #include "cuda_host.h"
 #include "fibre.h"
 #include "memory.h"
+#include "racecheck.h"
 
 namespace cuda_host {
 namespace {
@@ -153,7 +154,11 @@ void scribble_shared(std::size_t dynamic_bytes) {
   std::memset(g_dynamic.data(), kGuardByte, kDynamicRedZone);
   fill_poison(g_dynamic.data() + kDynamicRedZone, dynamic_bytes);
   std::memset(g_dynamic.data() + kDynamicRedZone + dynamic_bytes, kGuardByte, kDynamicRedZone);
-  for (const Variable& v : statics().arrays) fill_poison(v.address, v.bytes);
+  race_shared(g_dynamic.data() + kDynamicRedZone, dynamic_bytes);
+  for (const Variable& v : statics().arrays) {
+    fill_poison(v.address, v.bytes);
+    race_shared(v.address, v.bytes);
+  }
   for (const Variable& v : statics().guards) std::memset(v.address, kGuardByte, v.bytes);
 }
 
