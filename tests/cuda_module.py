@@ -13,15 +13,17 @@ ROOT = Path(__file__).resolve().parent.parent
 NAME = "_cuda_emulated"
 
 
-def build(sanitize: bool = False) -> Path:
-    """The compiled module (and LAMMPS plugin); cmake does nothing where nothing changed."""
-    folder = ROOT / "build" / ("cuda_emulated_sanitized" if sanitize else "cuda_emulated")
+def build(sanitize: bool = False, races: bool = False) -> Path:
+    """The compiled module (LAMMPS plugin, torch operators); cmake does nothing where nothing changed."""
+    kind = "_sanitized" if sanitize else "_races" if races else ""
+    folder = ROOT / "build" / f"cuda_emulated{kind}"
     folder.mkdir(parents=True, exist_ok=True)
     commands = [
         [
             *("cmake", "-S", str(ROOT / "tests" / "cuda_engine"), "-B", str(folder)),
             *("-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}"),
             f"-DMLFF_SANITIZE={'ON' if sanitize else 'OFF'}",
+            f"-DMLFF_RACES={'ON' if races else 'OFF'}",
         ],
         ["cmake", "--build", str(folder), "-j2"],
     ]
@@ -45,6 +47,11 @@ def emulated():
 def plugin() -> Path:
     """pair_style painn with ``device gpu`` under emulation."""
     return build().parent / "lammps_plugin" / "painnplugin.so"
+
+
+def operators() -> Path:
+    """Registers ``torch.ops.mlff_emulated``: the operators of a CUDA build, for CPU tensors."""
+    return build().parent / "libmlff_ops_emulated.so"
 
 
 def sanitizer_environment() -> dict[str, str]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mlff_distiller.errors import InputError
 from mlff_distiller.models import PaiNN
-from mlff_distiller.ops import messages
+from mlff_distiller.ops import library, messages
 from mlff_distiller.ops.messages import message, message_reference
 
 
@@ -50,7 +50,7 @@ def derivatives(function, inputs: list[Tensor], edge_index: Tensor) -> list[Tens
 @pytest.mark.parametrize("parts", [2, 3])
 @pytest.mark.parametrize("sizes", [(1, 1, 8), (5, 0, 8), (9, 40, 3), (30, 900, 16)])
 def test_fused_equals_reference(sizes, parts):
-    assert messages._available()
+    assert messages._available("cpu")
     inputs, edge_index = make(*sizes, parts)
     found = derivatives(message, inputs, edge_index)
     expected = derivatives(message_reference, inputs, edge_index)
@@ -100,7 +100,7 @@ def test_training_gradients_of_the_network_do_not_depend_on_the_path(monkeypatch
         return [energies.detach(), forces.detach(), *found]
 
     fused = gradients()
-    monkeypatch.setattr(messages, "_available", lambda: False)
+    monkeypatch.setattr(messages, "_available", lambda _: False)
     for a, b in zip(fused, gradients(), strict=True):
         scale = float(b.abs().max()) + 1e-30
         assert float((a - b).abs().max()) / scale < (1e-4 if dtype == torch.float32 else 1e-12)
@@ -110,11 +110,11 @@ def test_without_the_library_the_reference_is_used(monkeypatch):
     def missing() -> None:
         raise InputError("not built")
 
-    monkeypatch.setattr(messages, "load_library", missing)
+    monkeypatch.setattr(library, "load_library", missing)
     messages._available.cache_clear()
     try:
         inputs, edge_index = make(5, 20, 8, 3)
-        assert not messages._available()
+        assert not messages._available("cpu")
         for a, b in zip(
             message(*inputs, edge_index), message_reference(*inputs, edge_index), strict=True
         ):

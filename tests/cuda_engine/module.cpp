@@ -3,15 +3,20 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "../../mlff_distiller/csrc/cuda/dense.h"
+#include "../../mlff_distiller/csrc/cuda/potential.h"
 #include "cuda_host.h"
 #include "error.h"
 #include "gpu_python.h"
 
 namespace py = pybind11;
+
+void bind_messages(py::module_& m);  // messages.cpp
 
 namespace {
 
@@ -103,6 +108,33 @@ py::object multiply(const py::array& a, int k, const py::array& b, const py::arr
   return product_of<double>(a, k, b, c, accumulate, math, cublas);
 }
 
+// (m, n, k, C is read) of every product that a step asks cuBLAS for, in order. None is computed.
+std::vector<std::array<int64_t, 4>> product_shapes(const std::string& path,
+                                                   const py::array_t<int64_t>& numbers,
+                                                   const py::array_t<double>& positions,
+                                                   const py::array_t<double>& cell) {
+  static std::vector<std::array<int64_t, 4>> seen;
+  struct Recorder : FakeCublas {
+    Recorder() {
+      gemm = [](void*, int, int, int m, int n, int k, const void*, const void*, int, int,
+                const void*, int, int, const void* beta, void*, int, int, int, int) {
+        seen.push_back({n, m, k, *static_cast<const float*>(beta) != 0.0f});  // column-major
+        return 0;
+      };
+    }
+  };
+  static const Recorder recorder;
+  mlff::gpu::SystemOptions options;
+  options.library = &recorder;
+  options.graph = false;
+  mlff::gpu::Potential potential(path, options);
+  mlff::PotentialResult result;
+  seen.clear();
+  potential.compute(numbers.size(), numbers.data(), positions.data(), cell.data(),
+                    {true, true, true}, result);
+  return seen;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda_emulated, m) {
@@ -133,4 +165,6 @@ PYBIND11_MODULE(_cuda_emulated, m) {
     return out;
   });
   m.def("multiply", &multiply);
+  m.def("product_shapes", &product_shapes);
+  bind_messages(m);
 }

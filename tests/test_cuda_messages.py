@@ -1,0 +1,322 @@
+"""torch's operators on a GPU, under host emulation: their kernels, and their binding on CPU tensors.
+
+The kernels take numpy arrays (tests/cuda_engine/messages.cpp); the binding is that of CUDA builds,
+registered as ``torch.ops.mlff_emulated`` for CPU tensors.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cuda_module import build, emulated, operators, sanitizer_environment
+from test_messages import derivatives, make
+from test_neighbors import System, to_edges
+from torch import Tensor
+
+from mlff_distiller.models import PaiNN
+from mlff_distiller.ops import neighbor_list
+from mlff_distiller.ops.library import has_kernel, load_library
+from mlff_distiller.ops.messages import message, message_reference
+
+ORDERS = {
+    "forward": ("s_out", "V_out"),
+    "backward": ("x_out", "v_out", "w_out", "r_out"),
+    "double_backward": ("s_out", "V_out", "x_out", "v_out", "w_out", "r_out"),
+}
+NAMES = ("hx", "hv", "hw", "hr", "g", "G", "x", "v", "w", "r")
+
+
+@pytest.fixture
+def gpu():
+    module = emulated()
+    yield module
+    module.set_schedule(0)
+
+
+@pytest.fixture(scope="module")
+def library():
+    load_library()
+    torch.ops.load_library(str(operators()))
+
+
+@pytest.fixture
+def emulated_operators(library, monkeypatch):
+    """``torch.ops.mlff`` is what a CUDA build registers for tensors on a GPU."""
+    monkeypatch.setattr(torch.ops, "mlff", torch.ops.mlff_emulated)
+
+
+def arguments(atoms, edges, channels, parts, edge_index=None):
+    """Inputs of double_backward in its order, by name, in float64; and edges."""
+    inputs, random_edges = make(atoms, edges, channels, parts)
+    x, v, w, r = (t.detach() for t in inputs)
+    generator = torch.Generator().manual_seed(1)
+    tensors = [torch.randn(t.shape, generator=generator).double() for t in (x, v, w, r, v[:, 0], v)]
+    edge_index = random_edges if edge_index is None else edge_index
+    return dict(zip(NAMES, [*tensors, x, v, w, r], strict=True)), edge_index
+
+
+def by_kernels(gpu, order: str, named: dict[str, Tensor], edge_index: Tensor, dtype) -> list:
+    arrays = {k: t.to(dtype).numpy() for k, t in named.items()}
+    n = len(arrays["x"])
+    for side, atoms in zip(("sender", "receiver"), edge_index.numpy(), strict=True):
+        groups = np.argsort(atoms, kind="stable")
+        arrays[side + "s"] = np.ascontiguousarray(atoms)
+        arrays[side + "_edges"] = groups
+        arrays[side + "_offsets"] = np.searchsorted(atoms[groups], np.arange(n + 1))
+    results = gpu.message(order, arrays)
+    return [torch.from_numpy(results[name]) for name in ORDERS[order]]
+
+
+def by_cpu(order: str, named: dict[str, Tensor], edge_index: Tensor) -> list[Tensor]:
+    """The operators of the CPU, or the reference where that is enough, in float64."""
+    if order == "forward":
+        return list(message_reference(*(named[k] for k in "xvwr"), edge_index))
+    load_library()
+    names = NAMES[4:] if order == "backward" else NAMES
+    operator = getattr(torch.ops.mlff, f"painn_message_{order}")
+    return list(operator(*(named[k] for k in names), edge_index))
+
+
+def assert_agree(found, expected, dtype):
+    tolerance = 3e-6 if dtype == torch.float32 else 1e-13
+    for a, b in zip(found, expected, strict=True):
+        assert a.shape == b.shape
+        assert a.dtype == dtype
+        if b.numel():
+            scale = max(float(b.abs().max()), 1e-3)
+            assert float((a.double() - b).abs().max()) / scale < tolerance  # false for poison (NaN)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("parts", [2, 3])
+@pytest.mark.parametrize("channels", [1, 8, 64, 100, 128])
+def test_kernels_equal_the_cpu_at_any_width(gpu, channels, parts, order):
+    named, edge_index = arguments(7, 45, channels, parts)
+    expected = by_cpu(order, named, edge_index)
+    for dtype in (torch.float32, torch.float64):
+        assert_agree(by_kernels(gpu, order, named, edge_index, dtype), expected, dtype)
+
+
+SHAPES = {
+    "one atom, its own neighbour": (1, 3, None),
+    "one atom alone": (1, 0, None),
+    "no atoms": (0, 0, None),
+    "no edges": (6, 0, None),
+    "all to one": (9, 150, lambda e: torch.stack([torch.arange(e) % 9, torch.full((e,), 4)])),
+    "all from one": (9, 150, lambda e: torch.stack([torch.full((e,), 8), torch.arange(e) % 9])),
+    "sorted by receiver": (20, 131, lambda e: torch.arange(e).repeat(2, 1) * 20 // e),
+    "half of the atoms alone": (40, 77, lambda e: torch.randint(0, 20, (2, e)) * 2),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_kernels_equal_the_cpu_on_odd_graphs(gpu, shape, order):
+    atoms, edges, edge_index = SHAPES[shape]
+    for parts in (2, 3):
+        torch.manual_seed(0)
+        named, index = arguments(atoms, edges, 12, parts, edge_index and edge_index(edges))
+        expected = by_cpu(order, named, index)
+        assert_agree(by_kernels(gpu, order, named, index, torch.float64), expected, torch.float64)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_results_are_the_same_bits_under_every_schedule(gpu, order, dtype):
+    named, edge_index = arguments(6, 50, 40, 3)
+    results = []
+    for seed in range(5):
+        gpu.set_schedule(seed)
+        results.append(by_kernels(gpu, order, named, edge_index, dtype))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_kernels_are_launched_once_and_wait_for_nothing(gpu):
+    named, edge_index = arguments(6, 50, 40, 3)
+    gpu.reset_counters()
+    by_kernels(gpu, "double_backward", named, edge_index, torch.float32)
+    launches = gpu.counters()["launches"]
+    assert sorted(launches.values()) == [1, 1, 1], launches
+
+
+# --- the binding ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+@pytest.mark.parametrize("sizes", [(1, 1, 8), (5, 0, 8), (0, 0, 4), (9, 40, 3), (30, 300, 33)])
+def test_operators_equal_the_reference(emulated_operators, sizes, parts):
+    inputs, edge_index = make(*sizes, parts)
+    found = derivatives(message, inputs, edge_index)
+    expected = derivatives(message_reference, inputs, edge_index)
+    for a, b in zip(found, expected, strict=True):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-9)
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_gradients_by_finite_differences(emulated_operators, parts):
+    inputs, edge_index = make(3, 5, 2, parts)
+    assert torch.autograd.gradcheck(lambda *x: message(*x, edge_index), inputs)
+    assert torch.autograd.gradgradcheck(lambda *x: message(*x, edge_index), inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_training_gradients_of_the_network(emulated_operators, monkeypatch, dtype):
+    torch.manual_seed(0)
+    painn = PaiNN(2, 16, 3, 6, 4.0).to(dtype)
+    species, edge_index = torch.randint(0, 2, (8,)), torch.randint(0, 8, (2, 60))
+    vectors = (1.5 * torch.randn(60, 3, dtype=dtype)).requires_grad_(True)
+
+    def gradients() -> list[Tensor]:
+        energies = painn(species, edge_index, vectors)
+        (forces,) = torch.autograd.grad(energies.sum(), vectors, create_graph=True)
+        loss = forces.square().mean() + energies.square().mean()
+        loss.backward(inputs=list(painn.parameters()))
+        found = [p.grad for p in painn.parameters() if p.grad is not None]
+        painn.zero_grad(set_to_none=True)
+        return [energies.detach(), forces.detach(), *found]
+
+    fused = gradients()
+    monkeypatch.setattr("mlff_distiller.ops.messages._available", lambda _: False)
+    for a, b in zip(fused, gradients(), strict=True):
+        scale = float(b.abs().max()) + 1e-30
+        assert float((a - b).abs().max()) / scale < (1e-4 if dtype == torch.float32 else 1e-12)
+
+
+def test_bad_arguments_are_refused(emulated_operators):
+    inputs, edge_index = make(5, 20, 8, 3)
+    features, vectors, filters, directions = (x.detach() for x in inputs)
+    good = (features, vectors, filters, directions, edge_index)
+    cases = [
+        ((features[:4], *good[1:]), "features must have shape"),
+        ((features, vectors, filters[:, :9], directions, edge_index), "2F or 3F"),
+        ((*good[:4], edge_index.int()), "edge_index must be int64"),
+        ((features, vectors.float(), filters, directions, edge_index), "one floating type"),
+    ]
+    for case, text in cases:
+        with pytest.raises(ValueError, match=text):
+            torch.ops.mlff.painn_message(*case)
+    for wrong in (edge_index + 1, edge_index - 1):  # on a GPU an assertion of the device
+        with pytest.raises(RuntimeError, match=r"within 0 \.\. atoms - 1"):
+            torch.ops.mlff.painn_message(*good[:4], wrong)
+    scalars = vectors[:, 0]
+    with pytest.raises(ValueError, match="grad_scalars must be"):
+        torch.ops.mlff.painn_message_backward(scalars[:3], vectors, *good)
+    with pytest.raises(ValueError, match="h_filters must be"):
+        torch.ops.mlff.painn_message_double_backward(
+            features, vectors, filters[:, :8], directions, scalars, vectors, *good
+        )
+
+
+def test_kernels_are_found_by_device():
+    assert has_kernel("painn_message", "cpu")
+    assert not has_kernel("painn_message", "mps")
+    assert not has_kernel("painn_message", "meta")
+    if not torch.version.cuda:
+        assert not has_kernel("painn_message", "cuda")
+
+
+# --- neighbour lists ------------------------------------------------------------------------------
+
+OPEN, SLAB, FULL = (False, False, False), (True, False, True), (True, True, True)
+
+
+@pytest.mark.parametrize("pbc", [OPEN, SLAB, FULL])
+@pytest.mark.parametrize("kind", ["plain", "tiny", "skewed", "flat", "outside"])
+def test_neighbor_list_has_the_edges_of_the_cpu(emulated_operators, kind, pbc):
+    for seed in range(4):  # sizes and cutoffs change from call to call, memory is kept
+        system = System(seed, kind, pbc)
+        dtype = (torch.float64, torch.float32)[seed % 2]
+        arguments = (
+            torch.tensor(system.positions, dtype=dtype),
+            torch.tensor(system.cell, dtype=dtype),
+            torch.tensor(system.pbc),
+            system.cutoff,
+        )
+        edge_index, shifts = torch.ops.mlff_emulated.neighbor_list(*arguments)
+        assert edge_index.dtype == shifts.dtype == torch.int64
+        senders, receivers = edge_index.numpy()
+        assert (np.diff(receivers) >= 0).all()
+        found = to_edges(receivers, senders, shifts.numpy())
+        expected_index, expected_shifts = neighbor_list(*arguments, backend="reference")
+        senders, receivers = expected_index.numpy()
+        expected = to_edges(receivers, senders, expected_shifts.numpy())
+        assert len(found) == len(expected)
+        assert sorted(found) == sorted(expected)
+        again = torch.ops.mlff_emulated.neighbor_list(*arguments)
+        assert torch.equal(again[0], edge_index)
+        assert torch.equal(again[1], shifts)
+
+
+def test_neighbor_list_of_nothing_and_of_one_atom(emulated_operators):
+    listed = torch.ops.mlff_emulated.neighbor_list
+    no_pbc, cell = torch.zeros(3, dtype=torch.bool), torch.eye(3)
+    for n in (0, 1):
+        edge_index, shifts = listed(torch.zeros(n, 3), cell, no_pbc, 3.0)
+        assert edge_index.shape == (2, 0)
+        assert shifts.shape == (0, 3)
+    edge_index, shifts = listed(torch.zeros(1, 3), cell, ~no_pbc, 1.1)
+    assert edge_index.tolist() == [[0] * 6, [0] * 6]
+    assert sorted(shifts.abs().sum(1).tolist()) == [1] * 6
+
+
+def test_neighbor_list_refuses_bad_input_and_recovers(emulated_operators):
+    listed = torch.ops.mlff_emulated.neighbor_list
+    generator = torch.Generator().manual_seed(0)
+    positions, cell = 4 * torch.rand(20, 3, generator=generator), 5 * torch.eye(3)
+    pbc = torch.ones(3, dtype=torch.bool)
+    good = listed(positions, cell, pbc, 2.0)
+    bad = positions.clone()
+    bad[7, 1] = torch.nan
+    for case, text in [
+        ((bad, cell, pbc, 2.0), "finite.* atom 7"),
+        ((positions, cell[[1, 0, 2]], pbc, 2.0), "right-handed"),
+        ((positions, cell, pbc, -1.0), "cutoff must be > 0"),
+        ((positions, cell, pbc, float("nan")), "cutoff must be > 0"),
+        ((positions[:, :2], cell, pbc, 2.0), "positions must be a float tensor"),
+        ((positions, cell, pbc.int(), 2.0), "pbc must be a bool tensor"),
+    ]:
+        with pytest.raises(ValueError, match=text):
+            listed(*case)
+        again = listed(positions, cell, pbc, 2.0)
+        assert all(torch.equal(a, b) for a, b in zip(again, good, strict=True))
+
+
+# --- sanitizers -----------------------------------------------------------------------------------
+
+SANITIZED = """
+import sys
+sys.path[:0] = [sys.argv[1]]
+import numpy as np
+import _cuda_emulated as gpu
+rng = np.random.default_rng(0)
+for dtype in (np.float32, np.float64):
+    for n, e, f, parts in ((5, 17, 33, 3), (5, 17, 8, 2), (1, 0, 1, 3), (0, 0, 4, 3)):
+        shapes = dict(x=(n, parts * f), v=(n, 3, f), w=(e, parts * f), r=(e, 3))
+        shapes |= {"h" + k: shape for k, shape in shapes.items()} | dict(g=(n, f), G=(n, 3, f))
+        arrays = {k: rng.normal(size=shape).astype(dtype) for k, shape in shapes.items()}
+        for side in ("sender", "receiver"):
+            atoms = rng.integers(0, max(n, 1), e)
+            groups = np.argsort(atoms, kind="stable")
+            arrays[side + "s"], arrays[side + "_edges"] = atoms, groups
+            arrays[side + "_offsets"] = np.searchsorted(atoms[groups], np.arange(n + 1))
+        for order in ("forward", "backward", "double_backward"):
+            for name, result in gpu.message(order, arrays).items():
+                assert np.isfinite(result).all(), name
+print("no complaints")
+"""
+
+
+def test_under_address_and_undefined_behaviour_sanitizers():
+    folder: Path = build(sanitize=True).parent
+    done = subprocess.run(
+        [sys.executable, "-c", SANITIZED, str(folder)],
+        env=sanitizer_environment(), capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert "no complaints" in done.stdout, done.stderr[-4000:]
+    assert "runtime error" not in done.stderr
