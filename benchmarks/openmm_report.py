@@ -14,6 +14,7 @@ TARGETS = (
     (900, 2000, "native", 5.0, "%"),
     (900, 2000, "python", 15.0, "%"),
 )
+CLOCKS = {"wall": "wall time", "cpu": "CPU time"}
 DRIFT_TARGET = 1e-5  # eV/atom/ps
 MEMORY_TARGET = 1.0  # %
 
@@ -54,8 +55,8 @@ def tables(report: dict[str, Any]) -> str:
             "",
             "## Overhead over the bare engine",
             "",
-            f"µs per step, medians; skin {section['skin_angstrom']} Å. Added = with the force − "
-            "without it − the engine alone. The engine alone is timed from Python, and "
+            f"µs of {CLOCKS[section['clock']]} per step, medians; skin {section['skin_angstrom']} Å. "
+            "Added = with the force − without it − the engine alone. The engine alone is timed from Python, and "
             f"{section['python_call_us']:.1f} µs are taken off for the call (one atom, smallest "
             "network: an upper bound), so what is added is rather over- than underestimated.",
             "",
