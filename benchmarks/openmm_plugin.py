@@ -392,7 +392,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=Path("runs/demo_molecule/student.pt"))
     parser.add_argument("--structure", default="builtin:aspirin", help="molecule of the model")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--only", nargs="*", default=list(PARTS), help="parts; none: draw again")
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes")
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--platforms", nargs="+", default=["CPU", "Reference"])
@@ -409,6 +409,9 @@ def main() -> None:
         model, source, backend, steps = options.memory_worker
         memory_worker(model, source, backend, int(steps))
         return
+    unknown = sorted(set(options.only) - set(PARTS))
+    if unknown:
+        raise InputError(f"--only takes {', '.join(PARTS)}, got {unknown[0]!r}; correct it")
     options.picoseconds = options.picoseconds or (1 if options.quick else 100)
     options.trajectories = options.trajectories or (2 if options.quick else 4)
     if set(options.only) - {"overhead"} and not options.model.is_file():

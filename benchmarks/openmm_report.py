@@ -39,6 +39,11 @@ def drift_verdict(row: dict[str, Any]) -> str:
     return "yes" if high <= DRIFT_TARGET else "**no**" if low > DRIFT_TARGET else "undecided"
 
 
+def excursion(row: dict[str, Any]) -> float:
+    """Largest deviation of a trajectory's short means from their first, eV/atom."""
+    return max(max(abs(e - energies[0]) for e in energies) for _, energies in row["traces"])
+
+
 def tables(report: dict[str, Any]) -> str:
     """Markdown of everything measured."""
     lines = ["# painn_force in OpenMM", ""]
@@ -79,19 +84,21 @@ def tables(report: dict[str, Any]) -> str:
             "",
             f"{section['structure']}, {section['atoms']} atoms, NVE on the CPU platform after "
             "thermostatted steps. Drift: mean slope of the trajectories ± its standard error; "
-            f"noise: standard deviation about the line. Target {DRIFT_TARGET:.0e} eV/atom/ps; met if "
+            "noise: standard deviation about the line; excursion: the farthest that a mean over one "
+            f"hundredth of a run came to lie from the first. Target {DRIFT_TARGET:.0e} eV/atom/ps; met if "
             "within by two standard errors.",
             "",
             "| step / fs | hydrogen | precision | runs | T / K | drift / eV/atom/ps "
-            "| noise / eV/atom | met |",
-            "|---|---|---|---|---|---|---|---|",
+            "| noise / eV/atom | excursion / eV/atom | met |",
+            "|---|---|---|---|---|---|---|---|---|",
         ]
         for row in section["rows"]:
             error = "" if row["error"] is None else f" ± {row['error']:.1e}"
             lines.append(
                 f"| {row['step_fs']} | {mass_text(row)} | {row['precision']} "
                 f"| {len(row['slopes'])} × {row['picoseconds']:g} ps | {row['temperature']:.0f} "
-                f"| {row['drift']:+.1e}{error} | {row['noise']:.1e} | {drift_verdict(row)} |"
+                f"| {row['drift']:+.1e}{error} | {row['noise']:.1e} | {excursion(row):.1e} "
+                f"| {drift_verdict(row)} |"
             )
     if "memory" in report:
         lines += [
@@ -117,8 +124,14 @@ def plot(report: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     shown = [part for part in PARTS if part in report]
+    widths = [{"overhead": 7.0, "drift": 5.5, "memory": 4.0}[part] for part in shown]
     figure, grid = pyplot.subplots(
-        1, len(shown), figsize=(5.2 * len(shown), 4.2), layout="constrained", squeeze=False
+        1,
+        len(shown),
+        figsize=(sum(widths), 4.4),
+        width_ratios=widths,
+        layout="constrained",
+        squeeze=False,
     )
     for axes, part in zip(grid[0], shown, strict=True):
         {"overhead": plot_overhead, "drift": plot_drift, "memory": plot_memory}[part](
@@ -130,45 +143,56 @@ def plot(report: dict[str, Any], path: Path) -> None:
 
 def plot_overhead(axes: Any, rows: list[dict[str, Any]]) -> None:
     rows = [row for row in rows if row["platform"] == rows[0]["platform"]]
-    labels = [f"{row['atoms']} atoms\n{row['network']}\n{row['backend']}" for row in rows]
-    bottom = np.zeros(len(rows))
-    for key, text in (
-        ("engine_us", "engine alone"),
-        ("without_us", "OpenMM without force"),
-        ("overhead_us", "added by the back end"),
-    ):
-        heights = np.maximum([100 * row[key] / row["with_us"] for row in rows], 0)
-        axes.bar(range(len(rows)), heights, bottom=bottom, label=text)
-        bottom += heights
+    rows = [row for row in rows if row["threads"] == rows[0]["threads"]]
+    colors = {"native": "C0", "python": "C1"}
     for i, row in enumerate(rows):
-        axes.annotate(f"+{row['overhead_us']:.0f} µs", (i, 101), ha="center", fontsize=7)
-    axes.set_xticks(range(len(rows)), labels, fontsize=6)
-    axes.set(ylim=(0, 125), ylabel="% of a step", title=f"one step, {rows[0]['platform']} platform")
-    axes.legend(fontsize=7, ncols=3, loc="upper center")
+        to_percent = 100 / row["engine_us"]
+        height, error = row["overhead_percent"], row["error_us"] * to_percent
+        axes.bar(i, height, yerr=error, color=colors[row["backend"]], capsize=3)
+        top = max(height + error, 0)
+        limit = target_of(row)[0].removeprefix("≤ ").split()
+        if len(limit) == 2:
+            at = float(limit[0]) * (to_percent if limit[1] == "µs" else 1)
+            axes.hlines(at, i - 0.45, i + 0.45, color="C3", lw=1.5)
+            top = max(top, at)
+        text = f"{row['overhead_us']:+.0f} µs\nof {row['engine_us']:.0f}"
+        axes.annotate(text, (i, top + 1.5), ha="center", fontsize=7)
+    axes.margins(y=0.12)
+    names = [f"{row['atoms']} atoms\n{row['network']}\n{row['backend']}" for row in rows]
+    axes.set_xticks(range(len(rows)), names, fontsize=7)
+    axes.plot([], [], color="C3", label="target")
+    axes.set(
+        ylabel="added to the bare engine / %",
+        title=f"overhead of painn_force, {rows[0]['platform']} platform",
+    )
+    axes.legend(fontsize=8)
 
 
 def plot_drift(axes: Any, rows: list[dict[str, Any]]) -> None:
+    end = max(times[-1] for times, _ in rows[0]["traces"])
+    limit = 1e3 * DRIFT_TARGET * end
+    axes.fill_between([0, end], [0, limit], [0, -limit], color="0.88", label="target", zorder=0)
     for i, row in enumerate(rows):
         for k, (times, energies) in enumerate(row["traces"]):
             label = f"{row['step_fs']} fs, H {mass_text(row)}, {row['precision']}"
             shift = 1e3 * (np.array(energies) - energies[0])
             axes.plot(times, shift, color=f"C{i}", lw=0.9, label=None if k else label)
-    end = max(times[-1] for times, _ in rows[0]["traces"])
-    limit = 1e3 * DRIFT_TARGET * end
-    axes.fill_between([0, end], [0, limit], [0, -limit], color="0.85", label="target", zorder=0)
+    axes.set_yscale("symlog", linthresh=1.0, linscale=2)
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set(
         xlabel="time / ps",
         ylabel="total energy / (meV/atom)",
         title="NVE, means of short stretches",
     )
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="upper left")
 
 
 def plot_memory(axes: Any, rows: list[dict[str, Any]]) -> None:
     for row in rows:
         series = np.array(row["bytes"])
         steps = np.linspace(0, row["steps"], len(series))
-        axes.plot(steps, 100 * (series / series[0] - 1), "o-", ms=3, label=row["backend"])
+        growth = 100 * (series / series[0] - 1)
+        axes.plot(steps, growth, "o-", ms=3, label=f"{row['backend']}, {series[0] / 1e6:.0f} MB")
     axes.axhline(MEMORY_TARGET, color="0.5", ls="--", label="target")
     axes.set(xlabel="steps", ylabel="growth of resident memory / %", title="memory")
     axes.legend(fontsize=7)
