@@ -43,13 +43,22 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 class Worker:
     """A peer in its own process, stopped whenever it is not asked for something."""
 
-    def __init__(self, peer: Peer, python: Path, threads: int, cache: Path, tuned: bool) -> None:
+    def __init__(
+        self,
+        peer: Peer,
+        python: Path,
+        threads: int,
+        cache: Path,
+        tuned: bool,
+        gpu: bool = False,
+    ) -> None:
         environment = dict(os.environ)
         environment.update(MALLOC if tuned else {})
         environment.update({name: str(threads) for name in THREAD_VARIABLES})
         environment["TORCHINDUCTOR_CACHE_DIR"] = str(cache / "inductor")
         environment["TORCHANI_NO_WARN_EXTENSIONS"] = "1"
-        environment["CUDA_VISIBLE_DEVICES"] = ""
+        if not gpu:
+            environment["CUDA_VISIBLE_DEVICES"] = ""
         if peer.environment:
             environment.pop("PYTHONPATH", None)
         self.peer = peer

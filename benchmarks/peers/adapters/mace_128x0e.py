@@ -37,7 +37,9 @@ def calculator(atoms, folder: Path, threads: int, options: dict):
         correlation=3,
         gate=torch.nn.functional.silu,
     )
-    return MACECalculator(models=[model], device="cpu", default_dtype="float32")
+    return MACECalculator(
+        models=[model], device=options.get("device", "cpu"), default_dtype="float32"
+    )
 
 
 def version() -> str:

@@ -22,14 +22,16 @@ CUTOFF = 5.0
 
 def calculator(atoms, folder: Path, threads: int, options: dict):
     symbols = sorted(set(atoms.get_chemical_symbols()))
-    path = folder / "nequip" / f"{''.join(symbols)}.nequip.pt2"
+    device = options.get("device", "cpu")
+    suffix = "" if device == "cpu" else f"-{device}"
+    path = folder / "nequip" / f"{''.join(symbols)}{suffix}.nequip.pt2"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        _compile(atoms, symbols, path)
-    return NequIPCalculator.from_compiled_model(path, device="cpu")
+        _compile(atoms, symbols, path, device)
+    return NequIPCalculator.from_compiled_model(path, device=device)
 
 
-def _compile(atoms, symbols: list[str], path: Path) -> None:
+def _compile(atoms, symbols: list[str], path: Path, device: str) -> None:
     """What `nequip-compile` does with a trained checkpoint, for a new model."""
     unfinished = path.with_name(f"unfinished-{path.name}")
     set_global_state(allow_tf32=False)
@@ -63,7 +65,7 @@ def _compile(atoms, symbols: list[str], path: Path) -> None:
     metadata[NEQUIP_AOTI_OUTPUTS_KEY] = serialize_aoti_keys(target["output"])
     aot_export_model(
         model=model,
-        device=torch.device("cpu"),
+        device=torch.device(device),
         input_fields=target["input"],
         output_fields=target["output"],
         data=target["data_settings"](data),

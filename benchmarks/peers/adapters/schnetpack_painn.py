@@ -49,6 +49,7 @@ def calculator(atoms, folder: Path, threads: int, options: dict):
         neighbor_list=VesinNeighborList(cutoff=CUTOFF),  # its fastest
         energy_unit="eV",
         position_unit="Ang",
+        device=options.get("device", "cpu"),
     )
 
 

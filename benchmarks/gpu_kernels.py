@@ -1,0 +1,306 @@
+"""What every kernel of one step on a GPU does, from the shapes: csrc/cuda, launch by launch.
+
+One step is one list of :class:`Launch`; tests/test_gpu_benchmarks.py compares it with what the engine
+really launches, its products and its memory with what the engine multiplies and allocates. Work is written
+as formulas of :func:`variables`, so that they can be printed beside the kernel's name.
+
+    fp32 fp64 special   lanes' operations; a fused multiply-add is one
+    other               warps' instructions that are neither (selects)
+    rows                trips through L1 of 128 bytes or less (loads, stores, shuffles of a warp)
+    l2                  bytes between L1 and L2: what L1 did not have, and all that is written
+    passes x dram       bytes between L2 and memory, each array once a pass over the atoms, where they
+                        exceed what L2 holds
+    chain               cycles of loads of one warp that wait for each other
+    multiply            m, n, k and whether C is read, for products
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, pi
+
+WATER = 3 / 3.1043**3  # atoms/Å³ at 1 g/cm³
+SKIN, CUTOFF = 0.3, 5.0  # Å
+INTERVALS = 256  # of the filter table, as the default model's
+SPECIES = 2
+CHANNELS = 32  # of a chunk: one warp
+BLOCK_SHARE = 0.47
+"""Different senders of the four centres of a block, over all their edges: what L1 fetches if a block's
+warps share everything and blocks nothing. Of water in the engine's order of atoms (tested)."""
+BOX_BYTES, STATE_BYTES, TOTALS = 288, 312, 10
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """One system and network. ``itemsize``: bytes of a feature. ``list_neighbors`` include the skin."""
+
+    atoms: int
+    channels: int
+    interactions: int = 3
+    itemsize: int = 4
+    neighbors: float = WATER * 4 / 3 * pi * CUTOFF**3
+    list_neighbors: float = WATER * 4 / 3 * pi * (CUTOFF + SKIN) ** 3
+    intervals: int = INTERVALS
+    species: int = SPECIES
+
+    @property
+    def readout(self) -> int:
+        """Width of the readout, padded as the CPU's."""
+        lanes = 64 // self.itemsize
+        return ceil(self.channels // 2 / lanes) * lanes
+
+    @property
+    def edge_capacity(self) -> int:
+        """Room for edges: 64 an atom, or what the first list needed and a sixteenth."""
+        edges = round(self.atoms * self.list_neighbors)
+        return 64 * self.atoms if edges <= 64 * self.atoms else edges + edges // 16
+
+
+def variables(shapes: Shapes, l1_bytes: float, latencies: tuple[float, float]) -> dict[str, float]:
+    """What formulas may use. ``far2``, ``far3``: part of the table that does not fit L1, in the first
+    and in other interactions. ``w``: rows of 128 bytes that 32 features take."""
+    b, chunk = shapes.itemsize, CHANNELS * shapes.itemsize
+    table = 2 * (shapes.intervals + 2) * chunk  # bytes per block (w0, w1, w2) of one chunk
+    return {
+        "n": shapes.atoms, "F": shapes.channels, "C": shapes.channels / CHANNELS,
+        "H": shapes.readout, "b": b, "w": b / 4, "k": shapes.list_neighbors,
+        "e": shapes.neighbors, "R": 32 if b == 4 else 48, "share": BLOCK_SHARE, "row": chunk,
+        "far2": max(0.0, 1 - l1_bytes / (2 * table)), "far3": max(0.0, 1 - l1_bytes / (3 * table)),
+        "lat1": latencies[0], "lat2": latencies[1],
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch. ``name`` as in MLFF_LAUNCH; ``group`` for summaries; formulas default to nothing."""
+
+    name: str
+    what: str
+    group: str
+    fp32: str = "0"
+    fp64: str = "0"
+    special: str = "0"
+    other: str = "0"
+    rows: str = "0"
+    l2: str = "0"
+    dram: str = "0"
+    passes: str = "1"
+    chain: str = "0"
+    issue: bool = False
+    """Whether rows are instructions, too, so that schedulers can be the bound."""
+    multiply: tuple[str, str, str, bool] | None = None
+
+
+def _words(name: str, what: str, words: float, **more: str) -> Launch:
+    """Element-wise: every thread moves ``words`` features of its own, coalesced."""
+    size = f"{words}*n*F*b"
+    rows = f"{words}*n*F/32*w"
+    return Launch(name, what, "pointwise", rows=rows, l2=size, dram=size, **more)
+
+
+def _product(what: str, m: str, n: str, k: str, add: bool = False) -> Launch:
+    """C (m, n) = A (m, k) B (k, n), in tiles of 128 x 128 for what L2 gives."""
+    read_c = 2 if add else 1
+    return Launch(
+        "product_kernel<T, kMath>", what, "products",
+        fp32=f"({m})*({n})*({k})",
+        l2=f"b*({m})*(({k})*ceil(({n})/128) + ({k})*({n})/128 + {read_c}*({n}))",
+        dram=f"b*(({m})*({k}) + ({k})*({n}) + {read_c}*({m})*({n}))",
+        multiply=(m, n, k, add),
+    )  # fmt: skip
+
+
+def list_launches() -> list[Launch]:
+    """NeighborList::update where nothing has to be built: all but find_moved return at once."""
+
+    def idle(name: str) -> Launch:
+        return Launch(name, "returns at once", "list")
+
+    moved = Launch(
+        "find_moved", "distance from the last list", "list",
+        fp64="15*n", rows="2*18/32*n", l2="48*n", dram="48*n",
+    )  # fmt: skip
+    names = (
+        "plan_bins clear_counts bin_rows scan_counts scatter_items rank_items "
+        "find_neighbors<false> scan_counts check_capacity drop_overflow find_neighbors<true> "
+        "scan_counts scatter_items rank_items finish_build"
+    )
+    return [idle("decide_begin"), moved, *map(idle, names.split())]
+
+
+def geometry_launches() -> list[Launch]:
+    size = "n*(k*(20 + 24 + R) + 24)"  # senders, receivers, shifts; vectors; records; positions
+    geometry = Launch(
+        "geometry_kernel<T>", "edge records", "edges",
+        fp64="24*n*k", special="2*n*k", rows="(50 + R/2)/32*n*k", l2=size, dram=size,
+    )  # fmt: skip
+    return [geometry, Launch("name_faults", "one thread", "list")]
+
+
+# Per edge and channel of forward: spline 10, each filter 3, s 1, along 1, v 3 (and 3 by w2).
+# Of backward: spline 14, each filter and slope 6, along 3, scale 1, dd 4, g 3; and by w2 and the
+# sums 12. Of 8 edges the transposed sums take 31 shuffles, 31 adds and 62 selects.
+FOLD = "31/8*k"
+
+
+def forward_edges(first: bool) -> Launch:
+    if first:
+        return Launch(
+            "forward_kernel<T, true>", "messages 0", "edges forward", issue=True, passes="C",
+            fp32="32*n*C*21*e",
+            rows="n*C*(R/16*k + (8*w + 2*w + 1)*e + 4*w)",
+            l2="n*C*(R*k + 8*row*far2*e + 4*row)",
+            dram="n*(R*k + 4*row)",
+            chain="3*lat1*e",
+        )  # fmt: skip
+    return Launch(
+        "forward_kernel<T, false>", "messages", "edges forward", issue=True, passes="C",
+        fp32="32*n*C*27*e",
+        rows="n*C*(R/16*k + (12*w + 5*w)*e + 8*w)",
+        l2="n*C*(R*k + (12*row*far3 + 5*row*share)*e + 8*row)",
+        dram="n*(R*k + (5 + 8)*row)",
+        chain="(lat1 + lat2)*e",
+    )  # fmt: skip
+
+
+def backward_edges(first: bool, add: bool) -> Launch:
+    partial = 2 if add else 1
+    if first:
+        return Launch(
+            "backward_kernel<T, true>", "messages 0 reversed", "edges backward", issue=True,
+            passes="C",
+            fp32=f"32*n*C*(37*e + {FOLD})", other=f"n*C*2*{FOLD}",
+            rows=f"n*C*(R/16*k + (8*w + 2*w + 1)*e + w*{FOLD} + {partial}/8*k*w + 4*w)",
+            l2=f"n*C*(R*k + 8*row*far2*e + {partial}*4*b*k + 4*row)",
+            dram=f"n*(R*k + {partial}*4*b*k + 4*row)",
+            chain="3*lat1*e",
+        )  # fmt: skip
+    return Launch(
+        "backward_kernel<T, false>", "messages reversed", "edges backward", issue=True, passes="C",
+        fp32=f"32*n*C*(55*e + {FOLD})", other=f"n*C*2*{FOLD}",
+        rows=f"n*C*(R/16*k + (12*w + 4*w)*e + w*{FOLD} + {partial}/8*k*w + 20*w)",
+        l2=f"n*C*(R*k + (12*row*far3 + 4*row*share)*e + {partial}*4*b*k + 20*row)",
+        dram=f"n*(R*k + {partial}*4*b*k + (4 + 16)*row)",
+        chain="(lat1 + lat2)*e",
+    )  # fmt: skip
+
+
+def update_forward(last: bool) -> list[Launch]:
+    parts = 2 if last else 3
+    return [
+        _product("mix", "3*n", "2*F", "F"),
+        _words("norms_kernel<T>", "norms", 7, fp32="4*n*F", special="n*F"),
+        _product("update in", "n", "F", "2*F"),
+        _words("silu_kernel<T>", "silu", 3, fp32="6*n*F", special="2*n*F"),
+        _product("update out", "n", f"{parts}*F", "F"),
+        _words("combine_kernel<T>", "update", 11 if last else 19, fp32="12*n*F"),
+    ]
+
+
+def update_adjoint(last: bool) -> list[Launch]:
+    parts = 2 if last else 3
+    return [
+        _words("adjoint_a_kernel<T>", "update reversed", 9 if last else 13, fp32="8*n*F"),
+        _product("update out reversed", "n", "F", f"{parts}*F"),
+        _words("scale_kernel<T>", "silu reversed", 3, fp32="n*F"),
+        _product("update in reversed", "n", "2*F", "F"),
+        _words("adjoint_vu_kernel<T>", "norms reversed", 15 if last else 19,
+               fp32="20*n*F", special="2*n*F"),
+        _product("mix reversed", "3*n", "F", "2*F", add=not last),
+        _words("adjoints_kernel<T>", "rows of adjoints", 9, fp32="n*F"),
+    ]  # fmt: skip
+
+
+def readout() -> list[Launch]:
+    narrow = "n*H*b"
+    silu = Launch(
+        "silu_kernel<T>", "silu of the readout", "pointwise", fp32="6*n*H", special="2*n*H",
+        rows="3*n*H/32*w", l2=f"3*{narrow}", dram=f"3*{narrow}",
+    )  # fmt: skip
+    energies = Launch(
+        "readout_kernel<T>", "energies", "pointwise", fp64="n*(H + 5*32)",
+        rows="n*(4*H/32*w + 10 + 3)", l2=f"3*{narrow} + 12*n", dram=f"3*{narrow} + 12*n",
+    )  # fmt: skip
+    return [
+        _product("readout", "n", "H", "F"),
+        silu,
+        energies,
+        _product("readout reversed", "n", "F", "H"),
+    ]
+
+
+def next_message() -> list[Launch]:
+    return [
+        _product("message in", "n", "F", "F"),
+        _words("silu_kernel<T>", "silu", 3, fp32="6*n*F", special="2*n*F"),
+        _product("message out", "n", "3*F", "F"),
+        _words("features_kernel<T>", "rows of features", 12, fp32="6*n*F"),
+    ]
+
+
+def message_adjoint() -> list[Launch]:
+    return [
+        _product("message out reversed", "n", "F", "3*F"),
+        _words("scale_kernel<T>", "silu reversed", 3, fp32="n*F"),
+        _product("message in reversed", "n", "F", "F", add=True),
+    ]
+
+
+def force_launches() -> list[Launch]:
+    pair = "n*(k*(R + 24 + 4*b*C + 24) + 12*8 + 8)"
+    return [
+        Launch("pair_kernel<T>", "pair gradients", "forces",
+               fp64="n*(k*(22 + 4*C) + 13*5*32)",
+               rows="n*(k*(R/2 + 16*w*C + 18 + 18)/32 + 13*5*2 + 12)", l2=pair, dram=pair),
+        Launch("gather_kernel", "forces", "forces", fp64="3*n*k",
+               rows="4*n*k",  # lanes' edges lie apart: an index and three numbers each
+               l2="n*(k*(4 + 48) + 12*8 + 24)", dram="n*(k*(4 + 24) + 12*8 + 24)"),
+        Launch("partial_totals", "sums, 64 blocks", "forces", fp64="10*n",
+               rows="n*(2 + 9*24)/32", l2="n*(8 + 96)", dram="n*(8 + 96)"),
+        Launch("final_totals", "one warp", "forces"),
+    ]  # fmt: skip
+
+
+def step(interactions: int) -> list[Launch]:
+    """The launches of one step with forces, list not rebuilt, in order (Network, System)."""
+    launches = [*list_launches(), *geometry_launches()]
+    for k in range(interactions):
+        last = k + 1 == interactions
+        launches += [forward_edges(k == 0), *update_forward(last)]
+        launches += [*readout(), *update_adjoint(True)] if last else next_message()
+    for k in reversed(range(interactions)):
+        launches.append(backward_edges(k == 0, add=k + 1 != interactions))
+        if k > 0:
+            launches += [*message_adjoint(), *update_adjoint(False)]
+    return launches + force_launches()
+
+
+def bus_bytes(atoms: int) -> tuple[int, int]:
+    """Up (cell, positions) and down (energies, forces, totals, state of the list), per step."""
+    return BOX_BYTES + 24 * atoms, 32 * atoms + 8 * TOTALS + STATE_BYTES
+
+
+COPIES = 6
+
+
+def memory_bytes(shapes: Shapes) -> dict[str, int]:
+    """Device memory of a system (System::memory_bytes): by what it grows with."""
+    n, f, b, cap = shapes.atoms, shapes.channels, shapes.itemsize, shapes.edge_capacity
+    inner, h, kinds = shapes.interactions - 1, shapes.readout, shapes.species
+    per_atom_features = 10 * f * shapes.interactions + 10 * f * inner + 10 * f + 2 * h
+    per_atom_features += (8 if inner else 4) * f + 18 * f  # of the reverse pass
+    atoms = n * b * per_atom_features
+    atoms += n * (8 * (6 + 12 + 1 + 3) + 4 * 12) + 3 * 4 * max(n, 64) + 4 * 3  # lists, sums, forces
+    record = 32 if b == 4 else 48
+    edges = cap * (record + 24 + 24 + f // CHANNELS * 4 * b + 7 * 4)
+    matrices = sum(  # both ways: mix, update in, update out
+        2 * (2 * f * f + 2 * f * f + (2 if k == inner else 3) * f * f)
+        + f + (2 if k == inner else 3) * f
+        for k in range(shapes.interactions)
+    )  # fmt: skip
+    matrices += inner * (2 * (f * f + 3 * f * f) + 4 * f)  # message
+    matrices += 2 * f * h + 2 * h  # readout
+    matrices += kinds * 3 * f  # embedding, features of species
+    table = 2 * (shapes.intervals + 2) * f * (2 + 3 * inner)
+    fixed = b * (matrices + table) + 8 * (kinds + TOTALS * 64 + TOTALS)
+    return {"atoms": atoms, "edges": edges, "fixed": fixed}

@@ -1,0 +1,82 @@
+"""Table (Markdown), numbers (JSON) and picture (PNG) of benchmarks/gpu.py."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def write(report: dict[str, Any], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "gpu.json").write_text(json.dumps(report, indent=1))
+    (folder / "gpu.md").write_text(markdown(report))
+    plot(report, folder / "gpu.png")
+
+
+def label(row: dict[str, Any]) -> str:
+    """What a row measured, in words."""
+    parts = [row["what"]]
+    if "math" in row:
+        parts += [row["math"], "graph" if row["graph"] else "no graph"]
+        if row["rebuild"]:
+            parts.append("list built in every call")
+    return ", ".join(parts)
+
+
+def markdown(report: dict[str, Any]) -> str:
+    lines = [
+        f"Measured {report['date']} on {report['device']}; {report['model']}. Water at 1 g/cm³, energy "
+        "and forces to the host, atoms moved in every call; medians.",
+        "",
+        "| atoms | what | ms per call | µs per atom | lowest – highest ms | device memory |",
+        "|--:|---|--:|--:|---|--:|",
+    ]
+    for row in report["rows"]:
+        name = label(row) + (f" {row['version']}" if row.get("version") else "")
+        if "not_measured" in row:
+            reason = str(row["not_measured"]).replace("|", "/")
+            lines.append(f"| {row['atoms']:,} | {name} | not measured: {reason} | | | |")
+            continue
+        memory = f"{row['memory_GB']:.2f} GB" if "GPU" in row["what"] else ""
+        lines.append(
+            f"| {row['atoms']:,} | {name} | {row['median_s'] * 1e3:.3g} "
+            f"| {row['median_s'] / row['atoms'] * 1e6:.3g} "
+            f"| {row['low_s'] * 1e3:.3g} – {row['high_s'] * 1e3:.3g} | {memory} |"
+        )
+    lines += [
+        "",
+        "Largest deviations from the CPU engine in float64, checked before anything was timed:",
+        "",
+        "| precision | products | energy of an atom, eV | force, of the largest |",
+        "|---|---|--:|--:|",
+    ]
+    kinds = list(dict.fromkeys((row["dtype"], row["math"]) for row in report["checks"]))
+    for dtype, math in kinds:
+        rows = [r for r in report["checks"] if (r["dtype"], r["math"]) == (dtype, math)]
+        energy, force = max(r["energy_eV"] for r in rows), max(r["force"] for r in rows)
+        lines.append(f"| {dtype} | {math} | {energy:.1e} | {force:.1e} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(report: dict[str, Any], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for row in report["rows"]:
+        if "median_s" in row:
+            point = (row["atoms"], row["median_s"] / row["atoms"] * 1e6)
+            lines.setdefault(label(row), []).append(point)
+    figure, axis = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    for name, points in lines.items():
+        axis.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name)
+    axis.set(xscale="log", yscale="log", xlabel="atoms", ylabel="µs per atom and call",
+             title=f"water, {report['device']}")  # fmt: skip
+    axis.grid(alpha=0.3, which="both")
+    if lines:
+        axis.legend(fontsize=7)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)

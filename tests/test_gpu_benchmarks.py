@@ -1,0 +1,251 @@
+"""benchmarks/gpu_roofline.py against the engine under emulation, and benchmarks/gpu.py without a GPU."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from native_models import export_to, water_box
+
+from mlff_distiller.ops.engine import gpu_count
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+MODULES = ("gpu_kernels", "gpu_cards", "gpu_roofline", "gpu", "gpu_report", "scaling")
+
+
+@pytest.fixture
+def roofline(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield [importlib.import_module(name) for name in MODULES[:3]]
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+def emulated_step(path, dtype="float32", side=3):
+    """A system after two steps, and what the emulation counted in the second."""
+    from cuda_module import emulated
+
+    gpu = emulated()
+    numbers, positions, cell, pbc = water_box(side)
+    potential = gpu.GpuPotential(path, dtype=dtype, skin=0.3)
+    for turn in range(2):
+        gpu.reset_counters()
+        potential.compute(numbers, positions + 0.01 * turn, cell, pbc)
+    assert potential.num_builds == 1
+    return potential, gpu.counters(), len(numbers)
+
+
+@pytest.mark.parametrize(
+    ("channels", "interactions", "dtype"),
+    [(64, 3, "float32"), (128, 2, "float64"), (32, 1, "float32")],
+)
+def test_launches_bus_and_memory_are_the_engines(roofline, tmp_path, channels, interactions, dtype):
+    kernels = roofline[0]
+    config = {"hidden_dim": channels, "num_interactions": interactions, "num_rbf": 6}
+    path = export_to(tmp_path, **config, cutoff=4.0)[1]
+    potential, counters, atoms = emulated_step(path, dtype)
+
+    expected = Counter(launch.name for launch in kernels.step(interactions))
+    assert dict(expected) == counters["launches"]
+    assert (counters["bytes_to_device"], counters["bytes_to_host"]) == kernels.bus_bytes(atoms)
+    shapes = kernels.Shapes(
+        atoms,
+        channels,
+        interactions,
+        itemsize=4 if dtype == "float32" else 8,
+        list_neighbors=potential.num_edges / atoms,
+        intervals=potential.table["intervals"],
+        species=3,
+    )
+    assert sum(kernels.memory_bytes(shapes).values()) == potential.memory_bytes
+
+
+def test_products_are_the_engines(roofline, tmp_path):
+    """Their shapes, as cuBLAS gets them, and their sum, as benchmarks/scaling.py has it for the CPU."""
+    from cuda_module import emulated
+
+    kernels, _, report = roofline
+    path = export_to(tmp_path, hidden_dim=64, num_interactions=3, num_rbf=6, cutoff=3.0)[1]
+    numbers, positions, cell, _ = water_box(2)
+    names = kernels.variables(kernels.Shapes(len(numbers), 64), 1e9, (0, 0))
+    expected = [
+        [*(int(report.value(x, names)) for x in launch.multiply[:3]), int(launch.multiply[3])]
+        for launch in kernels.step(3)
+        if launch.multiply
+    ]
+    shapes = emulated().product_shapes(path, np.asarray(numbers, np.int64), positions, cell)
+    assert [list(shape) for shape in shapes] == expected
+
+    scaling = importlib.import_module("scaling")
+    names = kernels.variables(kernels.Shapes(1, scaling.HIDDEN, scaling.INTERACTIONS), 1e9, (0, 0))
+    products = [x for x in kernels.step(scaling.INTERACTIONS) if x.multiply]
+    total = sum(report.value(launch.fp32, names) for launch in products)
+    work = scaling.multiply_adds(50.0)
+    assert total == pytest.approx(work["dense_forward"] + work["dense_backward"])
+
+
+def test_shapes_of_water(roofline):
+    """Neighbours and the part of them that a block shares, of water in the engine's order."""
+    from mlff_distiller.ops import neighbor_list
+
+    torch = pytest.importorskip("torch")
+    kernels = roofline[0]
+    numbers, positions, cell, pbc = water_box(8)
+    bins = np.floor(positions @ np.linalg.inv(cell) % 1 * (np.diag(cell) / 3.0)).astype(int)
+    bits = [(bins >> bit & 1) << (3 * bit + np.arange(3)) for bit in range(10)]
+    order = np.argsort(sum(bits).sum(axis=1), kind="stable")  # Morton, as core/spatial_order.cpp
+    counts = {}
+    for radius in (kernels.CUTOFF, kernels.CUTOFF + kernels.SKIN):
+        tensors = [torch.tensor(x) for x in (positions[order], cell, pbc)]
+        edge_index, _ = neighbor_list(*tensors, radius)
+        counts[radius] = edge_index.numpy()
+    shapes = kernels.Shapes(len(numbers), 128)
+    for radius, per_atom in zip(counts, (shapes.neighbors, shapes.list_neighbors), strict=True):
+        assert counts[radius].shape[1] / len(numbers) == pytest.approx(per_atom, rel=0.05)
+    senders, centres = counts[kernels.CUTOFF]
+    different = len(set(zip(centres // 4, senders, strict=True)))
+    assert different / len(senders) == pytest.approx(kernels.BLOCK_SHARE, abs=0.03)
+
+
+def test_prediction(roofline, tmp_path):
+    """It is written, says what it is, and a bound is never beaten by a part of it."""
+    _, cards, report = roofline
+    result = report.collect()
+    text = report.markdown(result)
+    assert "PREDICTION" in text
+    assert "measured on a GPU" in text
+    for row in result["predictions"]:
+        assert row["seconds"] >= sum(v for k, v in row["groups"].items() if k != "launches")
+        for launch in row.get("launches", []):
+            assert launch["seconds"] == max(launch["by_resource"].values())
+    by_key = {
+        (r["card"], r["shapes"]["channels"], r["math"], r["graph"], r["shapes"]["atoms"]): r[
+            "seconds"
+        ]
+        for r in result["predictions"]
+    }
+    for (card, f, math, graph, atoms), seconds in by_key.items():
+        assert seconds <= by_key[(card, f, "float32", graph, atoms)]
+        assert by_key[(card, f, math, True, atoms)] <= seconds
+    a100, h100 = cards.CARDS
+    assert a100.rates()["FP32"] * 2 == pytest.approx(19.5e12, rel=0.01)
+    assert h100.rates()["FP32"] * 2 == pytest.approx(66.9e12, rel=0.01)
+    shown = [x for x in (BENCHMARKS.parent / "docs/gpu.md").read_text().splitlines() if "-SXM" in x]
+    assert len(shown) == 4
+    assert set(shown) <= set(report.time_table(result))  # run it and copy the lines
+    report.plot(result, tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 10_000
+    json.dumps(result)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield importlib.import_module("gpu")
+    for name in (*MODULES, "run", "report", "systems", "environments"):
+        sys.modules.pop(name, None)
+
+
+def options(gpu, tmp_path, path, **more):
+    settings = {
+        "device": "cuda",
+        "model": path,
+        "teacher": "",
+        "peers": [],
+        "sides": [1],
+        "seconds": 0.01,
+        "cpu_atoms": 10,
+        "quick": True,
+        "output": tmp_path / "report",
+        "cache": tmp_path,
+    }
+    return argparse.Namespace(**{**settings, **more})
+
+
+def test_one_line_where_there_is_no_gpu(tmp_path):
+    """The real thing, as a user starts it on this machine."""
+    if gpu_count():
+        pytest.skip("there is a GPU")
+    command = [
+        sys.executable,
+        str(BENCHMARKS / "gpu.py"),
+        "--quick",
+        "--output",
+        str(tmp_path / "x"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("nothing measured: ")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "x").exists()
+
+
+def test_one_line_where_cuda_finds_no_gpu(gpu, monkeypatch, capsys):
+    from cuda_module import emulated
+
+    module = emulated()
+    monkeypatch.setattr(gpu.engine, "gpu_module", lambda: module)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--quick"])
+    module.set_device_count(0)
+    try:
+        assert gpu.main() == 2
+    finally:
+        module.set_device_count(1)
+    assert "no GPU 0 is usable here (0 found)" in capsys.readouterr().err
+
+
+def test_measures_under_emulation(gpu, tmp_path, monkeypatch, capsys):
+    """The whole program where the "GPU" is the emulation: checks pass, every row has its figures."""
+    from cuda_module import emulated
+
+    config = {"hidden_dim": 8, "num_interactions": 2, "num_rbf": 4, "cutoff": 3.0}
+    path = Path(export_to(tmp_path, **config)[1])
+    numbers, positions, cell, pbc = water_box(1)
+    small = {
+        "periodic": (numbers, positions, cell, pbc),
+        "open": (numbers, positions, cell, ~pbc),
+    }
+    monkeypatch.setattr(gpu, "check_systems", lambda: small)
+    monkeypatch.setattr(gpu.engine, "gpu_module", emulated)
+    given = options(gpu, tmp_path, path, teacher="no-such-teacher")
+    monkeypatch.setattr(gpu, "arguments", lambda: given)
+    assert gpu.main() == 0
+    report = json.loads((tmp_path / "report" / "gpu.json").read_text())
+    assert {(c["dtype"], c["math"], c["graph"]) for c in report["checks"]} >= {
+        ("float64", "float32", True),
+        ("float32", "bfloat16", False),
+    }
+    student = [row for row in report["rows"] if row["what"] == "student, GPU"]
+    assert len(student) == 7
+    for row in student:
+        assert 0 < row["low_s"] <= row["median_s"] <= row["high_s"]
+        assert (row["builds"] > 0) == row["rebuild"]
+    (teacher,) = [row for row in report["rows"] if row["what"].startswith("teacher")]
+    assert "unknown teacher" in teacher["not_measured"].lower()
+    text = (tmp_path / "report" / "gpu.md").read_text()
+    assert "student, CPU" in text
+    assert "not measured" in text
+    assert (tmp_path / "report" / "gpu.png").stat().st_size > 5000
+
+    # Wrong forces: nothing is timed.
+    real = gpu.engine.NativePotential.compute
+
+    def wrong(self, *arguments, **options):
+        result = real(self, *arguments, **options)
+        if self.device != "cpu":
+            result["forces"][0, 0] += 1e-3
+        return result
+
+    monkeypatch.setattr(gpu.engine.NativePotential, "compute", wrong)
+    monkeypatch.setattr(gpu, "student_rows", lambda *_: pytest.fail("timed"))
+    capsys.readouterr()
+    assert gpu.main() == 1
+    assert "nothing timed: " in capsys.readouterr().err
