@@ -35,15 +35,15 @@ FOLDERS = (ROOT / "build" / "gpu_roofline", ROOT / "benchmarks" / "results")
 
 LEFT_OUT = """\
 - that no kernel reaches its bound: latencies that few warps do not hide, waves of blocks that do not come
-  out even, clocks that sink under load (a card at its power limit loses 10 to 30 %), DRAM at 100 % of its
-  peak (85 to 93 % is what streams reach);
-- integer and address arithmetic, conversions, divisions and square roots in double, predicates: backward
-  issues perhaps a third more instructions than are counted;
+  out even, clocks that sink at a card's power limit, DRAM at 100 % of its peak (streams reach 85 to 92 % of
+  it on an A100, gpu-benches);
+- integer and address arithmetic, conversions, divisions and square roots in double, predicates, all of which
+  take issue slots;
 - misses of L1 by rows of neighbours within a block, and of the table because rows push it out; both arrays
   are assumed to stay (the part of the table that exceeds L1 is counted);
-- that cuBLAS at these narrow shapes reaches 60 to 90 % of the peak it is charged with, and tf32 and
-  bfloat16 convert float32 factors on the way;
-- the host: atoms are put in and out of order, results become numpy arrays (one thread, about 10 ns per atom);
+- that cuBLAS at these narrow shapes does not reach the peak it is charged with, and tf32 and bfloat16
+  convert float32 factors on the way;
+- the host: atoms are put in and out of order, results become numpy arrays (on one thread);
 - the list: built every 10 to 50 steps; where it is not, the 17 kernels that look are counted as launches
   but not the blocks that return at once."""
 
