@@ -82,10 +82,11 @@ void PairPaiNN::settings(int narg, char** arg) {
         std::strcmp(keyword, "threads") == 0 || std::strcmp(keyword, "tabulate") == 0 ||
         std::strcmp(keyword, "extrapolation") == 0 || std::strcmp(keyword, "math") == 0;
     if (!known)
-      error->all(FLERR,
-                 format("pair_style painn: unknown keyword '%s'; known are device, precision, "
-                        "threads, tabulate, extrapolation, math (the model belongs into pair_coeff)",
-                        keyword));
+      error->all(
+          FLERR,
+          format("pair_style painn: unknown keyword '%s'; known are device, precision, "
+                 "threads, tabulate, extrapolation, math (the model belongs into pair_coeff)",
+                 keyword));
     if (i + 1 >= narg)
       error->all(FLERR, format("pair_style painn: keyword '%s' lacks its value", keyword));
     const char* value = arg[i + 1];

@@ -180,7 +180,8 @@ void PairPaiNN::add_gpu_results(const mlff::gpu::StepResult& result) {
     if (!vflag_atom) continue;
     const double* w = result.atom_virials + 9 * i;
     for (int k = 0; k < 6; ++k)
-      total[3 + k] = 0.5 * (w[3 * kPlace[k][0] + kPlace[k][1]] + w[3 * kPlace[k][1] + kPlace[k][0]]);
+      total[3 + k] =
+          0.5 * (w[3 * kPlace[k][0] + kPlace[k][1]] + w[3 * kPlace[k][1] + kPlace[k][0]]);
   }
   return_totals();
   double** f = atom->f;

@@ -93,9 +93,9 @@ py::array_t<T> product_of(const py::array_t<T>& a, int k, const py::array_t<T>& 
   dense.multiply(product, nullptr);
   py::array_t<T> out({c.shape(0), c.shape(1)});
   if (out.size() > 0) {
-    mlff::gpu::check(cudaMemcpy(out.mutable_data(), c_.data(), out.size() * sizeof(T),
-                                cudaMemcpyDeviceToHost),
-                     "reading a product");
+    mlff::gpu::check(
+        cudaMemcpy(out.mutable_data(), c_.data(), out.size() * sizeof(T), cudaMemcpyDeviceToHost),
+        "reading a product");
   }
   return out;
 }

@@ -46,7 +46,8 @@ inline void check_shape(const char* name, const py::array& array, std::vector<py
   }
 }
 
-inline py::array_t<double> to_array(const std::vector<double>& values, std::vector<py::ssize_t> shape) {
+inline py::array_t<double> to_array(const std::vector<double>& values,
+                                    std::vector<py::ssize_t> shape) {
   py::array_t<double> out(shape);
   std::copy(values.begin(), values.end(), out.mutable_data());
   return out;

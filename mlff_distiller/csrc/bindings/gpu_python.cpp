@@ -164,9 +164,8 @@ void bind_gpu(py::module_& m) {
       .def_property_readonly(
           "num_graph_launches",
           [](PyGpuPotential& self) { return self.get().system().num_graph_launches(); })
-      .def_property_readonly("memory_bytes", [](PyGpuPotential& self) {
-        return self.get().system().memory_bytes();
-      });
+      .def_property_readonly(
+          "memory_bytes", [](PyGpuPotential& self) { return self.get().system().memory_bytes(); });
 
   py::class_<PyGpuSystem>(m, "GpuSystem")
       .def(py::init<const std::string&, const std::string&, double>(), py::arg("path"),

@@ -43,8 +43,8 @@ std::string describe(int fault, const Graph& graph, int64_t edge) {
           << "; the simulation has blown up or its input is damaged";
       break;
     default:
-      out << "atoms " << name(centre) << " and " << name(sender) << " are at one point (less than " << kTooClose
-          << " Ang apart); remove duplicate atoms";
+      out << "atoms " << name(centre) << " and " << name(sender) << " are at one point (less than "
+          << kTooClose << " Ang apart); remove duplicate atoms";
   }
   return out.str();
 }

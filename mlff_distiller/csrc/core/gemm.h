@@ -23,7 +23,8 @@ class PackedMatrix {
     k_ = k;
     n_ = n;
     T* out = data_.require(k * n);
-    const int64_t lanes = kernels.lanes, width = kernels.gemm_vectors ? lanes * kernels.gemm_vectors : n;
+    const int64_t lanes = kernels.lanes,
+                  width = kernels.gemm_vectors ? lanes * kernels.gemm_vectors : n;
     for (int64_t j = 0; j < n;) {
       const int64_t step = n - j >= width ? width : lanes;
       for (int64_t i = 0; i < k; ++i) {

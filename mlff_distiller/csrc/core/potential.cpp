@@ -416,8 +416,8 @@ size_t Potential::memory_bytes() const {
   return s.engine.memory_bytes() + s.edge_vectors.bytes() + s.pair_gradients.bytes() +
          vector_bytes(s.list.offsets) + vector_bytes(s.list.senders) + vector_bytes(s.list.shifts) +
          vector_bytes(s.sorted) + vector_bytes(s.built_positions) + vector_bytes(s.built_numbers) +
-         vector_bytes(s.order) + vector_bytes(s.energies) +
-         vector_bytes(s.force_parts) + vector_bytes(s.atom_virials);
+         vector_bytes(s.order) + vector_bytes(s.energies) + vector_bytes(s.force_parts) +
+         vector_bytes(s.atom_virials);
 }
 
 void add_atom_virials(int64_t n_local, const int64_t* offsets, const int32_t* senders,

@@ -8,8 +8,8 @@
 
 namespace mlff {
 
-// Orders atoms along a space-filling curve, so that neighbours' rows are near in memory: order[i] is
-// the atom at place i. Small systems, which fit the cache in any order, are left as they are.
+// Orders atoms along a space-filling curve, so that neighbours' rows are near in memory: order[i]
+// is the atom at place i. Small systems, which fit the cache in any order, are left as they are.
 //   positions    [n][3], Angstrom
 //   cell         rows, invertible; rows of open directions are unit vectors
 //   to_fraction  its inverse

@@ -3,9 +3,9 @@
 // from shared memory, four at a time: bound by shared memory at about half of the FMA peak, where
 // cuBLAS reaches most of it. It is here for machines without cuBLAS, for tests without a GPU, and
 // for what rounding to tf32 or bfloat16 does to results; tensor cores come from cuBLAS.
-#include "dense.h"
-
 #include <cstring>
+
+#include "dense.h"
 
 #if !defined(_WIN32)
 #include <dlfcn.h>
@@ -52,13 +52,12 @@ __global__ void __launch_bounds__(kThreads) product_kernel(Product<T> p) {
   for (int k0 = 0; k0 < p.k; k0 += kDepth) {
     for (int i = threadIdx.x; i < kTile * kDepth; i += kThreads) {
       const int r = i / kDepth, k = i % kDepth;
-      a[k][r] = row0 + r < p.m && k0 + k < p.k ? rounded<kMath>(p.a[(row0 + r) * p.lda + k0 + k])
-                                               : T(0);
+      a[k][r] =
+          row0 + r < p.m && k0 + k < p.k ? rounded<kMath>(p.a[(row0 + r) * p.lda + k0 + k]) : T(0);
       const int depth = i / kTile, c = i % kTile;
-      b[depth][c] =
-          k0 + depth < p.k && column0 + c < p.n
-              ? rounded<kMath>(p.b[static_cast<int64_t>(k0 + depth) * p.n + column0 + c])
-              : T(0);
+      b[depth][c] = k0 + depth < p.k && column0 + c < p.n
+                        ? rounded<kMath>(p.b[static_cast<int64_t>(k0 + depth) * p.n + column0 + c])
+                        : T(0);
     }
     __syncthreads();
 #pragma unroll
@@ -133,11 +132,10 @@ const Cublas* load_cublas() {
       std::memcpy(&function, &address, sizeof(address));
       return address != nullptr;
     };
-    const bool complete = find("cublasCreate_v2", table.create) &&
-                          find("cublasDestroy_v2", table.destroy) &&
-                          find("cublasSetStream_v2", table.set_stream) &&
-                          find("cublasSetWorkspace_v2", table.set_workspace) &&
-                          find("cublasGemmEx", table.gemm);
+    const bool complete =
+        find("cublasCreate_v2", table.create) && find("cublasDestroy_v2", table.destroy) &&
+        find("cublasSetStream_v2", table.set_stream) &&
+        find("cublasSetWorkspace_v2", table.set_workspace) && find("cublasGemmEx", table.gemm);
     return complete ? &table : nullptr;
   }();
   return loaded;
@@ -176,9 +174,9 @@ void Dense::multiply(const Product<T>& p, cudaStream_t stream) {
   const int type = kDouble ? kReal64 : kReal32;
   const T alpha = T(1), beta = p.accumulate ? T(1) : T(0);
   check_cublas(cublas_->set_stream(handle_, stream), "cublasSetStream");
-  check_cublas(cublas_->set_workspace(handle_, workspace_.data(),
-                                      static_cast<size_t>(workspace_.count())),
-               "cublasSetWorkspace");
+  check_cublas(
+      cublas_->set_workspace(handle_, workspace_.data(), static_cast<size_t>(workspace_.count())),
+      "cublasSetWorkspace");
   // Row-major C = A B is column-major C^T = B^T A^T. cuBLAS counts in int.
   constexpr int64_t kMostRows = int64_t{1} << 30;
   for (int64_t first = 0; first < p.m; first += kMostRows) {

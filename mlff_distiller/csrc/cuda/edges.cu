@@ -6,9 +6,9 @@
 // bound by L1: 17 and 16 cycles. Blocks run chunk by chunk (grid.y is the chunk), so that at any
 // time all of an SM's warps read one chunk's slice of the table, 198 kB with 256 intervals, most of
 // which an A100's or H100's L1 holds. benchmarks/gpu_roofline.py has the sums.
-#include "edges.h"
-
 #include <cmath>
+
+#include "edges.h"
 
 namespace mlff {
 namespace gpu {
@@ -147,8 +147,8 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(EdgePass<T> p) {
   for (int a = 0; a < 3; ++a) p.v_out[(3 * c + a) * f + channel] = v[a];
 }
 
-// Halves the number of values that a lane holds. Recursion, not a loop: with a loop some versions of
-// nvcc index the array at run time and put it into local memory.
+// Halves the number of values that a lane holds. Recursion, not a loop: with a loop some versions
+// of nvcc index the array at run time and put it into local memory.
 template <int kHalf, typename T>
 __device__ __forceinline__ void fold(T (&values)[32], int lane) {
   const bool upper = (lane & kHalf) != 0;
@@ -201,10 +201,10 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(EdgePass<T> p) {
         const T* row = table + static_cast<int64_t>(edge.interval) * 2 * kBlocks * kChannels;
         const Spline<T> spline(edge.t, p.filter.inverse_spacing);
         if (kFirst) {
-          const T* from = p.species_x +
-                          (static_cast<int64_t>(p.species[edge.sender]) * chunks + chunk) * 2 *
-                              kChannels +
-                          lane;
+          const T* from =
+              p.species_x +
+              (static_cast<int64_t>(p.species[edge.sender]) * chunks + chunk) * 2 * kChannels +
+              lane;
           x[0] = from[0];
           x[1] = from[kChannels];
         } else {
@@ -461,13 +461,13 @@ void sum_totals(int64_t n_local, const double* energies, const double* sums, dou
   MLFF_LAUNCH(final_totals, dim3(1), dim3(32), 0, stream, work, total);
 }
 
-#define MLFF_INSTANTIATE(T)                                                                       \
-  template void edge_geometry<T>(const NeighborView&, double, double, double, int,                \
-                                 EdgeRecord<T>*, double*, cudaStream_t);                          \
-  template void edge_forward<T>(const EdgePass<T>&, bool, cudaStream_t);                          \
-  template void edge_backward<T>(const EdgePass<T>&, bool, cudaStream_t);                         \
-  template void pair_gradients<T>(const NeighborView&, const RepulsionView&, int,                 \
-                                  const EdgeRecord<T>*, const double*, const T*, const double*,   \
+#define MLFF_INSTANTIATE(T)                                                                        \
+  template void edge_geometry<T>(const NeighborView&, double, double, double, int, EdgeRecord<T>*, \
+                                 double*, cudaStream_t);                                           \
+  template void edge_forward<T>(const EdgePass<T>&, bool, cudaStream_t);                           \
+  template void edge_backward<T>(const EdgePass<T>&, bool, cudaStream_t);                          \
+  template void pair_gradients<T>(const NeighborView&, const RepulsionView&, int,                  \
+                                  const EdgeRecord<T>*, const double*, const T*, const double*,    \
                                   double*, double*, double*, cudaStream_t);
 MLFF_INSTANTIATE(float)
 MLFF_INSTANTIATE(double)

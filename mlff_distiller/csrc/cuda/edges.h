@@ -1,9 +1,9 @@
 // Passes over edges on the device: geometry, messages, their reverse, forces and virial.
 //
-// Rows that neighbours read interleave their blocks in chunks of 32 channels, one for each lane of a
-// warp: [row][F / 32][blocks][32]. A warp has one centre and one chunk, keeps that centre's sums in
-// registers and gathers over its edges, forward and in reverse (the list is symmetric, KERNELS.md),
-// so feature passes need no atomics and give the same bits in every run.
+// Rows that neighbours read interleave their blocks in chunks of 32 channels, one for each lane of
+// a warp: [row][F / 32][blocks][32]. A warp has one centre and one chunk, keeps that centre's sums
+// in registers and gathers over its edges, forward and in reverse (the list is symmetric,
+// KERNELS.md), so feature passes need no atomics and give the same bits in every run.
 #ifndef MLFF_CUDA_EDGES_H_
 #define MLFF_CUDA_EDGES_H_
 
@@ -79,8 +79,8 @@ struct EdgePass {
   bool accumulate = false;
 };
 
-// Records, and edge vectors [capacity][3] in Angstrom. Faults go to the view's state, and so does an
-// edge shorter than `warn_distance`.
+// Records, and edge vectors [capacity][3] in Angstrom. Faults go to the view's state, and so does
+// an edge shorter than `warn_distance`.
 template <typename T>
 void edge_geometry(const NeighborView& list, double cutoff, double warn_distance,
                    double inverse_spacing, int intervals, EdgeRecord<T>* records, double* vectors,
@@ -103,8 +103,8 @@ void pair_gradients(const NeighborView& list, const RepulsionView& repulsion, in
                     const double* weights, double* gradients, double* sums, double* energies,
                     cudaStream_t stream);
 
-// Forces [n_rows][3], and virials of atoms [n_rows][9] unless null (the gauge of add_atom_virials in
-// core/potential.h).
+// Forces [n_rows][3], and virials of atoms [n_rows][9] unless null (the gauge of add_atom_virials
+// in core/potential.h).
 void gather_forces(const NeighborView& list, const double* vectors, const double* gradients,
                    const double* sums, double* forces, double* atom_virials, cudaStream_t stream);
 

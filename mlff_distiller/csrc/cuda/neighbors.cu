@@ -9,14 +9,13 @@
 //
 // What bounds it: a build reads about 430 candidates per centre at the density of water, 32 at a
 // time, twice; it happens every 10 to 50 steps, and costs less than one of them.
-#include "neighbors.h"
-
 #include <climits>
 #include <cmath>
 #include <cstring>
 
 #include "error.h"
 #include "lattice.h"
+#include "neighbors.h"
 
 namespace mlff {
 namespace gpu {
@@ -168,7 +167,8 @@ __global__ void __launch_bounds__(kPlanThreads)
     state->per_bin[axis] = length;
   }
   while (bins[0] * bins[1] * bins[2] > static_cast<double>(max_bins)) {
-    const int axis = bins[0] >= bins[1] ? (bins[0] >= bins[2] ? 0 : 2) : (bins[1] >= bins[2] ? 1 : 2);
+    const int axis =
+        bins[0] >= bins[1] ? (bins[0] >= bins[2] ? 0 : 2) : (bins[1] >= bins[2] ? 1 : 2);
     bins[axis] = floor(0.5 * (bins[axis] + 1.0));
     if (bins[0] + bins[1] + bins[2] <= 3.0) break;
   }
@@ -227,8 +227,8 @@ __global__ void bin_rows(State* state, const Box* box, const double* positions, 
 
 // offsets [n + 1] and cursor [n]: exclusive sums of counts. One block.
 __global__ void __launch_bounds__(kScanThreads)
-    scan_counts(const State* state, const int* counts, const int* count, int64_t fixed, int* offsets,
-                int* cursor) {
+    scan_counts(const State* state, const int* counts, const int* count, int64_t fixed,
+                int* offsets, int* cursor) {
   if (!state->rebuild) return;
   __shared__ int sums[kWarp];
   const int64_t n = count ? *count : fixed;
@@ -351,14 +351,14 @@ __global__ void __launch_bounds__(kThreads) find_neighbors(FindArguments p) {
             if (take) {
               j = p.binned[base + lane];
               for (int axis = 0; axis < 3; ++axis) {
-                shift[axis] = image[axis] - p.wrap[3 * static_cast<int64_t>(j) + axis] +
-                              p.wrap[3 * c + axis];
+                shift[axis] =
+                    image[axis] - p.wrap[3 * static_cast<int64_t>(j) + axis] + p.wrap[3 * c + axis];
               }
               double d2 = 0.0;
               for (int a = 0; a < 3; ++a) {
-                const double r = (p.positions[3 * static_cast<int64_t>(j) + a] - x[a]) +
-                                 (shift[0] * basis[a] + shift[1] * basis[3 + a] +
-                                  shift[2] * basis[6 + a]);
+                const double r =
+                    (p.positions[3 * static_cast<int64_t>(j) + a] - x[a]) +
+                    (shift[0] * basis[a] + shift[1] * basis[3 + a] + shift[2] * basis[6 + a]);
                 d2 += r * r;
               }
               const bool self = j == c && !(shift[0] | shift[1] | shift[2]);
@@ -391,7 +391,8 @@ __global__ void check_capacity(State* state, const int* offsets, int64_t n_local
   if (!state->rebuild) return;
   state->needed_edges = offsets[n_local];
   state->num_edges = state->needed_edges <= capacity ? offsets[n_local] : 0;
-  if (state->needed_edges > capacity) atomicOr(&state->faults, static_cast<unsigned>(kTooManyEdges));
+  if (state->needed_edges > capacity)
+    atomicOr(&state->faults, static_cast<unsigned>(kTooManyEdges));
 }
 
 // After an overflow every list is empty, so that the rest of the step stays within its memory.
@@ -507,10 +508,10 @@ void NeighborList::upload(const double* device_positions, cudaStream_t stream) {
   check(cudaMemcpyAsync(box_.data(), host_box_.data(), sizeof(Box), cudaMemcpyHostToDevice, stream),
         "copying the cell to the device");
   if (n_rows_ == 0) return;
-  check(cudaMemcpyAsync(positions_.data(),
-                        device_positions ? device_positions : host_positions_.data(),
-                        static_cast<size_t>(3 * n_rows_) * sizeof(double),
-                        device_positions ? cudaMemcpyDeviceToDevice : cudaMemcpyHostToDevice, stream),
+  check(cudaMemcpyAsync(
+            positions_.data(), device_positions ? device_positions : host_positions_.data(),
+            static_cast<size_t>(3 * n_rows_) * sizeof(double),
+            device_positions ? cudaMemcpyDeviceToDevice : cudaMemcpyHostToDevice, stream),
         "copying positions to the device");
 }
 
@@ -526,7 +527,8 @@ void NeighborList::update(cudaStream_t stream) {
   const dim3 one(1), block(kThreads), wide(kScanThreads);
   const dim3 rows(blocks_for(n, kThreads)), coordinates(blocks_for(3 * n, kThreads));
   const dim3 cells(blocks_for(n > max_bins_ ? n : max_bins_, kThreads));
-  const dim3 centres(blocks_for(n_local_ * kWarp, kThreads)), edges(blocks_for(capacity_, kThreads));
+  const dim3 centres(blocks_for(n_local_ * kWarp, kThreads)),
+      edges(blocks_for(capacity_, kThreads));
   const int* no_count = nullptr;
   const int* num_bins = &state->num_bins;
   const int* num_edges = &state->num_edges;
@@ -534,7 +536,8 @@ void NeighborList::update(cudaStream_t stream) {
   MLFF_LAUNCH(decide_begin, one, one, 0, stream, state, box, cutoff_, skin_, int(keep_list_));
   MLFF_LAUNCH(find_moved, rows, block, 0, stream, state, positions_.data(), built_positions_.data(),
               n);
-  MLFF_LAUNCH(plan_bins, one, dim3(kPlanThreads), 0, stream, state, box, positions_.data(), n, radius, max_bins_);
+  MLFF_LAUNCH(plan_bins, one, dim3(kPlanThreads), 0, stream, state, box, positions_.data(), n,
+              radius, max_bins_);
   MLFF_LAUNCH(clear_counts, cells, block, 0, stream, state, bin_counts_.data(),
               incoming_counts_.data(), n);
   MLFF_LAUNCH(bin_rows, rows, block, 0, stream, state, box, positions_.data(), species_.data(), n,
@@ -546,13 +549,20 @@ void NeighborList::update(cudaStream_t stream) {
   MLFF_LAUNCH(rank_items, rows, block, 0, stream, state, bin_.data(), no_count, n,
               bin_offsets_.data(), unordered_.data(), binned_.data());
 
-  FindArguments find{state,           box,
-                     positions_.data(), bin_.data(),
-                     wrap_.data(),    bin_offsets_.data(),
-                     binned_.data(),  n_local_,
-                     radius,          counts_.data(),
-                     offsets_.data(), senders_.data(),
-                     receivers_.data(), shifts_.data(),
+  FindArguments find{state,
+                     box,
+                     positions_.data(),
+                     bin_.data(),
+                     wrap_.data(),
+                     bin_offsets_.data(),
+                     binned_.data(),
+                     n_local_,
+                     radius,
+                     counts_.data(),
+                     offsets_.data(),
+                     senders_.data(),
+                     receivers_.data(),
+                     shifts_.data(),
                      incoming_counts_.data()};
   MLFF_LAUNCH((find_neighbors<false>), centres, block, 0, stream, find);
   MLFF_LAUNCH(scan_counts, one, wide, 0, stream, state, counts_.data(), no_count, n_local_,

@@ -33,12 +33,12 @@ Box make_box(const double* cell, const std::array<bool, 3>& pbc);
 
 // One per system, on the device; a copy comes back with every step's results.
 struct State {
-  int rebuild;           // 1 while this step builds a list
-  int built;             // 0 before the first list
-  int force_rebuild;     // set by the host
-  unsigned faults;       // this step's; an overflow stays until the list is built anew
-  int fault_edge;        // lowest edge with a fault, INT_MAX if none
-  int fault_atom;        // lowest atom with a position that is not finite, INT_MAX if none
+  int rebuild;        // 1 while this step builds a list
+  int built;          // 0 before the first list
+  int force_rebuild;  // set by the host
+  unsigned faults;    // this step's; an overflow stays until the list is built anew
+  int fault_edge;     // lowest edge with a fault, INT_MAX if none
+  int fault_atom;     // lowest atom with a position that is not finite, INT_MAX if none
   int fault_centre, fault_sender;  // of fault_edge
   // An edge shorter than the distance to warn of (the lowest), INT_MAX if none.
   int close_edge, close_centre, close_sender;
@@ -49,7 +49,7 @@ struct State {
   double origin[3], per_bin[3];
   int num_edges;  // 0 after an overflow
   int64_t num_builds;
-  int64_t needed_edges;  // by the last build
+  int64_t needed_edges;     // by the last build
   double map[9], allowed2;  // see decide_begin in neighbors.cu
   double built_cell[9];
 };

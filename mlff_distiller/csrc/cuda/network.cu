@@ -1,10 +1,9 @@
-#include "network.h"
-
 #include <cmath>
 #include <string>
 
 #include "../core/edges.h"
 #include "error.h"
+#include "network.h"
 #include "tables.h"
 #include "weights.h"
 
@@ -119,8 +118,8 @@ void Network<T>::load_weights(const ModelFile& model) {
   references_.assign(weights.reference_energies);
 }
 
-// The CPU's checked tables, [F / theirs][intervals + 2][value | slope][blocks][theirs], in chunks of
-// 32 channels.
+// The CPU's checked tables, [F / theirs][intervals + 2][value | slope][blocks][theirs], in chunks
+// of 32 channels.
 template <typename T>
 void Network<T>::load_tables(const ModelFile& model) {
   constexpr int64_t kTheirs = kChunkBytes / static_cast<int64_t>(sizeof(T));
@@ -345,8 +344,7 @@ void Network<T>::backward(int64_t k, cudaStream_t stream) {
 }
 
 template <typename T>
-void Network<T>::finish(double* forces, double* atom_virials, double* totals,
-                        cudaStream_t stream) {
+void Network<T>::finish(double* forces, double* atom_virials, double* totals, cudaStream_t stream) {
   RepulsionView repulsion;
   repulsion.pairs = repulsion_.data();
   repulsion.num_species = num_species_;
@@ -368,20 +366,53 @@ size_t Network<T>::bytes() const {
   size_t total = records_.bytes() + vectors_.bytes() + pair_gradients_.bytes() +
                  centre_sums_.bytes() + energies_.bytes() + work_.bytes() + references_.bytes() +
                  repulsion_.bytes();
-  for (const DeviceMemory<T>* m :
-       {&embedding_, &species_x_, &readout_in_, &readout_in_reverse_, &readout_in_bias_,
-        &readout_out_, &partial_, &adjoints_[0], &adjoints_[1], &s_, &cat_, &last_v_, &hidden_, &x_,
-        &gx_, &gs_, &gv_, &ga_, &gcat_, &gvu_, &readout_, &readout_slope_}) {
+  for (const DeviceMemory<T>* m : {&embedding_,
+                                   &species_x_,
+                                   &readout_in_,
+                                   &readout_in_reverse_,
+                                   &readout_in_bias_,
+                                   &readout_out_,
+                                   &partial_,
+                                   &adjoints_[0],
+                                   &adjoints_[1],
+                                   &s_,
+                                   &cat_,
+                                   &last_v_,
+                                   &hidden_,
+                                   &x_,
+                                   &gx_,
+                                   &gs_,
+                                   &gv_,
+                                   &ga_,
+                                   &gcat_,
+                                   &gvu_,
+                                   &readout_,
+                                   &readout_slope_}) {
     total += m->bytes();
   }
   for (const Layer& layer : layers_) {
-    for (const DeviceMemory<T>* m :
-         {&layer.mix, &layer.mix_reverse, &layer.update_in, &layer.update_in_reverse,
-          &layer.update_in_bias, &layer.update_out, &layer.update_out_reverse,
-          &layer.update_out_bias, &layer.message_in, &layer.message_in_reverse,
-          &layer.message_in_bias, &layer.message_out, &layer.message_out_reverse,
-          &layer.message_out_bias, &layer.table, &layer.vu, &layer.a, &layer.slope, &layer.features,
-          &layer.x2, &layer.v, &layer.message_slope}) {
+    for (const DeviceMemory<T>* m : {&layer.mix,
+                                     &layer.mix_reverse,
+                                     &layer.update_in,
+                                     &layer.update_in_reverse,
+                                     &layer.update_in_bias,
+                                     &layer.update_out,
+                                     &layer.update_out_reverse,
+                                     &layer.update_out_bias,
+                                     &layer.message_in,
+                                     &layer.message_in_reverse,
+                                     &layer.message_in_bias,
+                                     &layer.message_out,
+                                     &layer.message_out_reverse,
+                                     &layer.message_out_bias,
+                                     &layer.table,
+                                     &layer.vu,
+                                     &layer.a,
+                                     &layer.slope,
+                                     &layer.features,
+                                     &layer.x2,
+                                     &layer.v,
+                                     &layer.message_slope}) {
       total += m->bytes();
     }
   }

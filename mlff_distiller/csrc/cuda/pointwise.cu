@@ -1,9 +1,8 @@
 // All of these are bound by memory: each reads its arguments once and writes its results once, and
 // neighbouring threads touch neighbouring numbers. Together they move about a third of what the
 // passes over edges do.
-#include "pointwise.h"
-
 #include "device_memory.h"
+#include "pointwise.h"
 
 namespace mlff {
 namespace gpu {
@@ -195,12 +194,12 @@ void scale(int64_t count, const T* factor, T* x, cudaStream_t stream) {
               factor, x);
 }
 
-#define MLFF_UPDATE(function, kernel)                                                             \
-  template <typename T>                                                                           \
-  void function(const Update<T>& u, cudaStream_t stream) {                                        \
-    if (u.n == 0) return;                                                                         \
-    MLFF_LAUNCH(kernel<T>, dim3(blocks_for(u.n * u.num_channels, kThreads)), dim3(kThreads), 0,   \
-                stream, u);                                                                       \
+#define MLFF_UPDATE(function, kernel)                                                           \
+  template <typename T>                                                                         \
+  void function(const Update<T>& u, cudaStream_t stream) {                                      \
+    if (u.n == 0) return;                                                                       \
+    MLFF_LAUNCH(kernel<T>, dim3(blocks_for(u.n * u.num_channels, kThreads)), dim3(kThreads), 0, \
+                stream, u);                                                                     \
   }
 MLFF_UPDATE(update_norms, norms_kernel)
 MLFF_UPDATE(update_combine, combine_kernel)
@@ -241,18 +240,18 @@ void copy_ghosts(int64_t n_local, int64_t count, int width, const int* owners, T
               stream, n_local, count, width, owners, rows);
 }
 
-#define MLFF_INSTANTIATE(T)                                                                        \
-  template void silu<T>(int64_t, int, const T*, T*, T*, cudaStream_t);                             \
-  template void scale<T>(int64_t, const T*, T*, cudaStream_t);                                     \
-  template void update_norms<T>(const Update<T>&, cudaStream_t);                                   \
-  template void update_combine<T>(const Update<T>&, cudaStream_t);                                 \
-  template void update_adjoint_a<T>(const Update<T>&, cudaStream_t);                               \
-  template void update_adjoint_vu<T>(const Update<T>&, cudaStream_t);                              \
-  template void write_features<T>(int64_t, int, const T*, const T*, const T*, T*, T*,              \
-                                  cudaStream_t);                                                   \
-  template void write_adjoints<T>(int64_t, int, const T*, const T*, const T*, T*, cudaStream_t);   \
-  template void readout<T>(int64_t, int, const T*, const T*, double, const double*, const int*,    \
-                           const double*, T*, double*, cudaStream_t);                              \
+#define MLFF_INSTANTIATE(T)                                                                      \
+  template void silu<T>(int64_t, int, const T*, T*, T*, cudaStream_t);                           \
+  template void scale<T>(int64_t, const T*, T*, cudaStream_t);                                   \
+  template void update_norms<T>(const Update<T>&, cudaStream_t);                                 \
+  template void update_combine<T>(const Update<T>&, cudaStream_t);                               \
+  template void update_adjoint_a<T>(const Update<T>&, cudaStream_t);                             \
+  template void update_adjoint_vu<T>(const Update<T>&, cudaStream_t);                            \
+  template void write_features<T>(int64_t, int, const T*, const T*, const T*, T*, T*,            \
+                                  cudaStream_t);                                                 \
+  template void write_adjoints<T>(int64_t, int, const T*, const T*, const T*, T*, cudaStream_t); \
+  template void readout<T>(int64_t, int, const T*, const T*, double, const double*, const int*,  \
+                           const double*, T*, double*, cudaStream_t);                            \
   template void copy_ghosts<T>(int64_t, int64_t, int, const int*, T*, cudaStream_t);
 MLFF_INSTANTIATE(float)
 MLFF_INSTANTIATE(double)

@@ -1,5 +1,3 @@
-#include "potential.h"
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -7,6 +5,7 @@
 
 #include "../core/spatial_order.h"
 #include "error.h"
+#include "potential.h"
 #include "units.h"
 
 namespace mlff {

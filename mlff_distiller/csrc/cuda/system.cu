@@ -1,5 +1,3 @@
-#include "system.h"
-
 #include <climits>
 #include <cmath>
 #include <cstring>
@@ -9,6 +7,7 @@
 #include "device_memory.h"
 #include "error.h"
 #include "network.h"
+#include "system.h"
 
 namespace mlff {
 namespace gpu {
@@ -56,8 +55,8 @@ std::string describe(const State& state, const int64_t* names) {
     out << "positions must be finite and within 5e8 cells, got another for atom "
         << name(state.fault_atom) << "; the simulation has blown up or its input is damaged";
   } else if (state.faults & kNotFinite) {
-    out << "positions must be finite, got an edge that is not between atoms " << name(state.fault_centre)
-        << " and " << name(state.fault_sender)
+    out << "positions must be finite, got an edge that is not between atoms "
+        << name(state.fault_centre) << " and " << name(state.fault_sender)
         << "; the simulation has blown up or its input is damaged";
   } else {
     out << "atoms " << name(state.fault_centre) << " and " << name(state.fault_sender)
@@ -107,7 +106,7 @@ class TypedSystem : public System::Impl {
  public:
   TypedSystem(const ModelFile& model, const SystemOptions& options)
       : options_(options),
-        dense_(options.math, !options.cublas    ? nullptr
+        dense_(options.math, !options.cublas   ? nullptr
                              : options.library ? options.library
                                                : load_cublas()),
         list_(model.cutoff, options.skin),
@@ -166,10 +165,10 @@ class TypedSystem : public System::Impl {
         if (!exchanging_) {
           T* host = host_rows_.require(input_.n_rows * width);
           if (input_.n_local > 0) {
-            check(cudaMemcpyAsync(host, rows,
-                                  static_cast<size_t>(input_.n_local * width) * sizeof(T),
-                                  cudaMemcpyDeviceToHost, stream),
-                  "copying rows for other processes");
+            check(
+                cudaMemcpyAsync(host, rows, static_cast<size_t>(input_.n_local * width) * sizeof(T),
+                                cudaMemcpyDeviceToHost, stream),
+                "copying rows for other processes");
           }
           stream_.wait();
           exchanging_ = true;
@@ -313,9 +312,10 @@ class TypedSystem : public System::Impl {
                     totals_.data(), stream);
     const int64_t rows = input_.n_rows, n = input_.n_local;
     if (n > 0) {
-      check(cudaMemcpyAsync(host_energies_.data(), network_.energies(),
-                            static_cast<size_t>(n) * sizeof(double), cudaMemcpyDeviceToHost, stream),
-            "copying energies from the device");
+      check(
+          cudaMemcpyAsync(host_energies_.data(), network_.energies(),
+                          static_cast<size_t>(n) * sizeof(double), cudaMemcpyDeviceToHost, stream),
+          "copying energies from the device");
     }
     if (input_.forces) copy_down(host_forces_.data(), forces_, 3 * rows, stream);
     if (input_.atom_virials) copy_down(host_atom_virials_.data(), atom_virials_, 9 * rows, stream);
@@ -325,15 +325,14 @@ class TypedSystem : public System::Impl {
 
   // Captures a step once nothing it depends on has changed since the step before.
   void run_step() {
-    const int64_t key[6] = {list_.generation(),
-                            network_.generation(),
-                            input_.n_local,
-                            input_.n_rows,
-                            (input_.forces ? 1 : 0) + (input_.atom_virials ? 2 : 0) +
-                                (input_.energy_weights ? 4 : 0),
-                            static_cast<int64_t>(reinterpret_cast<uintptr_t>(
-                                input_.device_positions)) +
-                                memory_moves()};
+    const int64_t key[6] = {
+        list_.generation(),
+        network_.generation(),
+        input_.n_local,
+        input_.n_rows,
+        (input_.forces ? 1 : 0) + (input_.atom_virials ? 2 : 0) + (input_.energy_weights ? 4 : 0),
+        static_cast<int64_t>(reinterpret_cast<uintptr_t>(input_.device_positions)) +
+            memory_moves()};
     if (!options_.graph) {
       enqueue();
       return;
@@ -367,8 +366,7 @@ class TypedSystem : public System::Impl {
   // Changes whenever memory that only this class has moved.
   int64_t memory_moves() const {
     return forces_.count() + atom_virials_.count() + host_forces_.count() +
-           host_atom_virials_.count() + host_energies_.count() + weights_.count() +
-           owners_.count();
+           host_atom_virials_.count() + host_energies_.count() + weights_.count() + owners_.count();
   }
 
   bool grow_after_overflow() {

@@ -23,9 +23,9 @@ struct SystemOptions {
   Math math = Math::kFloat32;                 // of matrix products in float32
   double skin = 0.3;                          // Angstrom
   int device = 0;
-  double warn_distance = 0.0;  // Angstrom, see close_pair()
-  bool graph = true;      // capture steps without ghosts in a CUDA graph
-  bool cublas = true;     // false: our own products, for tests
+  double warn_distance = 0.0;       // Angstrom, see close_pair()
+  bool graph = true;                // capture steps without ghosts in a CUDA graph
+  bool cublas = true;               // false: our own products, for tests
   const Cublas* library = nullptr;  // instead of load_cublas(), for tests
 };
 
@@ -35,8 +35,8 @@ int device_count();
 std::string device_name(int device);
 
 struct StepInput {
-  int64_t n_local = 0, n_rows = 0;   // centres; centres and ghosts
-  const int32_t* species = nullptr;  // [n_rows] host, or -1; read when `new_atoms`
+  int64_t n_local = 0, n_rows = 0;           // centres; centres and ghosts
+  const int32_t* species = nullptr;          // [n_rows] host, or -1; read when `new_atoms`
   const double* positions = nullptr;         // [n_rows][3] host, Angstrom, or
   const double* device_positions = nullptr;  // the same on the device
   const double* cell = nullptr;              // 9, rows; ghosts: not used
