@@ -1,13 +1,14 @@
 // Kernels over edges.
 //
-// What bounds them (F = 128, per edge and chunk of 32 channels): forward reads 12 rows of the table
-// and 5 of the neighbour, 128 bytes each, against some 25 instructions of arithmetic; backward 12
-// and 4, against 60 and 31/8 shuffles. An SM delivers one such row a cycle from L1, so both are
-// bound by L1: 17 and 16 cycles. Blocks run chunk by chunk (grid.y is the chunk), so that at any
-// time all of an SM's warps read one chunk's slice of the table, 198 kB with 256 intervals, most of
-// which an A100's or H100's L1 holds. benchmarks/gpu_roofline.py has the sums.
-#include <cmath>
-
+// What bounds them, per edge and chunk of 32 channels. L1 delivers a row of 128 bytes a cycle and
+// SM: forward reads 12 rows of the table, 5 of the neighbour and the record, backward 12 and 4, the
+// record, and some 4 for its shuffles: 19 and 23 cycles. Arithmetic is about 30 and 60
+// instructions: an H100 (128 FP32 lanes an SM) needs 8 and 15 cycles for it, so L1 and the issue of
+// instructions bound both; an A100 (64 lanes) is bound by FP32 in reverse. Blocks run chunk by
+// chunk (grid.y is the chunk), so that at any time all of an SM's warps read one chunk's slice of
+// the table, 198 kB with 256 intervals, most of which an A100's or H100's L1 holds. With few atoms
+// the chain record, sender's row, sum is what counts; the next record is therefore loaded ahead.
+// The sums are in benchmarks/gpu_roofline.py; nothing was measured.
 #include "edges.h"
 
 namespace mlff {
@@ -126,9 +127,12 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(EdgePass<T> p) {
   }
   const T* table = p.filter.rows + chunk * p.filter.chunk_stride + lane;
   const T* source = (kFirst ? p.species_x : p.rows) + chunk * kWidth * kChannels + lane;
-  const int end = p.offsets[c + 1];
-  for (int e = p.offsets[c]; e < end; ++e) {
-    const EdgeRecord<T> edge = p.edges[e];
+  const int begin = p.offsets[c], end = p.offsets[c + 1];
+  EdgeRecord<T> next;
+  if (begin < end) next = p.edges[begin];
+  for (int e = begin; e < end; ++e) {
+    const EdgeRecord<T> edge = next;
+    if (e + 1 < end) next = p.edges[e + 1];
     if (edge.interval < 0) continue;  // the same for the whole warp
     const int64_t index = kFirst ? p.species[edge.sender] : edge.sender;
     const T* x = source + index * chunks * kWidth * kChannels;

@@ -312,7 +312,7 @@ struct FindArguments {
 // One warp per centre. (i, j, S) and (j, i, -S) give the same bits for the distance, as every
 // difference and product changes only its sign: the list is symmetric without exception.
 template <bool kWrite>
-__global__ void __launch_bounds__(kThreads) find_neighbors(FindArguments p) {
+__global__ void __launch_bounds__(kThreads, 5) find_neighbors(FindArguments p) {
   const int64_t c = thread_index() / kWarp;
   const int lane = threadIdx.x % kWarp;
   if (c >= p.n_local || !p.state->rebuild) return;
