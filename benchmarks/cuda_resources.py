@@ -140,9 +140,9 @@ def table(usages: dict[tuple[str, str], dict[str, Usage]]) -> str:
         " no GPU was involved.",
         f"Columns with several values: {', '.join(f'{g.arch} ({g.cards})' for g in GPUS)}.",
         "Registers and stack are per thread, shared memory (static) per block, in bytes; spills"
-        " are bytes stored and",
-        "loaded. Occupancy is the theoretical one, in percent of 64 warps per multiprocessor."
-        f" An asterisk: the kernel has no launch bounds, {ASSUMED_BLOCK} threads assumed.",
+        " are bytes stored and loaded.",
+        "Occupancy is the theoretical one, in percent of 64 warps per multiprocessor. An asterisk:"
+        f" no launch bounds, {ASSUMED_BLOCK} threads assumed.",
         "",
         "| file | kernel | block | registers | shared | stack | spills | occupancy |",
         "| --- | --- | --: | --: | --: | --: | --: | --: |",
