@@ -75,14 +75,15 @@ def test_quick_run(figures, tmp_path, capsys):
 @needs_lammps
 def test_a_target_that_is_missed_says_no(figures):
     tables = importlib.import_module("tables")
-    row = {"seconds_per_step": 1e-3, "lowest": 1e-3, "highest": 2e-3, "cpu_share": 0.5}
+    row = {"seconds_per_step": 1e-3, "lowest": 1e-3, "highest": 2e-3, "cpu_share": 0.5,
+           "cpu_seconds_per_step": 5e-4}  # fmt: skip
     result = {"name": "a thing", "date": "today", "line": "It is slow.", "target": "fast",
               "met": False, "atoms": 10, "rows": {"painn": row}}  # fmt: skip
     text = tables.markdown(
         {"processor": "p", "cores": 2, "lammps": "1", "measurements": {"1": result}}
     )
     assert "| a thing | fast | **no** | It is slow. | today |" in text
-    assert "| a thing: painn | 100.0 | 100.0–200.0 |" in text
+    assert "| a thing: painn | 100.0 | 100.0–200.0 | 50.0 |" in text
     assert "busy during: a thing" in text
 
 

@@ -110,11 +110,12 @@ def write_data(case: Case, path: Path) -> None:
     cell = case.atoms.cell.array
     if np.any(cell != np.diag(np.diag(cell))):
         raise ValueError("an upright cell is expected")
-    types = [case.numbers.index(z) + 1 for z in case.atoms.numbers.tolist()]
-    lines = [case.name, "", f"{len(types)} atoms", f"{len(case.numbers)} atom types"]
+    numbers = case.numbers
+    types = [numbers.index(z) + 1 for z in case.atoms.numbers.tolist()]
+    lines = [case.name, "", f"{len(types)} atoms", f"{len(numbers)} atom types"]
     lines += [f"0.0 {float(cell[k, k])!r} {x}lo {x}hi" for k, x in enumerate("xyz")]
     lines += ["", "Masses", ""]
-    lines += [f"{k + 1} {atomic_masses[z]}" for k, z in enumerate(case.numbers)]
+    lines += [f"{k + 1} {atomic_masses[z]}" for k, z in enumerate(numbers)]
     lines += ["", "Atoms # atomic", ""]
     rows = zip(types, case.atoms.positions.tolist(), strict=True)
     lines += [f"{k + 1} {t} {x!r} {y!r} {z!r}" for k, (t, (x, y, z)) in enumerate(rows)]

@@ -51,14 +51,19 @@ def markdown(report: dict[str, Any]) -> str:
         )
     timed = [r for r in results if "rows" in r]
     if timed:
-        lines += ["", "| timed | µs per atom and step | rounds: lowest–highest |", "|---|---|---|"]
+        lines += [
+            "",
+            "| timed | µs per atom and step | rounds: lowest–highest | CPU time of a rank |",
+        ]
+        lines += ["|---|---|---|---|"]
     for result in timed:
         for name, row in result["rows"].items():
             atoms = row.get("atoms", result.get("atoms"))
-            median, low, high = (
-                row[k] / atoms * 1e6 for k in ("seconds_per_step", "lowest", "highest")
+            keys = "seconds_per_step", "lowest", "highest", "cpu_seconds_per_step"
+            median, low, high, cpu = (row[key] / atoms * 1e6 for key in keys)
+            lines.append(
+                f"| {result['name']}: {name} | {median:.1f} | {low:.1f}–{high:.1f} | {cpu:.1f} |"
             )
-            lines.append(f"| {result['name']}: {name} | {median:.1f} | {low:.1f}–{high:.1f} |")
     return "\n".join(lines) + "\n"
 
 
