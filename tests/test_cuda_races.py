@@ -12,6 +12,20 @@ import test_cuda_messages
 from cuda_module import build
 from native_models import export_to
 
+# More atoms than one round of a scan takes.
+LARGE = """
+import sys
+sys.path[:0] = sys.argv[1:2]
+import numpy as np
+import _cuda_emulated as gpu
+potential = gpu.GpuPotential(sys.argv[3])
+sites = np.stack(np.meshgrid(*[np.arange(22)] * 3), -1).reshape(-1, 3)
+positions = 2.1 * sites + np.random.default_rng(0).uniform(-0.2, 0.2, sites.shape)
+numbers = np.full(len(sites), 8, np.int64)
+out = potential.compute(numbers, positions, 46.2 * np.eye(3), np.ones(3, bool), True, False)
+assert np.isfinite(out["forces"]).all()
+print("no complaints")
+"""
 PROOF = """
 import ctypes
 assert ctypes.CDLL(gpu.__file__)._ZN9cuda_host12race_enabledEv() & 1, "nobody watches"
@@ -22,9 +36,10 @@ assert ctypes.CDLL(gpu.__file__)._ZN9cuda_host12race_enabledEv() & 1, "nobody wa
     ("script", "models"),
     [
         (test_cuda_engine.SANITIZED, ("one", "odd", "zbl")),
+        (LARGE, ("one",)),
         (test_cuda_messages.SANITIZED, ()),
     ],
-    ids=["engine", "messages"],
+    ids=["engine", "large", "messages"],
 )
 def test_no_races(script: str, models: tuple[str, ...], tmp_path: Path) -> None:
     module = build(races=True)
