@@ -87,10 +87,9 @@ def main(arguments: list[str] | None = None) -> None:
     output = options.output.resolve()
     setup = Setup(size, output / "work", options.trained, options.peers.resolve(),
                   install=not options.quick, rounds=options.rounds or size.rounds)  # fmt: skip
-    found = read_report(output)
     for number in options.only:
         result = measure(number, setup)
-        found[str(number)] = result
+        found = {**read_report(output), str(number): result}
         print(f"{number}. {result['line']}", flush=True)
         report = {
             "processor": processor(),
