@@ -13,7 +13,8 @@
 
 // void cuda_host_switch(void** save, void* load): pushes the preserved registers, stores the stack
 // pointer to *save, continues on the stack `load`.
-#if defined(__x86_64__)
+#if defined(CUDA_HOST_UCONTEXT)
+#elif defined(__x86_64__)
 asm(R"(
 .text
 .p2align 4

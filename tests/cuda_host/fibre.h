@@ -7,8 +7,10 @@
 
 #include <cstddef>
 
-#if !defined(__x86_64__) && !defined(__aarch64__)
+#if !defined(__x86_64__) && !defined(__aarch64__) && !defined(CUDA_HOST_UCONTEXT)
 #define CUDA_HOST_UCONTEXT 1
+#endif
+#ifdef CUDA_HOST_UCONTEXT
 #include <ucontext.h>
 #endif
 
