@@ -12,10 +12,11 @@ TEACHERS ?= sevenn==0.13.0 tblite==0.8.0
 TEST_TEACHERS ?= chgnet==0.4.2 "orb-models==0.5.5; python_version < '3.12'"
 # make cuda: needs nvcc of the CUDA that this torch was built with, but no GPU.
 CUDA_TORCH ?= torch==2.14.1
-# Everything that runs compiled code; `make cuda CUDA_TESTS=tests` (with TEACHERS installed) is all.
-CUDA_TESTS ?= $(addprefix tests/test_,cuda_build.py cuda_engine.py neighbors.py ops.py messages.py \
-                native_engine.py native_files.py models.py export.py calculator.py engines.py) \
-              $(wildcard tests/test_lammps_*.py tests/test_openmm_*.py)
+# What runs compiled code, less the emulation, which this build does not enter. All tests but those
+# of teachers:  make cuda CUDA_TESTS=tests
+CUDA_TESTS ?= $(addprefix tests/test_,cuda_build.py neighbors.py ops.py messages.py models.py \
+                native_engine.py native_files.py export.py calculator.py engines.py) \
+              $(filter-out %_gpu.py,$(wildcard tests/test_lammps_*.py tests/test_openmm_*.py))
 # Pinned, because what they accept changes from version to version.
 LINT_TOOLS ?= ruff==0.17.6 mypy==2.4.1 clang-format==23.1.5 types-PyYAML
 DEMO ?= silicon

@@ -13,10 +13,16 @@ ROOT = Path(__file__).resolve().parent.parent
 NAME = "_cuda_emulated"
 
 
+def _build_folder() -> Path:
+    """Environments of their own (`make cuda`) have another torch and keep their own builds."""
+    folder, home = ROOT / "build", Path(sys.prefix)
+    return home.parent if folder in home.parents else folder
+
+
 def build(sanitize: bool = False, races: bool = False) -> Path:
     """The compiled module (LAMMPS plugin, torch operators); cmake does nothing where nothing changed."""
     kind = "_sanitized" if sanitize else "_races" if races else ""
-    folder = ROOT / "build" / f"cuda_emulated{kind}"
+    folder = _build_folder() / f"cuda_emulated{kind}"
     folder.mkdir(parents=True, exist_ok=True)
     commands = [
         [
