@@ -278,61 +278,10 @@ void race_atomic(const void* address, std::size_t bytes) {
   if (g_enabled && in_kernel()) access(address, bytes, true, true, __builtin_return_address(0));
 }
 
-// What -fsanitize=thread makes loads and stores call.
-void race_hook(const void* address, std::size_t bytes, bool is_write, void* pc) {
+void race_enable() { g_enabled = true; }
+
+void race_access(const void* address, std::size_t bytes, bool is_write, void* pc) {
   if (race_paused == 0 && in_kernel()) access(address, bytes, is_write, false, pc);
 }
 
 }  // namespace cuda_host
-
-#define CUDA_HOST_PC __builtin_return_address(0)
-#define CUDA_HOST_HOOKS(n)                                                                    \
-  void __tsan_read##n(void* a) { cuda_host::race_hook(a, n, false, CUDA_HOST_PC); }           \
-  void __tsan_write##n(void* a) { cuda_host::race_hook(a, n, true, CUDA_HOST_PC); }           \
-  void __tsan_unaligned_read##n(void* a) { cuda_host::race_hook(a, n, false, CUDA_HOST_PC); } \
-  void __tsan_unaligned_write##n(void* a) { cuda_host::race_hook(a, n, true, CUDA_HOST_PC); }
-
-// std::atomic and shared_ptr in host code of the same files.
-#define CUDA_HOST_ATOMICS(bits, type)                                                              \
-  type __tsan_atomic##bits##_load(const type* a, int) { return __atomic_load_n(a, 5); }            \
-  void __tsan_atomic##bits##_store(type* a, type v, int) { __atomic_store_n(a, v, 5); }            \
-  type __tsan_atomic##bits##_exchange(type* a, type v, int) {                                      \
-    return __atomic_exchange_n(a, v, 5);                                                           \
-  }                                                                                                \
-  type __tsan_atomic##bits##_fetch_add(type* a, type v, int) {                                     \
-    return __atomic_fetch_add(a, v, 5);                                                            \
-  }                                                                                                \
-  type __tsan_atomic##bits##_fetch_sub(type* a, type v, int) {                                     \
-    return __atomic_fetch_sub(a, v, 5);                                                            \
-  }                                                                                                \
-  type __tsan_atomic##bits##_fetch_or(type* a, type v, int) { return __atomic_fetch_or(a, v, 5); } \
-  type __tsan_atomic##bits##_fetch_and(type* a, type v, int) {                                     \
-    return __atomic_fetch_and(a, v, 5);                                                            \
-  }                                                                                                \
-  int __tsan_atomic##bits##_compare_exchange_strong(type* a, type* c, type v, int, int) {          \
-    return __atomic_compare_exchange_n(a, c, v, false, 5, 5);                                      \
-  }                                                                                                \
-  int __tsan_atomic##bits##_compare_exchange_weak(type* a, type* c, type v, int, int) {            \
-    return __atomic_compare_exchange_n(a, c, v, false, 5, 5);                                      \
-  }
-
-extern "C" {
-void __tsan_init() { cuda_host::g_enabled = true; }
-void __tsan_func_entry(void*) {}
-void __tsan_func_exit() {}
-void __tsan_vptr_read(void**) {}
-void __tsan_vptr_update(void**, void*) {}
-void __tsan_read_range(void* a, std::size_t n) { cuda_host::race_hook(a, n, false, CUDA_HOST_PC); }
-void __tsan_write_range(void* a, std::size_t n) { cuda_host::race_hook(a, n, true, CUDA_HOST_PC); }
-void __tsan_atomic_thread_fence(int) { __atomic_thread_fence(5); }
-void __tsan_atomic_signal_fence(int) {}
-CUDA_HOST_HOOKS(1)
-CUDA_HOST_HOOKS(2)
-CUDA_HOST_HOOKS(4)
-CUDA_HOST_HOOKS(8)
-CUDA_HOST_HOOKS(16)
-CUDA_HOST_ATOMICS(8, unsigned char)
-CUDA_HOST_ATOMICS(16, unsigned short)
-CUDA_HOST_ATOMICS(32, unsigned)
-CUDA_HOST_ATOMICS(64, unsigned long)
-}

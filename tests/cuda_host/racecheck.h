@@ -1,5 +1,6 @@
 // Races and accesses out of bounds, found whatever the schedule: for kernels compiled with
-// -fsanitize=thread and linked without it, whose every load and store then calls racecheck.cpp.
+// -fsanitize=thread and linked without it, whose every load and store then calls
+// racecheck_hooks.cpp.
 //
 // Two accesses of one address race if threads differ, at least one is a plain write (or one is
 // atomic and the other is not), and nothing orders them. What orders: a barrier of the block,
@@ -26,6 +27,9 @@ void race_block_ends(const std::string& where);  // throws Error
 void race_barrier();
 void race_syncwarp(unsigned warp, std::uint32_t mask);
 void race_atomic(const void* address, std::size_t bytes);
+// Called by what the compiler inserts (racecheck_hooks.cpp), from `pc`.
+void race_access(const void* address, std::size_t bytes, bool is_write, void* pc);
+void race_enable();
 
 // While one of these lives, accesses are the emulation's own.
 extern int race_paused;
