@@ -237,7 +237,7 @@ def test_keywords(model, glass, tmp_path):
         "precision half": ("precision must be single or double", "'half'"),
         "threads 0": ("threads must be >= 1",),
         "tabulate": ("lacks its value",),
-        "device gpu": ("without CUDA", "device cpu"),
+        "device gpu": ("CUDA", "device cpu"),  # built without, or no GPU
     }.items():
         fails(Run("e", glass, model[0], style=style), tmp_path, *words, ranks=1)
 

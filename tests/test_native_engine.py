@@ -13,6 +13,7 @@ from native_models import (
     water_box,
 )
 
+from mlff_distiller.errors import InputError
 from mlff_distiller.export import export_student
 from mlff_distiller.ops.engine import NativePotential, available_isas
 
