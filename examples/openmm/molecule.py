@@ -34,10 +34,12 @@ for atom in pdb.topology.atoms():
 # The student replaces the whole force field: one force, no parameters, no constraints.
 system.addForce(painn_force(pdb.topology, args.model))
 
+# The student is the only force and brings its own threads: Reference has none to wake.
+platform = openmm.Platform.getPlatform("Reference")
 integrator = openmm.LangevinMiddleIntegrator(
     args.temperature * unit.kelvin, 1 / unit.picosecond, 1 * unit.femtosecond
 )
-simulation = app.Simulation(pdb.topology, system, integrator)
+simulation = app.Simulation(pdb.topology, system, integrator, platform)
 simulation.context.setPositions(pdb.positions)
 simulation.minimizeEnergy(maxIterations=200)
 simulation.context.setVelocitiesToTemperature(args.temperature * unit.kelvin)

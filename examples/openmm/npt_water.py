@@ -40,10 +40,12 @@ system.addForce(painn_force(topology, args.model))  # periodic, because the topo
 temperature = args.temperature * unit.kelvin
 system.addForce(openmm.MonteCarloBarostat(1 * unit.bar, temperature, 10))
 
+# The student is the only force and brings its own threads: Reference has none to wake.
+platform = openmm.Platform.getPlatform("Reference")
 integrator = openmm.LangevinMiddleIntegrator(
     temperature, 2 / unit.picosecond, 0.5 * unit.femtosecond
 )
-simulation = app.Simulation(topology, system, integrator)
+simulation = app.Simulation(topology, system, integrator, platform)
 simulation.context.setPositions(modeller.positions)
 simulation.minimizeEnergy(maxIterations=50)
 simulation.context.setVelocitiesToTemperature(temperature)
