@@ -79,6 +79,7 @@ class PairPaiNN : public Pair {
   void agree(const std::string& problem, const std::string& warning);
   void exchange(const mlff::ExchangeRequest& request);
   void exchange_remote(const mlff::ExchangeRequest& request);
+  void grow_send_buffer(size_t doubles_per_row);
   void return_totals();
   void forward_rows(void* rows, int doubles_per_row);
   void keep_ghost_adjoints(const mlff::ExchangeRequest& request);

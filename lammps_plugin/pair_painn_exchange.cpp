@@ -129,6 +129,12 @@ void PairPaiNN::exchange(const mlff::ExchangeRequest& request) {
   exchange_seconds_ += MPI_Wtime() - start;
 }
 
+// Never shrinks: growing again would fill megabytes with zeros in each step.
+void PairPaiNN::grow_send_buffer(size_t doubles_per_row) {
+  const size_t size = send_indices_.size() * doubles_per_row;
+  if (send_buffer_.size() < size) send_buffer_.resize(size);
+}
+
 // Rows are received in place. They count as doubles, which they hold, or floats in pairs.
 void PairPaiNN::exchange_remote(const mlff::ExchangeRequest& request) {
   char* rows = static_cast<char*>(request.rows);
@@ -141,7 +147,7 @@ void PairPaiNN::exchange_remote(const mlff::ExchangeRequest& request) {
     MPI_Irecv(rows + m.first * bytes, m.count * width, MPI_DOUBLE, m.rank, kRowTag, world,
               &pending.back());
   }
-  send_buffer_.resize(send_indices_.size() * width);
+  grow_send_buffer(width);
   for (const Message& m : sends_) {
     double* to = &send_buffer_[static_cast<size_t>(m.first) * width];
     for (int k = 0; k < m.count; ++k)
@@ -166,7 +172,7 @@ void PairPaiNN::return_totals() {
   } else {
     std::vector<MPI_Request> pending;
     pending.reserve(receives_.size() + sends_.size());
-    send_buffer_.resize(send_indices_.size() * width);
+    grow_send_buffer(width);
     for (const Message& m : sends_) {
       pending.emplace_back();
       MPI_Irecv(&send_buffer_[m.first * width], m.count * totals_width_, MPI_DOUBLE, m.rank,

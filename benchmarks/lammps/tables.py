@@ -115,8 +115,8 @@ def _draw_times(axis: Any, results: dict[str, Any]) -> None:
 
 
 def _draw_energy(axis: Any, result: dict[str, Any]) -> None:
-    for ranks, (picoseconds, energy) in result["traces_ps_meV"].items():
-        axis.plot(picoseconds, energy, lw=0.8, label=f"np {ranks}")
+    for width, (ranks, trace) in zip((1.6, 0.6), result["traces_ps_meV"].items(), strict=True):
+        axis.plot(*trace, lw=width, label=f"np {ranks}")  # they lie on one another
     axis.set(
         xlabel="ps", ylabel="total energy − start, meV per atom", title="NVE, one of the starts"
     )
@@ -128,6 +128,5 @@ def _draw_memory(axis: Any, result: dict[str, Any]) -> None:
         steps = np.arange(len(series)) * result["every"]
         axis.plot(steps, np.array(series) / 1e6, "o-", ms=3, label=f"np {ranks}")
     axis.set(xlabel="steps", ylabel="peak resident memory of lmp, MB", title="memory")
-    axis.set_ylim(bottom=0)
-    axis.margins(y=0.2)
+    axis.set_ylim(0, 1.3e-6 * max(max(s) for s in result["series_bytes"].values()))
     axis.legend()
