@@ -19,10 +19,10 @@ sys.path[:0] = sys.argv[1:2]
 import numpy as np
 import _cuda_emulated as gpu
 potential = gpu.GpuPotential(sys.argv[3])
-sites = np.stack(np.meshgrid(*[np.arange(22)] * 3), -1).reshape(-1, 3)
-positions = 2.1 * sites + np.random.default_rng(0).uniform(-0.2, 0.2, sites.shape)
+sites = np.stack(np.meshgrid(*[np.arange(17)] * 3), -1).reshape(-1, 3)
+positions = 2.8 * sites + np.random.default_rng(0).uniform(-0.1, 0.1, sites.shape)
 numbers = np.full(len(sites), 8, np.int64)
-out = potential.compute(numbers, positions, 46.2 * np.eye(3), np.ones(3, bool), True, False)
+out = potential.compute(numbers, positions, 47.6 * np.eye(3), np.ones(3, bool), True, False)
 assert np.isfinite(out["forces"]).all()
 print("no complaints")
 """
