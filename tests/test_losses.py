@@ -65,11 +65,12 @@ def test_a_quantity_without_labels_drops_out(frames, student):
     bare = [replace(s, stress=None, forces=None) for s in frames[:3]]
     batch = collate(bare, student.cutoff, torch.float64)
     found = residuals(student.compute(batch, create_graph=True), batch)
-    loss = weighted_loss(found.squared_sums(), found.counts(), loss_weights(TrainingConfig()))
+    config = TrainingConfig()
+    loss = weighted_loss(found.squared_sums(), found.counts(), loss_weights(config))
     energy = np.array(
         [(p.energy - s.energy) / len(s) for s, p in zip(bare, predict(student, bare), strict=True)]
     )
-    assert loss.item() == pytest.approx((energy**2).mean(), rel=1e-12)
+    assert loss.item() == pytest.approx(config.energy_weight * (energy**2).mean(), rel=1e-12)
     loss.backward(inputs=list(student.parameters()))
     assert all(torch.isfinite(p.grad).all() for p in student.parameters() if p.grad is not None)
     student.zero_grad(set_to_none=True)
