@@ -289,7 +289,7 @@ def _assert_same(path, model, energy_unit="kcal/mol", length_unit="Ang", element
 # --- the real file ------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="no shared data")
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data")
 def test_model_of_its_authors():
     reference = np.load(SHARED / "reference_painn_2_float64.npz")
     student = import_schnetpack(
@@ -309,7 +309,7 @@ def test_model_of_its_authors():
         )
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="no shared data")
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data")
 def test_needs_no_schnetpack():
     assert "schnetpack" not in sys.modules
     content = read_torch_file(SHARED / "rmd17_ethanol_painn_2.model")
