@@ -69,8 +69,8 @@ class StudentCalculator(Calculator):
     ) -> None:
         self._snapshot: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None = None
         super().__init__()
+        self.metadata = read_metadata(model_path)
         self.model_path = Path(model_path).absolute()
-        self.metadata = read_metadata(self.model_path)
         self.device = str(device)
         self.dtype = dtype_name(dtype) or str(self.metadata["dtype"])
         self.backend = resolve_backend(backend, self.device)

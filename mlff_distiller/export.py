@@ -12,6 +12,7 @@ TorchScript is deprecated upstream since torch 2.11; it is used in this file alo
 """
 
 import json
+import os
 import struct
 import warnings
 import zipfile
@@ -120,12 +121,22 @@ def export_student(
     return entries
 
 
+def check_path(path: object) -> None:
+    """Raises InputError for what names no file, such as None."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(
+            f"the model must be the path of a file, got {path!r}; make one with "
+            "`mlff-distiller export RUN_DIR -o student.pt`"
+        )
+
+
 def read_metadata(path: str | Path) -> dict[str, Any]:
     """Metadata of an exported student, without loading torch code.
 
     Raises:
         InputError: missing, truncated or foreign file, or one of a newer format.
     """
+    check_path(path)
     try:
         with zipfile.ZipFile(path) as archive:
             name = next((n for n in archive.namelist() if n.endswith(f"extra/{_METADATA}")), None)
@@ -137,8 +148,15 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
             metadata = json.loads(archive.read(name))
     except FileNotFoundError:
         raise InputError(f"no such model file: {path}; check the path") from None
+    except IsADirectoryError:
+        raise InputError(
+            f"a model is a file, got the directory {path}; make one of a run directory with "
+            "`mlff-distiller export RUN_DIR -o student.pt`"
+        ) from None
     except OSError as error:
-        raise InputError(f"cannot read the model {path}: {error.strerror or error}") from None
+        raise InputError(
+            f"cannot read the model {path}: {error.strerror or error}; check its permissions"
+        ) from None
     except (zipfile.BadZipFile, json.JSONDecodeError, EOFError, struct.error):
         raise InputError(
             f"{path} is no exported student or is truncated; export or copy it again"
@@ -212,6 +230,7 @@ def load_student(path: str | Path) -> StudentForceField:
     Raises:
         InputError: missing, truncated or foreign file, or one of a newer format.
     """
+    check_path(path)
     path = Path(path)
     if path.is_dir() or path.suffix == ".ckpt":
         from mlff_distiller.training.checkpoint import load_student_from_checkpoint

@@ -275,3 +275,17 @@ def test_bad_options(model):
     if native_is_built():
         with pytest.raises(InputError, match="runs on the CPU"):
             StudentCalculator(model[1], device="cuda", backend="native")
+
+
+@pytest.mark.parametrize("model", [None, 3, b"x"])
+def test_a_model_is_a_path(model):
+    from mlff_distiller import StudentForceField
+
+    for use in (StudentCalculator, StudentForceField.load):
+        with pytest.raises(InputError, match="the model must be the path of a file"):
+            use(model)
+
+
+def test_a_directory_is_no_model(tmp_path):
+    with pytest.raises(InputError, match="a model is a file, got the directory"):
+        StudentCalculator(tmp_path)

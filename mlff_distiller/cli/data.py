@@ -139,6 +139,8 @@ def label(
         from mlff_distiller.teachers import get_teacher, label_dataset
 
         frames = load_structures(structures)
+        if output.is_dir():
+            raise InputError(f"--output must be a file, got the directory {output}; name another")
         labeller = get_teacher(teacher, device=device, **parse_options(option))
         report = label_dataset(
             frames,
