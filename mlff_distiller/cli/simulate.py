@@ -162,12 +162,14 @@ def _row(name: str, num_atoms: int, seconds: float) -> dict[str, Any]:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    lines = [f"{'engine':<16}{'atoms':>9}{'ms/step':>12}{'µs/atom/step':>14}{'× teacher':>11}"]
+    compared = any("speedup" in row for row in rows)
+    last = f"{'× teacher':>11}" if compared else ""
+    lines = [f"{'engine':<16}{'atoms':>9}{'ms/step':>12}{'µs/atom/step':>14}{last}"]
     for row in rows:
         speedup = f"{row['speedup']:.1f}" if "speedup" in row else ""
         lines.append(
             f"{row['engine']:<16}{row['num_atoms']:>9}{1e3 * row['seconds_per_step']:>12.3f}"
-            f"{row['microseconds_per_atom_step']:>14.3f}{speedup:>11}"
+            f"{row['microseconds_per_atom_step']:>14.3f}" + (f"{speedup:>11}" if compared else "")
         )
     return "\n".join(lines)
 

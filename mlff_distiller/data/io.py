@@ -58,6 +58,11 @@ def read_structures(path: str | Path) -> list[Structure]:
             f"{path} must be a file, or a DeePMD folder with type.raw, got another folder; name a "
             "file in it"
         )
+    if suffix in (".pt", ".ckpt", ".pth"):
+        raise InputError(
+            f"{path} is a model, expected structures (extxyz, ASE db, CIF, POSCAR, HDF5); "
+            "`mlff-distiller info` shows what is in a student"
+        )
     try:
         if path.is_dir():
             structures = _read_deepmd(path)

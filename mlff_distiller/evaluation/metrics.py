@@ -127,7 +127,9 @@ def verdicts(metrics: dict[str, Any]) -> list[tuple[str, str, float | None, floa
         rows.append((key, label, value, limit, passed))
     speedup = metrics.get("speedup_vs_teacher_lammps")
     passed = None if speedup is None else bool(speedup >= 5)
-    rows.append(("speedup_vs_teacher_lammps", "Faster than the teacher", speedup, 5.0, passed))
+    rows.append(
+        ("speedup_vs_teacher_lammps", "Faster than the teacher (LAMMPS)", speedup, 5.0, passed)
+    )
     return rows
 
 
