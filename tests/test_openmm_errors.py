@@ -341,7 +341,7 @@ def test_case_30_fresh_process(model, backend, imports):
         ({"device": None}, "device must be a name such as 'cpu' or 'cuda:0', got None"),
         ({"model": None}, "path of an exported student, got None"),
         ({"model": 3.0}, "path of an exported student, got 3.0"),
-        ({"model": "."}, "cannot read the model"),
+        ({"model": "."}, "a model is a file, got the directory"),
         ({"topology": None}, "topology must be an openmm.app.Topology, got None"),
         ({"topology": "ethanol.pdb"}, "topology must be .*got 'ethanol.pdb'"),
         ({"topology": app.Topology()}, "at least one atom, got none"),
