@@ -21,6 +21,7 @@ namespace {
 
 typedef std::array<double, 9> Matrix;  // rows
 
+constexpr int kMaxZ = 118;
 constexpr int kMaxForceThreads = 8;  // each has its own force array
 
 double determinant(const Matrix& m) {
@@ -150,8 +151,6 @@ struct Potential::State {
   void update_edge_vectors(int64_t n, const double* positions);
   void sum_forces(int64_t n, PotentialResult& result);
 
-  static constexpr int kMaxZ = 118;
-
   ModelFile model;
   Engine engine;
   double skin;
@@ -180,22 +179,7 @@ void Potential::State::check_input(int64_t n, const int64_t* numbers, const doub
   if (n < 0 || n > INT32_MAX) {
     throw InputError("the number of atoms must lie within [0, 2^31), got " + std::to_string(n));
   }
-  for (int64_t i = 0; i < n; ++i) {
-    const int64_t z = numbers[i];
-    if (z < 0 || z > kMaxZ || species_of_z[static_cast<size_t>(z)] < 0) {
-      throw InputError(
-          "atom " + std::to_string(i) + " is " +
-          element_symbol(static_cast<int>(std::min<int64_t>(std::max<int64_t>(z, -1), 999))) +
-          ", the model knows " + model.element_list() + "; use a model trained with that element");
-    }
-  }
-  for (int64_t i = 0; i < 3 * n; ++i) {
-    if (!std::isfinite(positions[i])) {
-      throw InputError("positions must be finite, got NaN or infinity for atom " +
-                       std::to_string(i / 3) +
-                       "; the simulation has blown up or its input is damaged");
-    }
-  }
+  check_atoms(model, n, numbers, positions);
 }
 
 // True if no pair can have come within the cutoff that the list lacks. With every direction
@@ -418,6 +402,26 @@ size_t Potential::memory_bytes() const {
          vector_bytes(s.sorted) + vector_bytes(s.built_positions) + vector_bytes(s.built_numbers) +
          vector_bytes(s.order) + vector_bytes(s.energies) + vector_bytes(s.force_parts) +
          vector_bytes(s.atom_virials);
+}
+
+void check_atoms(const ModelFile& model, int64_t n, const int64_t* atomic_numbers,
+                 const double* positions) {
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t z = atomic_numbers[i];
+    if (z < 0 || z > kMaxZ || model.species_of(static_cast<int>(z)) < 0) {
+      throw InputError(
+          "atom " + std::to_string(i) + " is " +
+          element_symbol(static_cast<int>(std::min<int64_t>(std::max<int64_t>(z, -1), 999))) +
+          ", the model knows " + model.element_list() + "; use a model trained with that element");
+    }
+  }
+  for (int64_t i = 0; i < 3 * n; ++i) {
+    if (!std::isfinite(positions[i])) {
+      throw InputError("positions must be finite, got NaN or infinity for atom " +
+                       std::to_string(i / 3) +
+                       "; the simulation has blown up or its input is damaged");
+    }
+  }
 }
 
 void add_atom_virials(int64_t n_local, const int64_t* offsets, const int32_t* senders,

@@ -63,6 +63,10 @@ class Potential {
   std::unique_ptr<State> state_;
 };
 
+// Throws InputError for elements that the model does not know and positions that are not finite.
+void check_atoms(const ModelFile& model, int64_t n, const int64_t* atomic_numbers,
+                 const double* positions);
+
 // 9-component virials of atoms from pair gradients: each edge gives half of
 // -(x_n - x_c) (outer) D to either end (the gauge of LAMMPS' pairwise potentials; its per-atom
 // numbers are a convention, their sum is the virial). Adds to atom_virials [n_rows][9], row major:

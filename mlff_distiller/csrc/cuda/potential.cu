@@ -1,12 +1,10 @@
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <vector>
 
 #include "../core/spatial_order.h"
 #include "error.h"
 #include "potential.h"
-#include "units.h"
 
 namespace mlff {
 namespace gpu {
@@ -15,7 +13,6 @@ struct Potential::State {
   State(ModelFile file, const SystemOptions& options)
       : model(std::move(file)), system(model, options), skin(options.skin) {}
 
-  void check_input(int64_t n, const int64_t* numbers, const double* positions);
   void set_atoms(int64_t n, const int64_t* numbers, const double* positions, const double* cell,
                  const std::array<bool, 3>& pbc);
 
@@ -28,30 +25,10 @@ struct Potential::State {
   std::vector<double> sorted;
 };
 
-void Potential::State::check_input(int64_t n, const int64_t* atomic_numbers,
-                                   const double* positions) {
-  for (int64_t i = 0; i < n; ++i) {
-    const int64_t z = atomic_numbers[i];
-    if (z < 0 || z > 118 || model.species_of(static_cast<int>(z)) < 0) {
-      throw InputError(
-          "atom " + std::to_string(i) + " is " +
-          element_symbol(static_cast<int>(std::min<int64_t>(std::max<int64_t>(z, -1), 999))) +
-          ", the model knows " + model.element_list() + "; use a model trained with that element");
-    }
-  }
-  for (int64_t i = 0; i < 3 * n; ++i) {
-    if (!std::isfinite(positions[i])) {
-      throw InputError("positions must be finite, got NaN or infinity for atom " +
-                       std::to_string(i / 3) +
-                       "; the simulation has blown up or its input is damaged");
-    }
-  }
-}
-
 void Potential::State::set_atoms(int64_t n, const int64_t* atomic_numbers, const double* positions,
                                  const double* cell, const std::array<bool, 3>& pbc) {
   known = false;
-  check_input(n, atomic_numbers, positions);
+  check_atoms(model, n, atomic_numbers, positions);
   const Box box = make_box(cell, pbc);
   std::array<double, 9> basis, to_fraction;
   for (size_t a = 0; a < 3; ++a) {
@@ -102,7 +79,7 @@ void Potential::compute(int64_t n, const int64_t* atomic_numbers, const double* 
   try {
     step = &s.system.compute(input);
   } catch (const InputError&) {
-    s.check_input(n, atomic_numbers, positions);  // the caller's numbering, where it applies
+    check_atoms(s.model, n, atomic_numbers, positions);  // the caller's numbering, where it applies
     throw;
   }
   s.known = true;
