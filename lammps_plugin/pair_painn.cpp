@@ -282,7 +282,9 @@ void PairPaiNN::print_banner() {
   std::string text = format(
       "pair_style painn: %s, elements %s, %d channels, %d interactions, cutoff %g Angstrom%s\n",
       model_path_.c_str(), model_.element_list().c_str(), static_cast<int>(model_.hidden_dim),
-      static_cast<int>(model_.num_interactions), model_.cutoff, model_.zbl ? ", ZBL" : "");
+      static_cast<int>(model_.num_interactions), model_.cutoff,
+      model_.repulsion == mlff::RepulsionKind::kNone ? "" : ", ZBL");
+  if (!model_.caveat().empty()) text += format("  %s\n", model_.caveat().c_str());
   text +=
       format("  types %s; units %s; device %s, precision %s, filters %s\n", types.c_str(),
              update->unit_style,

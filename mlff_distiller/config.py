@@ -33,6 +33,14 @@ def _require_seed(seed: int, key: str) -> None:
     _require(0 <= seed < 2**32, f"a seed must be 0..{2**32 - 1}, got {seed}; set {key} or --seed")
 
 
+def _require_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    names = ", ".join(map(repr, choices))
+    _require(value in choices, f"{key} must be one of {names}, got {value!r}; set model.{key}")
+
+
+CUTOFF_FUNCTIONS = ("polynomial", "cosine", "mollifier", "switch")
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The PaiNN student (Schütt, Unke, Gastegger 2021, arXiv:2102.03150)."""
@@ -46,11 +54,40 @@ class ModelConfig:
     cutoff: float = 5.0
     """Å. Neighbours at this distance and beyond do not exist."""
     rbf: str = "gaussian"
-    """``gaussian`` or ``bessel``."""
+    """``gaussian``, ``bessel`` or ``chebyshev``."""
+    rbf_trainable: bool = False
+    """Train the radial functions too (not those of ``chebyshev``, which have no parameters)."""
+    rbf_per_interaction: bool = False
+    """Each interaction has radial functions of its own."""
+    cutoff_function: str = "polynomial"
+    """``polynomial``, ``cosine`` (the paper's; its second derivative jumps at the cutoff),
+    ``mollifier`` or ``switch``."""
+    cutoff_exponent: int = 6
+    """p of the polynomial."""
+    cutoff_onset: float | None = None
+    """Å. Where the switch begins to fall."""
+    norm: str = "smooth"
+    """Norm of the vector features: ``smooth``, or ``paper``, whose second derivative is wrong at
+    symmetric sites: for imported weights and to repeat published results."""
+    norm_scale: float = 1.0
+    """s of the smooth norm ``sqrt(|v|^2 + s^2) - s``."""
+    norm_epsilon: float = 1e-8
+    """Of the paper's norm ``sqrt(|v|^2 + epsilon)``."""
+    readout_dim: int | None = None
+    """Width of the last hidden layer; half of hidden_dim when left out."""
     max_z: int = 118
     """Largest atomic number that may be asked for."""
     zbl: bool = False
     """Add Ziegler-Biersack-Littmark repulsion; training then learns the difference to it."""
+    zbl_switched: bool = True
+    """The repulsion falls smoothly to zero; imported ones may be cut off with a jump."""
+
+    @property
+    def norm_numbers(self) -> tuple[float, float]:
+        """What is added under the root of the norm, and what is subtracted from the root."""
+        if self.norm == "paper":
+            return self.norm_epsilon, 0.0
+        return self.norm_scale**2, self.norm_scale
 
     def __post_init__(self) -> None:
         _require(
@@ -65,9 +102,27 @@ class ModelConfig:
         )
         _require(self.num_rbf >= 2, f"num_rbf must be >= 2, got {self.num_rbf}; set model.num_rbf")
         _require(self.cutoff > 0, f"cutoff must be > 0 Å, got {self.cutoff}; set model.cutoff")
+        _require_choice("rbf", self.rbf, ("gaussian", "bessel", "chebyshev"))
+        _require_choice("norm", self.norm, ("smooth", "paper"))
+        _require_choice("cutoff_function", self.cutoff_function, CUTOFF_FUNCTIONS)
         _require(
-            self.rbf in ("gaussian", "bessel"),
-            f"rbf must be 'gaussian' or 'bessel', got {self.rbf!r}; set model.rbf",
+            3 <= self.cutoff_exponent <= 64,  # below 3 the second derivative jumps at the cutoff
+            f"cutoff_exponent must be 3..64, got {self.cutoff_exponent}; set model.cutoff_exponent",
+        )
+        _require(
+            self.cutoff_function != "switch"
+            or (self.cutoff_onset is not None and 0 <= self.cutoff_onset < self.cutoff),
+            f"a switch needs an onset of 0..{self.cutoff} Å (the cutoff), got "
+            f"{self.cutoff_onset}; set model.cutoff_onset",
+        )
+        for name in ("norm_scale", "norm_epsilon"):
+            value = getattr(self, name)
+            _require(
+                0 < value < math.inf, f"{name} must be > 0, got {value}; set model.{name}"
+            )
+        _require(
+            self.readout_dim is None or 1 <= self.readout_dim <= 8192,
+            f"readout_dim must be 1..8192, got {self.readout_dim}; set model.readout_dim",
         )
         _require(1 <= self.max_z <= 118, f"max_z must be 1..118, got {self.max_z}; set model.max_z")
 

@@ -26,12 +26,12 @@ from mlff_distiller import __version__
 from mlff_distiller.config import ModelConfig, from_dict, to_dict
 from mlff_distiller.errors import InputError
 from mlff_distiller.files import atomic_path
-from mlff_distiller.models.radial import BesselBasis
 from mlff_distiller.models.student_model import StudentForceField
+from mlff_distiller.models.versions import upgrade_config, upgrade_state
 from mlff_distiller.ops.reference import neighbor_list_reference
 
-#: Raised when a reader of the old number could not use a new file.
-FORMAT_VERSION = 1
+#: Raised when a reader of the old number could not use a new file; models/versions.py reads old ones.
+FORMAT_VERSION = 2
 _METADATA = "metadata.json"
 _NATIVE = "native.bin"
 
@@ -50,7 +50,7 @@ class ExportedStudent(nn.Module):
         super().__init__()
         self.cutoff = student.cutoff
         self.painn = student.painn
-        self.zbl = student.zbl
+        self.repulsion = student.repulsion
         self.register_buffer("species_of_z", student.species_of_z)
         self.register_buffer("reference_energies", student.reference_energies)
 
@@ -75,8 +75,8 @@ class ExportedStudent(nn.Module):
         dtype = self.painn.embedding.weight.dtype
         vectors = edge_vectors.to(dtype)
         energies = self.painn(species, edge_index, vectors)
-        if self.zbl is not None:
-            energies = energies + self.zbl(species, edge_index, vectors)
+        if self.repulsion is not None:
+            energies = energies + self.repulsion(species, edge_index, vectors)
         return energies.to(torch.float64) + self.reference_energies[species].to(torch.float64)
 
 
@@ -164,12 +164,13 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     if not isinstance(metadata, dict) or "format_version" not in metadata:
         raise InputError(f"{path} is no exported student; its metadata has no format_version")
     version = metadata["format_version"]
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
         raise InputError(
             f"{path} has format version {version}, this mlff_distiller {__version__} reads up to "
             f"{FORMAT_VERSION}; upgrade mlff_distiller"
         )
     _check_metadata(metadata, path)
+    metadata["model_config"] = upgrade_config(metadata["model_config"], version)
     return metadata
 
 
@@ -237,7 +238,9 @@ def load_student(path: str | Path) -> StudentForceField:
 
         return load_student_from_checkpoint(path)
     metadata = read_metadata(path)
-    state = load_exported(path).state_dict()
+    state = upgrade_state(
+        load_exported(path).state_dict(), metadata["elements"], metadata["format_version"]
+    )
     config = from_dict(ModelConfig, metadata["model_config"], where="model_config")
     student = StudentForceField(config, metadata["elements"])
     student.to(getattr(torch, metadata["dtype"]))
@@ -251,28 +254,51 @@ def load_student(path: str | Path) -> StudentForceField:
 def _native_parameters(student: StudentForceField, min_distance: float) -> bytes:
     """Parameters for the native engine: a text header, then raw little-endian numbers.
 
-    The header has one item a line: ``mlff-native 1``, then ``key value...``, then
+    The header has one item a line: ``mlff-native 2``, then ``key value...``, then
     ``tensor NAME f32|f64 NDIM DIM... BYTE_OFFSET``, then ``end DATA_BYTES``. The data follow the
-    last newline; offsets count from there.
+    last newline; offsets count from there. Keys that are not as their names say:
+
+    ``norm EPSILON SHIFT``
+        the norm of vectors v is ``sqrt(|v|^2 + EPSILON) - SHIFT``.
+    ``filter K BASIS NUM_RBF CUTOFF_FUNCTION [PARAMETER]``
+        of interaction K; the parameter is the exponent of a polynomial or the onset of a switch.
+    ``repulsion none|switched|cut``
+        see :class:`~mlff_distiller.models.repulsion.PairRepulsion`.
     """
     config, painn = student.config, student.painn
-    tensors: dict[str, Tensor] = {}
-    for name, value in painn.state_dict().items():
-        tensors[name] = value
+    tensors: dict[str, Tensor] = {
+        name: value
+        for name, value in painn.state_dict().items()
+        if not name.startswith("bases.")
+    }
+    for k in range(config.num_interactions):
+        basis = painn.bases[min(k, len(painn.bases) - 1)]
+        for name, value in basis.state_dict().items():
+            tensors[f"interactions.{k}.rbf.{name}"] = value
     tensors["reference_energies"] = student.reference_energies
-    if student.zbl is not None:
-        tensors["zbl.radii"] = student.zbl.radii
+    repulsion = "none"
+    if student.repulsion is not None:
+        repulsion = "switched" if student.repulsion.switched else "cut"
+        for name, value in student.repulsion.state_dict().items():
+            tensors[f"repulsion.{name}"] = value
     dtype = "float64" if painn.embedding.weight.dtype == torch.float64 else "float32"
+    epsilon, shift = config.norm_numbers
+    parameter = {"polynomial": config.cutoff_exponent, "switch": config.cutoff_onset}
     lines = [
         f"mlff-native {FORMAT_VERSION}",
         f"hidden_dim {config.hidden_dim}",
         f"num_interactions {config.num_interactions}",
-        f"num_rbf {config.num_rbf}",
+        f"readout_dim {painn.readout[0].out_features}",
         f"cutoff {student.cutoff!r}",
-        f"rbf {'bessel' if isinstance(painn.rbf, BesselBasis) else 'gaussian'}",
+        f"norm {epsilon!r} {shift!r}",
+        *(
+            f"filter {k} {config.rbf} {config.num_rbf} {config.cutoff_function} "
+            f"{parameter.get(config.cutoff_function, '')}".rstrip()
+            for k in range(config.num_interactions)
+        ),
+        f"repulsion {repulsion}",
         f"dtype {dtype}",
         "elements " + " ".join(str(z) for z in student.elements),
-        f"zbl {int(student.zbl is not None)}",
         f"min_distance {min_distance!r}",
         "units_energy eV",
         "units_length Ang",

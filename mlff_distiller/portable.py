@@ -153,8 +153,9 @@ def _check_extent(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, reac
         )
     images = 1.0
     if pbc.any():
-        heights = 1.0 / np.linalg.norm(np.linalg.pinv(np.where(pbc[:, None], cell, 0.0)), axis=0)
-        images = float(np.prod(1.0 + 2.0 * np.ceil(reach / heights[pbc])))
+        inverse = np.linalg.pinv(np.where(pbc[:, None], cell, 0.0))[:, pbc]
+        heights = 1.0 / np.linalg.norm(inverse, axis=0)
+        images = float(np.prod(1.0 + 2.0 * np.ceil(reach / heights)))
     if images * len(positions) > MOST_IMAGES:
         raise InputError(
             f"a cutoff of {reach:g} Å reaches {images:.1g} images of this cell; check the cell"

@@ -18,6 +18,7 @@ from test_messages import derivatives, make
 from test_neighbors import System, to_edges
 from torch import Tensor
 
+from mlff_distiller.config import ModelConfig
 from mlff_distiller.models import PaiNN
 from mlff_distiller.ops import neighbor_list
 from mlff_distiller.ops.library import has_kernel, load_library
@@ -168,7 +169,8 @@ def test_gradients_by_finite_differences(emulated_operators, parts):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_training_gradients_of_the_network(emulated_operators, monkeypatch, dtype):
     torch.manual_seed(0)
-    painn = PaiNN(2, 16, 3, 6, 4.0).to(dtype)
+    config = ModelConfig(hidden_dim=16, num_rbf=6, cutoff=4.0)
+    painn = PaiNN(2, config).to(dtype)
     species, edge_index = torch.randint(0, 2, (8,)), torch.randint(0, 8, (2, 60))
     vectors = (1.5 * torch.randn(60, 3, dtype=dtype)).requires_grad_(True)
 

@@ -61,7 +61,15 @@ def structures() -> list[Structure]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
-    "changes", [{}, {"rbf": "bessel"}, {"zbl": True, "num_interactions": 1}], ids=str
+    "changes",
+    [
+        {},
+        {"rbf": "bessel", "rbf_trainable": True, "cutoff_function": "cosine", "norm": "paper"},
+        {"zbl": True, "num_interactions": 1, "cutoff_function": "mollifier"},
+        {"rbf": "chebyshev", "cutoff_function": "switch", "cutoff_onset": 2.5, "readout_dim": 11},
+        {"rbf_per_interaction": True, "zbl": True, "zbl_switched": False, "cutoff_exponent": 4},
+    ],
+    ids=str,
 )
 def test_torchscript_equals_eager(tmp_path, dtype, changes):
     student = make(dtype, **changes)
@@ -160,12 +168,19 @@ def test_native_parameters_are_the_state_of_the_student(exported):
     end = blob.index(b"\n", blob.index(b"\nend ") + 1) + 1
     header = [line.split() for line in blob[:end].decode().splitlines()]
     keys = {line[0]: line[1:] for line in header if line[0] != "tensor"}
-    assert keys["mlff-native"] == ["1"]
+    assert keys["mlff-native"] == [str(FORMAT_VERSION)]
+    assert [float(word) for word in keys["norm"]] == [1.0, 1.0]
+    assert [line[1:] for line in header if line[0] == "filter"] == [
+        [str(k), "gaussian", "6", "polynomial", "6"] for k in range(2)
+    ]
     assert keys["elements"] == ["1", "8"]
     assert float(keys["min_distance"][0]) == 0.9
     assert int(keys["end"][0]) == len(blob) - end
     student = make()
     expected = {k.removeprefix("painn."): v for k, v in student.state_dict().items()}
+    for name in ("centers", "widths"):  # one basis for all, written for each
+        shared = expected.pop(f"bases.0.{name}")
+        expected.update({f"interactions.{k}.rbf.{name}": shared for k in range(2)})
     found = [line for line in header if line[0] == "tensor"]
     assert {line[1] for line in found} == set(expected)
     for _, name, kind, ndim, *numbers in found:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mlff_distiller.config import ModelConfig
 from mlff_distiller.errors import InputError
 from mlff_distiller.models import PaiNN
 from mlff_distiller.ops import library, messages
@@ -86,7 +87,8 @@ def test_threads_change_rounding_only_and_runs_repeat_bit_for_bit():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_training_gradients_of_the_network_do_not_depend_on_the_path(monkeypatch, dtype):
     torch.manual_seed(0)
-    painn = PaiNN(2, 16, 3, 6, 4.0).to(dtype)
+    config = ModelConfig(hidden_dim=16, num_rbf=6, cutoff=4.0)
+    painn = PaiNN(2, config).to(dtype)
     species, edge_index = torch.randint(0, 2, (20,)), torch.randint(0, 20, (2, 300))
     vectors = (1.5 * torch.randn(300, 3, dtype=dtype)).requires_grad_(True)
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from native_models import (
     ELEMENTS,
     SYSTEMS,
@@ -15,6 +16,7 @@ from native_models import (
 
 from mlff_distiller.errors import InputError
 from mlff_distiller.export import export_student
+from mlff_distiller.models.radial import chebyshev_coefficients, chebyshev_nodes
 from mlff_distiller.ops.engine import NativePotential, available_isas
 
 ISAS = available_isas()
@@ -65,6 +67,72 @@ def test_float64_agrees_with_autograd(directory, hidden_dim, rbf):
             close(potential.compute(*case), expected, energy=1e-10, force=1e-10)
 
 
+FORMS = {
+    "paper": {"norm": "paper", "cutoff_function": "cosine"},
+    "narrow": {"norm_scale": 0.05, "cutoff_exponent": 3, "rbf_per_interaction": True},
+    "epsilon": {"norm": "paper", "norm_epsilon": 1e-3, "readout_dim": 40},
+    "mollifier": {"cutoff_function": "mollifier", "rbf": "bessel", "rbf_per_interaction": True},
+    "switch": {"cutoff_function": "switch", "cutoff_onset": 2.0, "readout_dim": 3},
+    "chebyshev": {"rbf": "chebyshev", "num_rbf": 9, "rbf_per_interaction": True},
+    "cut": {"zbl": True, "zbl_switched": False, "num_interactions": 1},
+}
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_the_network_agrees_with_autograd(directory, form, isa):
+    """Norms, cutoff functions, bases per interaction, readouts, energy scales, repulsion."""
+    student = student_of(5, **{"hidden_dim": 24, "cutoff": 4.0, "num_rbf": 7, **FORMS[form]})
+    with torch.no_grad():
+        student.painn.scales.copy_(torch.tensor([1.0, 0.6, -1.4]))
+        for k, basis in enumerate(student.painn.bases):  # as if each had been trained
+            for values in basis.state_dict().values():
+                values *= 1.0 + 0.05 * k
+    path = directory / f"form-{form}.pt"
+    export_student(student, path)
+    potentials = [
+        (NativePotential(str(path), isa=isa, **EXACT), 1e-10, 1e-10),
+        (NativePotential(str(path), isa=isa, dtype="float64", threads=1), 1e-9, 1e-6),
+        (NativePotential(str(path), isa=isa, threads=1), 5e-6, 2e-5),
+        (NativePotential(str(path), isa=isa, threads=1, tabulate=False), 5e-6, 2e-5),
+    ]
+    for name in ("molecule", "skewed", "slab"):
+        case = SYSTEMS[name]()
+        expected = arbiter(student, *case)
+        scale = max(1.0, np.abs(expected["forces"]).max())
+        for potential, energy, force in potentials:
+            close(potential.compute(*case), expected, energy=energy * scale, force=force * scale)
+
+
+def test_any_function_of_the_distance_can_be_a_filter(directory):
+    """What is no basis of the format, here an exponential and a sine, is projected on polynomials."""
+    cutoff, terms = 4.0, 32
+    student = student_of(1, hidden_dim=8, cutoff=cutoff, num_rbf=terms, rbf="chebyshev")
+
+    def functions(x):
+        return torch.stack([torch.exp(-x) * torch.sin((1 + k % 6) * x) for k in range(24)], dim=1)
+
+    values = functions(chebyshev_nodes(terms, cutoff))
+    with torch.no_grad():
+        for interaction in student.painn.interactions:
+            interaction.filter.weight.copy_(0.3 * chebyshev_coefficients(values))
+    d = torch.linspace(0.0, cutoff, 301, dtype=torch.float64)
+    found = student.painn.bases[0](d) @ student.painn.interactions[0].filter.weight.T
+    assert torch.allclose(found, 0.3 * functions(d), atol=1e-11, rtol=0)
+    path = directory / "any.pt"
+    export_student(student, path)
+    case = SYSTEMS["skewed"]()
+    expected = arbiter(student, *case)
+    close(NativePotential(str(path), **EXACT).compute(*case), expected, energy=1e-10, force=1e-10)
+    scale = max(1.0, np.abs(expected["forces"]).max())
+    close(
+        NativePotential(str(path), threads=1).compute(*case),
+        expected,
+        energy=2e-6 * scale,
+        force=1e-5 * scale,
+    )
+
+
 @pytest.mark.parametrize("hidden_dim", [8, 64, 128, 256])
 @pytest.mark.parametrize("rbf", ["gaussian", "bessel"])
 def test_float32_tables_agree_with_autograd(directory, hidden_dim, rbf):
@@ -73,9 +141,11 @@ def test_float32_tables_agree_with_autograd(directory, hidden_dim, rbf):
     for make in SYSTEMS.values():
         case = make()
         expected = arbiter(student, *case)
-        # Forces of random weights reach some eV/Å and more: 1e-5 of the largest counts, too.
+        # Random weights reach some eV and eV/Å or more: 1e-6 and 1e-5 of the largest count, too.
+        e0 = student.reference_energies[student.species(torch.as_tensor(case[0]))].numpy()
+        network = max(1.0, np.abs(expected["energies"] - e0).max())
         scale = max(1.0, np.abs(expected["forces"]).max())
-        close(potential.compute(*case), expected, energy=1e-6, force=1e-5 * scale)
+        close(potential.compute(*case), expected, energy=2e-6 * network, force=1e-5 * scale)
 
 
 def test_float64_tables_are_finer(small):

@@ -67,7 +67,7 @@ def test_truncated_and_damaged_anywhere(tmp_path, path):
     for fraction in (0.001, 0.1, 0.5, 0.9, 0.99, 0.999):
         target.write_bytes(whole[: int(len(whole) * fraction)])
         refused("truncated|no exported student", NativePotential, target)
-    start = whole.index(b"mlff-native 1")
+    start = whole.index(b"mlff-native 2")
     for offset in (3, 40, 900, 2000, 5000):
         damaged = bytearray(whole)
         damaged[start + offset] ^= 0x10
@@ -88,20 +88,33 @@ def test_truncated_native_bin(tmp_path, native_bytes):
 @pytest.mark.parametrize(
     ("old", "new", "match"),
     [
-        (b"mlff-native 1", b"mlff-native 2", "version 2.*reads up to 1; upgrade"),
+        (b"mlff-native 2", b"mlff-native 3", "version 3.*reads up to 2; upgrade"),
+        (b"mlff-native 2", b"mlff-native 1", "lacks the header key 'rbf'"),
+        (b"mlff-native 2", b"mlff-native 0", "unreadable header line"),
         (b"hidden_dim 8", b"hidden_dim 9", "multiple of 8"),
         (b"hidden_dim 8", b"hidden_dim x", "must be a number"),
         (b"hidden_dim 8", b"hidden_dim -8", "must be a number within"),
         (b"hidden_dim 8", b"hidden_dim 16", "must have shape"),
-        (b"num_interactions 1", b"num_interactions 2", "lacks the tensor 'interactions.1"),
-        (b"rbf gaussian", b"rbf wavelets", "must be gaussian or bessel"),
-        (b"rbf gaussian", b"rbf bessel", "lacks the tensor 'rbf.frequencies'"),
+        (b"num_interactions 1", b"num_interactions 2", "lacks the header key 'filter 1'"),
+        (b"0 gaussian", b"0 wavelets", "must be one of: gaussian bessel chebyshev, got 'wavelets'"),
+        (b"0 gaussian", b"0 bessel", "lacks the tensor 'interactions.0.rbf.frequencies'"),
+        (b"gaussian 4", b"gaussian -4", "must be 'BASIS NUM_RBF CUTOFF_FUNCTION"),
+        (b"polynomial 6", b"step 6", "must be one of: cosine polynomial mollifier switch"),
+        (b"polynomial 6", b"polynomial", "must be 'BASIS NUM_RBF CUTOFF_FUNCTION"),
+        (b"polynomial 6", b"polynomial 6.5", "must be 'BASIS NUM_RBF CUTOFF_FUNCTION"),
+        (b"polynomial 6", b"switch 3.5", "must be 'BASIS NUM_RBF CUTOFF_FUNCTION"),
+        (b"polynomial 6", b"polynomial 6 7", "must be 'BASIS NUM_RBF CUTOFF_FUNCTION"),
+        (b"norm 1.0 1.0", b"norm 0.0 1.0", "must be two numbers, EPSILON > 0"),
+        (b"norm 1.0 1.0", b"norm 1.0", "must be two numbers"),
+        (b"norm 1.0 1.0", b"norm nan 1.0", "must be two numbers"),
+        (b"readout_dim 4", b"readout_dim 5", "must have shape"),
         (b"cutoff 3.0", b"cutoff nan", "must be a number"),
         (b"cutoff", b"cutof", "lacks the header key 'cutoff'"),
         (b"elements 1 6 8", b"elements 1 6 6", "distinct"),
         (b"elements 1 6 8", b"elements 1 6 999", "within"),
         (b"units_energy eV", b"units_energy kcal", "units must be eV"),
-        (b"zbl 0", b"zbl 2", "within"),
+        (b"repulsion none", b"repulsion hard", "must be one of: none switched cut"),
+        (b"repulsion none", b"repulsion cut", "lacks the tensor 'repulsion.charge'"),
         (b"f64 2 3 8", b"f64 2 3 -8", "unreadable header line"),
         (b"f64 2 3 8", b"f16 2 3 8", "unreadable header line"),
         (b"f64 2 3 8", b"f64 2 3000 8", "reaches beyond"),

@@ -484,7 +484,7 @@ def test_readout_starts_small_and_centred():
     student = StudentForceField(replace(TINY, zbl=True), [29, 47], [-1.0, -2.0])
     batch = collate(frames, student.cutoff)
     scale_readout(student, batch)
-    student.zbl = None
+    student.repulsion = None
     result = student.compute(batch)
     rms = float(result["forces"].square().mean().sqrt() / batch.forces.square().mean().sqrt())
     assert rms == pytest.approx(0.1, rel=1e-3)
@@ -506,7 +506,7 @@ def test_repulsion_energies_and_closest_pair():
     found = repulsion_energies(student, frames)
     assert found == pytest.approx(expected.tolist(), rel=1e-12)
     assert found[0] > 0
-    student.zbl = None
+    student.repulsion = None
     assert not repulsion_energies(student, frames).any()
     lone = replace(frames[-1], atomic_numbers=[1], positions=[[0, 0, 0]], forces=None)
     assert closest_pair([lone], 5.0) is None

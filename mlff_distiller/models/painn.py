@@ -3,39 +3,41 @@
 Schütt, Unke, Gastegger, "Equivariant message passing for the prediction of tensorial properties
 and molecular spectra", ICML 2021, arXiv:2102.03150.
 
-Channel layout, epsilon and the order of every split follow SchNetPack's PaiNN, so that weights
-trained there import exactly. Vector features have the layout (n_atoms, 3, F) and are only ever
-mixed across channels F: mixing x, y and z would break rotational equivariance.
+Channel layout and the order of every split follow SchNetPack's PaiNN, so that weights trained there
+import exactly. Vector features have the layout (n_atoms, 3, F) and are only ever mixed across
+channels F: mixing x, y and z would break rotational equivariance.
+
+In two places the network differs from the paper unless told otherwise (``norm``,
+``cutoff_function`` of the configuration), both for the second derivative of the energy. The paper's
+norm ``sqrt(|v|^2 + 1e-8)`` is a cone with a tip 1e-4 wide where symmetry makes ``v`` vanish, as it
+does on every site of a perfect crystal: force constants and phonons are wrong there. And its cosine
+has a second derivative that jumps at the cutoff. docs/smoothness.md has the measurements.
 
 Symbols: F = hidden_dim, i = receiver (centre), j = sender (neighbour).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
-from mlff_distiller.models.radial import BesselBasis, GaussianBasis, cosine_cutoff
+from mlff_distiller.config import ModelConfig
+from mlff_distiller.models.radial import make_basis, make_cutoff
 from mlff_distiller.ops.messages import message, message_reference
-
-#: Added under the square root of the vector norm, whose gradient is infinite at zero.
-NORM_EPSILON = 1e-8
 
 
 class Interaction(nn.Module):
     """One message block and one update block.
 
     Args:
-        hidden_dim: F.
-        num_rbf: radial basis functions.
+        config: of the network.
         is_first: whether its vectors are zero, so that messages along them are left out.
     """
 
-    def __init__(self, hidden_dim: int, num_rbf: int, is_first: bool = False) -> None:
+    def __init__(self, config: ModelConfig, is_first: bool = False) -> None:
         super().__init__()
+        hidden_dim, num_rbf = config.hidden_dim, config.num_rbf
         self.is_first = is_first
         self.hidden_dim = hidden_dim
-        self.norm_epsilon = NORM_EPSILON  # TorchScript sees attributes, not globals
+        self.norm_epsilon, self.norm_shift = config.norm_numbers
         self.filter = nn.Linear(num_rbf, 3 * hidden_dim)
         self.message = nn.Sequential(
             nn.Linear(hidden_dim, hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, 3 * hidden_dim)
@@ -82,12 +84,15 @@ class Interaction(nn.Module):
         vectors = vectors + received[1]
 
         normed, mixed = torch.split(self.mix(vectors), self.hidden_dim, dim=-1)  # V v and U v
-        norms = torch.sqrt((normed * normed).sum(dim=1) + self.norm_epsilon)
-        a = self.update(torch.cat([scalars, norms], dim=-1))
+        a = self.update(torch.cat([scalars, self.norm(normed)], dim=-1))
         a_ss, a_vv, a_sv = torch.split(a, self.hidden_dim, dim=-1)
         scalars = scalars + a_ss + a_sv * (normed * mixed).sum(dim=1)
         vectors = vectors + a_vv.unsqueeze(1) * mixed
         return scalars, vectors
+
+    def norm(self, vectors: Tensor) -> Tensor:
+        """Lengths of vectors, (n_atoms, 3, F) -> (n_atoms, F), with a finite gradient at zero."""
+        return torch.sqrt((vectors * vectors).sum(dim=1) + self.norm_epsilon) - self.norm_shift
 
 
 class PaiNN(nn.Module):
@@ -95,35 +100,29 @@ class PaiNN(nn.Module):
 
     Args:
         num_species: rows of the embedding.
-        hidden_dim: F, a multiple of 8.
-        num_interactions: message + update blocks.
-        num_rbf: radial basis functions.
-        cutoff: Å.
-        rbf: ``gaussian`` or ``bessel``.
+        config: of the network.
     """
 
-    def __init__(
-        self,
-        num_species: int,
-        hidden_dim: int = 128,
-        num_interactions: int = 3,
-        num_rbf: int = 20,
-        cutoff: float = 5.0,
-        rbf: str = "gaussian",
-    ) -> None:
+    scales: Tensor
+
+    def __init__(self, num_species: int, config: ModelConfig) -> None:
         super().__init__()
+        hidden_dim, layers = config.hidden_dim, config.num_interactions
+        readout_dim = config.readout_dim or hidden_dim // 2
         self.hidden_dim = hidden_dim
-        self.cutoff = cutoff
+        self.cutoff = config.cutoff
         self.embedding = nn.Embedding(num_species, hidden_dim)
-        self.rbf = (
-            BesselBasis(num_rbf, cutoff) if rbf == "bessel" else GaussianBasis(num_rbf, cutoff)
-        )
+        self.cutoff_function = make_cutoff(config)
+        num_bases = layers if config.rbf_per_interaction else 1
+        self.bases = nn.ModuleList(make_basis(config) for _ in range(num_bases))
         self.interactions = nn.ModuleList(
-            Interaction(hidden_dim, num_rbf, is_first=k == 0) for k in range(num_interactions)
+            Interaction(config, is_first=k == 0) for k in range(layers)
         )
         self.readout = nn.Sequential(
-            nn.Linear(hidden_dim, hidden_dim // 2), nn.SiLU(), nn.Linear(hidden_dim // 2, 1)
+            nn.Linear(hidden_dim, readout_dim), nn.SiLU(), nn.Linear(readout_dim, 1)
         )
+        # Factor of each species' energies; only imported networks have others than 1.
+        self.register_buffer("scales", torch.ones(num_species))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -148,14 +147,17 @@ class PaiNN(nn.Module):
         """
         distances = torch.sqrt((edge_vectors * edge_vectors).sum(dim=-1))
         directions = edge_vectors / distances.unsqueeze(-1)
-        envelope = cosine_cutoff(distances, self.cutoff).unsqueeze(-1)
-        radial = torch.cat([self.rbf(distances) * envelope, envelope], dim=-1)
+        envelope = self.cutoff_function(distances).unsqueeze(-1)
+        radials = [
+            torch.cat([basis(distances) * envelope, envelope], dim=-1) for basis in self.bases
+        ]
 
         scalars = self.embedding(species)
         vectors = scalars.new_zeros(scalars.shape[0], 3, self.hidden_dim)
-        for interaction in self.interactions:
+        for k, interaction in enumerate(self.interactions):
+            radial = radials[min(k, len(radials) - 1)]
             scalars, vectors = interaction(scalars, vectors, edge_index, directions, radial)
-        return self.readout(scalars).squeeze(-1)
+        return self.readout(scalars).squeeze(-1) * self.scales[species]
 
 
-__all__ = ["NORM_EPSILON", "Interaction", "PaiNN"]
+__all__ = ["Interaction", "PaiNN"]

@@ -1,7 +1,10 @@
-"""Radial basis functions and the cutoff function.
+"""Radial basis functions and cutoff functions: what the filters of an interaction are made of.
 
-All take distances ``d`` of shape (n_edges,) in Å. Parameters are buffers, so that an imported
-model keeps the very numbers it was trained with.
+A filter is ``w(d) = (W rbf(d) + b) fcut(d)``. Engines tabulate it, so neither the basis nor the
+cutoff function costs anything at run time; csrc/core/radial.cpp is the twin of this file.
+
+All take distances ``d`` of shape (n_edges,) in Å. Parameters are buffers, so that an imported model
+keeps the very numbers it was trained with; ``trainable`` makes them parameters.
 """
 
 import math
@@ -9,24 +12,37 @@ import math
 import torch
 from torch import Tensor, nn
 
+from mlff_distiller.config import ModelConfig
 
-class GaussianBasis(nn.Module):
+
+class _RadialBasis(nn.Module):
+    """Keeps float64 numbers as buffers or parameters of the default dtype."""
+
+    def _keep(self, name: str, values: Tensor, trainable: bool) -> None:
+        values = values.to(torch.get_default_dtype())
+        if trainable:
+            self.register_parameter(name, nn.Parameter(values))
+        else:
+            self.register_buffer(name, values)
+
+
+class GaussianBasis(_RadialBasis):
     """``exp(-0.5 ((d - c_k) / w_k)^2)`` with evenly spaced centres from 0 to the cutoff.
 
     Args:
         num_rbf: number of functions.
         cutoff: Å.
+        trainable: train centres and widths.
     """
 
     centers: Tensor
     widths: Tensor
 
-    def __init__(self, num_rbf: int, cutoff: float) -> None:
+    def __init__(self, num_rbf: int, cutoff: float, trainable: bool = False) -> None:
         super().__init__()
         centers = torch.linspace(0.0, cutoff, num_rbf, dtype=torch.float64)
-        widths = torch.full_like(centers, cutoff / (num_rbf - 1))
-        self.register_buffer("centers", centers.to(torch.get_default_dtype()))
-        self.register_buffer("widths", widths.to(torch.get_default_dtype()))
+        self._keep("centers", centers, trainable)
+        self._keep("widths", torch.full_like(centers, cutoff / (num_rbf - 1)), trainable)
 
     def forward(self, distances: Tensor) -> Tensor:
         """(n_edges,) -> (n_edges, num_rbf)."""
@@ -34,21 +50,21 @@ class GaussianBasis(nn.Module):
         return torch.exp(-0.5 * scaled * scaled)
 
 
-class BesselBasis(nn.Module):
-    """``sin(n π d / cutoff) / d``, n = 1..num_rbf (Gasteiger et al. 2020, arXiv:2003.03123).
+class BesselBasis(_RadialBasis):
+    """``sin(f_n d) / d``, at first f_n = n π / cutoff (Gasteiger et al. 2020, arXiv:2003.03123).
 
     Args:
         num_rbf: number of functions.
         cutoff: Å.
+        trainable: train the frequencies.
     """
 
     frequencies: Tensor
 
-    def __init__(self, num_rbf: int, cutoff: float) -> None:
+    def __init__(self, num_rbf: int, cutoff: float, trainable: bool = False) -> None:
         super().__init__()
         orders = torch.arange(1, num_rbf + 1, dtype=torch.float64)
-        frequencies = orders * (math.pi / cutoff)
-        self.register_buffer("frequencies", frequencies.to(torch.get_default_dtype()))
+        self._keep("frequencies", orders * (math.pi / cutoff), trainable)
 
     def forward(self, distances: Tensor) -> Tensor:
         """(n_edges,) -> (n_edges, num_rbf)."""
@@ -56,10 +72,151 @@ class BesselBasis(nn.Module):
         return torch.sin(d * self.frequencies) / d
 
 
-def cosine_cutoff(distances: Tensor, cutoff: float) -> Tensor:
-    """``0.5 (cos(π d / cutoff) + 1)`` inside the cutoff and 0 beyond (Behler 2011).
+class ChebyshevBasis(nn.Module):
+    """Chebyshev polynomials ``T_n(2 d / cutoff - 1)``, n = 0..num_rbf-1.
 
-    (n_edges,) -> (n_edges,); value and first derivative vanish at the cutoff.
+    With enough of them, any smooth function of the distance: :func:`chebyshev_coefficients`.
+
+    Args:
+        num_rbf: number of polynomials.
+        cutoff: Å.
     """
-    values = 0.5 * (torch.cos(distances * (math.pi / cutoff)) + 1.0)
-    return torch.where(distances < cutoff, values, torch.zeros_like(values))
+
+    def __init__(self, num_rbf: int, cutoff: float) -> None:
+        super().__init__()
+        self.num_rbf = num_rbf
+        self.cutoff = cutoff
+
+    def forward(self, distances: Tensor) -> Tensor:
+        """(n_edges,) -> (n_edges, num_rbf)."""
+        x = distances * (2.0 / self.cutoff) - 1.0
+        values = [torch.ones_like(x), x]
+        for n in range(2, self.num_rbf):
+            values.append(2.0 * x * values[n - 1] - values[n - 2])
+        return torch.stack(values[: self.num_rbf], dim=-1)
+
+
+def chebyshev_coefficients(values: Tensor) -> Tensor:
+    """Coefficients over :class:`ChebyshevBasis` of functions known at its nodes.
+
+    Args:
+        values: (num_rbf, n) float64, the functions at :func:`chebyshev_nodes`.
+
+    Returns:
+        (n, num_rbf), the ``weight`` of a linear layer over the basis.
+    """
+    n = values.shape[0]
+    angles = math.pi * (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    matrix = torch.cos(torch.arange(n, dtype=torch.float64).unsqueeze(1) * angles) * (2.0 / n)
+    matrix[0] *= 0.5
+    return (matrix @ values.to(torch.float64)).T
+
+
+def chebyshev_nodes(num_rbf: int, cutoff: float) -> Tensor:
+    """Distances in Å, (num_rbf,) float64, at which :func:`chebyshev_coefficients` wants values."""
+    angles = math.pi * (torch.arange(num_rbf, dtype=torch.float64) + 0.5) / num_rbf
+    return 0.5 * cutoff * (torch.cos(angles) + 1.0)
+
+
+class CosineCutoff(nn.Module):
+    """``0.5 (cos(π d / cutoff) + 1)``, 0 beyond (Behler 2011): the paper's.
+
+    Value and first derivative vanish at the cutoff; the second jumps there.
+    """
+
+    def __init__(self, cutoff: float) -> None:
+        super().__init__()
+        self.cutoff = cutoff
+
+    def forward(self, distances: Tensor) -> Tensor:
+        """(n_edges,) -> (n_edges,)."""
+        values = 0.5 * (torch.cos(distances * (math.pi / self.cutoff)) + 1.0)
+        return torch.where(distances < self.cutoff, values, torch.zeros_like(values))
+
+
+class PolynomialCutoff(nn.Module):
+    """``1 - (p+1)(p+2)/2 x^p + p(p+2) x^(p+1) - p(p+1)/2 x^(p+2)``, x = d / cutoff, 0 beyond.
+
+    Gasteiger et al. 2020 (arXiv:2003.03123). Value and two derivatives vanish at the cutoff. It is
+    computed as ``(1 - x)^3 Σ_{k<p} (k+1)(k+2)/2 x^k``, which loses no digits there.
+
+    Args:
+        cutoff: Å.
+        exponent: p >= 3; the larger, the closer to the cutoff it falls.
+    """
+
+    def __init__(self, cutoff: float, exponent: int) -> None:
+        super().__init__()
+        self.cutoff = cutoff
+        self.exponent = exponent
+
+    def forward(self, distances: Tensor) -> Tensor:
+        """(n_edges,) -> (n_edges,)."""
+        x = distances / self.cutoff
+        series = torch.zeros_like(x)
+        for k in range(self.exponent - 1, -1, -1):
+            series = series * x + 0.5 * (k + 1) * (k + 2)
+        rest = 1.0 - x
+        return torch.where(x < 1.0, rest * rest * rest * series, torch.zeros_like(x))
+
+
+class MollifierCutoff(nn.Module):
+    """``exp(1 - 1 / (1 - (d / cutoff)^2))``, 0 beyond; smooth to every order (SchNetPack's)."""
+
+    def __init__(self, cutoff: float) -> None:
+        super().__init__()
+        self.cutoff = cutoff
+
+    def forward(self, distances: Tensor) -> Tensor:
+        """(n_edges,) -> (n_edges,)."""
+        x = distances / self.cutoff
+        inside = x < 1.0
+        x = torch.where(inside, x, torch.zeros_like(x))
+        values = torch.exp(1.0 - 1.0 / (1.0 - x * x))
+        return torch.where(inside, values, torch.zeros_like(values))
+
+
+class SwitchCutoff(nn.Module):
+    """1 up to the onset, 0 from the cutoff on, smooth to every order (SchNetPack's).
+
+    ``g(1 - x) / (g(x) + g(1 - x))`` with ``g(x) = exp(-1/x)``, x from 0 at the onset to 1.
+
+    Args:
+        cutoff: Å.
+        onset: Å.
+    """
+
+    def __init__(self, cutoff: float, onset: float) -> None:
+        super().__init__()
+        self.cutoff = cutoff
+        self.onset = onset
+
+    def forward(self, distances: Tensor) -> Tensor:
+        """(n_edges,) -> (n_edges,)."""
+        x = (distances - self.onset) / (self.cutoff - self.onset)
+        inside = (x > 0.0) & (x < 1.0)
+        x = torch.where(inside, x, torch.full_like(x, 0.5))
+        # g(1 - x) / (g(x) + g(1 - x)) without a quotient of tiny numbers
+        values = torch.sigmoid(1.0 / x - 1.0 / (1.0 - x))
+        outside = (distances <= self.onset).to(values.dtype)
+        return torch.where(inside, values, outside)
+
+
+def make_basis(config: ModelConfig) -> nn.Module:
+    """The radial basis that a configuration asks for."""
+    if config.rbf == "chebyshev":
+        return ChebyshevBasis(config.num_rbf, config.cutoff)
+    kind = BesselBasis if config.rbf == "bessel" else GaussianBasis
+    return kind(config.num_rbf, config.cutoff, config.rbf_trainable)
+
+
+def make_cutoff(config: ModelConfig) -> nn.Module:
+    """The cutoff function that a configuration asks for."""
+    if config.cutoff_function == "cosine":
+        return CosineCutoff(config.cutoff)
+    if config.cutoff_function == "mollifier":
+        return MollifierCutoff(config.cutoff)
+    if config.cutoff_function == "switch":
+        assert config.cutoff_onset is not None  # checked by ModelConfig
+        return SwitchCutoff(config.cutoff, config.cutoff_onset)
+    return PolynomialCutoff(config.cutoff, config.cutoff_exponent)

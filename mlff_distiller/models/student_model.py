@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from ase.data import chemical_symbols, covalent_radii
+from ase.data import chemical_symbols
 from torch import Tensor, nn
 
 from mlff_distiller.config import ModelConfig
 from mlff_distiller.errors import InputError
 from mlff_distiller.models.painn import PaiNN
-from mlff_distiller.models.zbl import ZBLRepulsion
+from mlff_distiller.models.repulsion import PairRepulsion
 from mlff_distiller.ops.neighbors import edge_vectors, neighbor_list
 
 if TYPE_CHECKING:
@@ -63,19 +63,10 @@ class StudentForceField(nn.Module):
         self.config = config
         self.elements = elements
         self.cutoff = float(config.cutoff)
-        self.painn = PaiNN(
-            num_species=len(elements),
-            hidden_dim=config.hidden_dim,
-            num_interactions=config.num_interactions,
-            num_rbf=config.num_rbf,
-            cutoff=config.cutoff,
-            rbf=config.rbf,
-        )
-        self.zbl: ZBLRepulsion | None = None
+        self.painn = PaiNN(len(elements), config)
+        self.repulsion: PairRepulsion | None = None
         if config.zbl:
-            self.zbl = ZBLRepulsion(
-                torch.tensor(elements), torch.as_tensor(covalent_radii[elements])
-            )
+            self.repulsion = PairRepulsion(elements, switched=config.zbl_switched)
         species_of_z = torch.full((119,), -1, dtype=torch.int64)
         species_of_z[elements] = torch.arange(len(elements))
         self.register_buffer("species_of_z", species_of_z, persistent=False)
@@ -133,8 +124,8 @@ class StudentForceField(nn.Module):
         species = self.species(atomic_numbers)
         vectors = edge_vectors.to(self.painn.embedding.weight.dtype)
         energies = self.painn(species, edge_index, vectors)
-        if self.zbl is not None:
-            energies = energies + self.zbl(species, edge_index, vectors)
+        if self.repulsion is not None:
+            energies = energies + self.repulsion(species, edge_index, vectors)
         return energies.to(torch.float64) + self.reference_energies[species]
 
     def forward(

@@ -22,10 +22,11 @@ from mlff_distiller.config import ModelConfig, from_dict, to_dict
 from mlff_distiller.errors import InputError
 from mlff_distiller.files import atomic_path
 from mlff_distiller.models import StudentForceField
+from mlff_distiller.models.versions import upgrade_config, upgrade_state
 
 FORMAT = "mlff-distiller checkpoint"
-#: Raised when a reader of the old number could not use a new file.
-FORMAT_VERSION = 1
+#: Raised when a reader of the old number could not use a new file; models/versions.py reads old ones.
+FORMAT_VERSION = 2
 BEST, LAST = "best.ckpt", "last.ckpt"
 _REQUIRED = ("model_config", "elements", "dtype", "model", "metadata")
 
@@ -117,7 +118,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             "a run directory of `mlff-distiller train`"
         )
     version = content.get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
         raise InputError(
             f"{file} has checkpoint version {version}, this mlff_distiller {__version__} reads up "
             f"to {FORMAT_VERSION}; upgrade mlff_distiller"
@@ -125,6 +126,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     missing = [key for key in _REQUIRED if key not in content]
     if missing:
         raise InputError(f"{file} lacks {', '.join(missing)}; it is damaged, train again")
+    return _upgrade(content)
+
+
+def _upgrade(content: dict[str, Any]) -> dict[str, Any]:
+    version, elements = content["format_version"], content["elements"]
+    content["model_config"] = upgrade_config(content["model_config"], version)
+    content["model"] = upgrade_state(content["model"], elements, version)
+    if isinstance(content.get("config"), dict) and "model" in content["config"]:
+        content["config"]["model"] = upgrade_config(content["config"]["model"], version)
+    if content.get("training"):
+        student = content["training"]["student"]
+        content["training"]["student"] = upgrade_state(student, elements, version)
     return content
 
 

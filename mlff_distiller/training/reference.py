@@ -79,16 +79,16 @@ def fit_reference_energies(
 def repulsion_energies(student: StudentForceField, structures: Sequence[Structure]) -> np.ndarray:
     """ZBL energy of each structure, (len(structures),), eV; zeros if the student has none."""
     energies = np.zeros(len(structures))
-    if student.zbl is None:
+    if student.repulsion is None:
         return energies
     parameter = student.reference_energies
     for i, structure in enumerate(structures):
         batch = collate([structure], student.cutoff, torch.float64).to(parameter.device)
         vectors = edge_vectors(
             batch.positions, batch.cell, batch.edge_index, batch.shifts, batch.structure_index
-        ).to(student.zbl.radii.dtype)
+        ).to(student.repulsion.range.dtype)
         species = student.species(batch.atomic_numbers)
-        energies[i] = float(student.zbl(species, batch.edge_index, vectors).sum())
+        energies[i] = float(student.repulsion(species, batch.edge_index, vectors).sum())
     return energies
 
 
@@ -106,11 +106,11 @@ def scale_readout(student: StudentForceField, batch: Batch) -> None:
     if not isinstance(readout, torch.nn.Linear):  # for the type checker
         raise TypeError("the readout must end in a linear layer")
     rows = batch.has_forces[batch.structure_index]
-    repulsion, student.zbl = student.zbl, None
+    repulsion, student.repulsion = student.repulsion, None
     try:
         result = student.compute(batch, stress=False)
     finally:
-        student.zbl = repulsion
+        student.repulsion = repulsion
     found = float(result["forces"][rows].square().mean().sqrt()) if bool(rows.any()) else 0.0
     wanted = float(batch.forces[rows].square().mean().sqrt()) if bool(rows.any()) else 0.0
     factor = _INITIAL_FORCE_FRACTION * wanted / found if found > 0 and wanted > 0 else 1.0

@@ -11,7 +11,6 @@
 
 #include "error.h"
 #include "tables.h"
-#include "units.h"
 
 namespace mlff {
 namespace {
@@ -52,39 +51,19 @@ std::string describe(int fault, const Graph& graph, int64_t edge) {
 }  // namespace
 
 Repulsion::Repulsion(const ModelFile& model) {
-  if (!model.zbl) return;
+  if (model.repulsion == RepulsionKind::kNone) return;
   num_species_ = static_cast<int>(model.elements.size());
-  const std::vector<double>& radii = model.tensor("zbl.radii").values;
-  for (int a = 0; a < num_species_; ++a) {
-    for (int b = 0; b < num_species_; ++b) {
-      const double za = model.elements[static_cast<size_t>(a)];
-      const double zb = model.elements[static_cast<size_t>(b)];
-      pairs_.push_back({kCoulombEvAngstrom * za * zb,
-                        (std::pow(za, 0.23) + std::pow(zb, 0.23)) / 0.46850,
-                        radii[static_cast<size_t>(a)] + radii[static_cast<size_t>(b)]});
-    }
+  const std::vector<double>& charge = model.tensor("repulsion.charge").values;
+  const std::vector<double>& inverse_length = model.tensor("repulsion.inverse_length").values;
+  const std::vector<double>& range = model.tensor("repulsion.range").values;
+  for (size_t i = 0; i < charge.size(); ++i) {
+    pairs_.push_back({charge[i], inverse_length[i], range[i]});
   }
-}
-
-void Repulsion::evaluate(int species_a, int species_b, double d, double& energy,
-                         double& slope) const {
-  const Pair& pair = pairs_[static_cast<size_t>(species_a * num_species_ + species_b)];
-  energy = slope = 0.0;
-  if (d >= pair.range) return;
-  constexpr double kAmplitude[4] = {0.18175, 0.50986, 0.28022, 0.02817};
-  constexpr double kDecay[4] = {3.19980, 0.94229, 0.40290, 0.20162};
-  double screening = 0.0, screening_slope = 0.0;
-  for (int k = 0; k < 4; ++k) {
-    const double term = kAmplitude[k] * std::exp(-kDecay[k] * d * pair.inverse_length);
-    screening += term;
-    screening_slope -= kDecay[k] * pair.inverse_length * term;
+  for (size_t k = 0; k < 4; ++k) {
+    screening_.amplitudes[k] = model.tensor("repulsion.amplitudes").values[k];
+    screening_.decays[k] = model.tensor("repulsion.decays").values[k];
   }
-  const double x = d / pair.range, x5 = x * x * x * x * x;
-  const double envelope = 1.0 - x5 * x * (28.0 - x * (48.0 - 21.0 * x));
-  const double envelope_slope = -168.0 * x5 * (1.0 - x) * (1.0 - x) / pair.range;
-  const double bare = pair.charge / d;
-  energy = bare * screening * envelope;
-  slope = bare * (screening_slope * envelope + screening * envelope_slope) - energy / d;
+  screening_.switched = model.repulsion == RepulsionKind::kSwitched;
 }
 
 // Returns the first bad edge, or -1.

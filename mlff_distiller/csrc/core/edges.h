@@ -9,27 +9,27 @@
 #include "kernels.h"
 #include "memory.h"
 #include "model_file.h"
+#include "repulsion.h"
 
 namespace mlff {
 
-// Screened nuclear repulsion, models/zbl.py: half of each pair's energy belongs to either atom.
+// Repulsion between the species of a model: half of each pair's energy belongs to either atom.
 class Repulsion {
  public:
   explicit Repulsion(const ModelFile& model);
 
-  struct Pair {
-    double charge;  // Coulomb constant times Z1 Z2
-    double inverse_length, range;
-  };
-
-  bool active() const { return num_species_ > 0; }
-  const std::vector<Pair>& pairs() const { return pairs_; }  // [species][species]
-  // Pair energy in eV and its derivative by d; zero beyond the sum of the covalent radii.
-  void evaluate(int species_a, int species_b, double d, double& energy, double& slope) const;
+  bool active() const { return !pairs_.empty(); }
+  const std::vector<RepulsionPair>& pairs() const { return pairs_; }  // [species][species]
+  const Screening& screening() const { return screening_; }
+  void evaluate(int species_a, int species_b, double d, double& energy, double& slope) const {
+    const auto pair = static_cast<size_t>(species_a * num_species_ + species_b);
+    pair_repulsion(pairs_[pair], screening_, d, energy, slope);
+  }
 
  private:
   int num_species_ = 0;
-  std::vector<Pair> pairs_;
+  std::vector<RepulsionPair> pairs_;
+  Screening screening_{};
 };
 
 // Edges inside the cutoff, by tiles of centres: tile t holds centres [t tile, (t + 1) tile) and its

@@ -94,6 +94,8 @@ template <typename T>
 struct UpdateCall {
   int64_t m = 0, num_channels = 0;
   bool last = false;        // last interaction: vectors end here, no a_vv
+  T norm_epsilon = 0;       // the norm is sqrt(|V v|^2 + epsilon) - shift
+  T norm_shift = 0;         //
   const T* vu = nullptr;    // [m][3][2F], V v | U v
   const T* a = nullptr;     // [m][2F] a_sv | a_vv, last: [m][F] a_sv
   int64_t lda = 0;          // row stride of a

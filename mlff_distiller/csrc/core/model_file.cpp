@@ -1,7 +1,6 @@
 #include "model_file.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstring>
 #include <fstream>
@@ -10,115 +9,10 @@
 
 #include "error.h"
 #include "units.h"
+#include "zip.h"
 
 namespace mlff {
 namespace {
-
-uint64_t little_endian(const char* p, int bytes) {
-  uint64_t value = 0;
-  for (int i = bytes - 1; i >= 0; --i) value = value << 8 | static_cast<unsigned char>(p[i]);
-  return value;
-}
-
-uint32_t crc32(const char* data, size_t size) {
-  static const std::array<uint32_t, 256> table = [] {
-    std::array<uint32_t, 256> t{};
-    for (uint32_t i = 0; i < 256; ++i) {
-      uint32_t c = i;
-      for (int k = 0; k < 8; ++k) c = c & 1 ? 0xEDB88320u ^ (c >> 1) : c >> 1;
-      t[i] = c;
-    }
-    return t;
-  }();
-  uint32_t c = 0xFFFFFFFFu;
-  for (size_t i = 0; i < size; ++i) {
-    c = table[(c ^ static_cast<unsigned char>(data[i])) & 0xFF] ^ (c >> 8);
-  }
-  return ~c;
-}
-
-[[noreturn]] void fail_damaged(const std::string& path, const std::string& what) {
-  throw InputError(path + " is truncated or damaged (" + what + "); copy or export it again");
-}
-
-bool ends_with(const std::string& s, const std::string& tail) {
-  return s.size() >= tail.size() && s.compare(s.size() - tail.size(), tail.size(), tail) == 0;
-}
-
-// Sizes and offset of one central-directory entry, which move to an extra field (id 1) when they
-// do not fit 32 bits.
-struct ZipEntry {
-  uint64_t size, stored_size, offset;
-};
-
-ZipEntry read_sizes(const char* entry, const char* extra, size_t extra_size) {
-  ZipEntry out{little_endian(entry + 24, 4), little_endian(entry + 20, 4),
-               little_endian(entry + 42, 4)};
-  for (size_t i = 0; i + 4 <= extra_size;) {
-    const uint64_t id = little_endian(extra + i, 2), length = little_endian(extra + i + 2, 2);
-    if (id == 1) {
-      const char* p = extra + i + 4;
-      const char* end = extra + std::min(extra_size, static_cast<size_t>(i + 4 + length));
-      for (uint64_t* field : {&out.size, &out.stored_size, &out.offset}) {
-        if (*field == 0xFFFFFFFFu && p + 8 <= end) {
-          *field = little_endian(p, 8);
-          p += 8;
-        }
-      }
-    }
-    i += 4 + length;
-  }
-  return out;
-}
-
-// The bytes of the entry whose name ends in `tail`, which must be stored uncompressed.
-std::string unzip_entry(const std::string& zip, const std::string& tail, const std::string& path) {
-  const size_t none = std::string::npos;
-  const size_t end = zip.rfind(std::string("PK\5\6", 4));
-  if (end == none || end + 22 > zip.size()) fail_damaged(path, "the zip directory is missing");
-  uint64_t count = little_endian(&zip[end + 10], 2), at = little_endian(&zip[end + 16], 4);
-  if ((count == 0xFFFF || at == 0xFFFFFFFFu) && end >= 20) {  // zip64
-    const uint64_t end64 = little_endian(&zip[end - 20 + 8], 8);
-    if (end64 > zip.size() || zip.size() - end64 < 56) fail_damaged(path, "bad zip directory");
-    count = little_endian(&zip[end64 + 32], 8);
-    at = little_endian(&zip[end64 + 48], 8);
-  }
-  for (uint64_t i = 0; i < count; ++i) {
-    if (at > zip.size() || zip.size() - at < 46 || zip.compare(at, 4, "PK\1\2") != 0) {
-      fail_damaged(path, "bad zip directory");
-    }
-    const char* entry = &zip[at];
-    const size_t name_size = little_endian(entry + 28, 2);
-    const size_t extra_size = little_endian(entry + 30, 2);
-    const size_t comment_size = little_endian(entry + 32, 2);
-    if (zip.size() - at < 46 + name_size + extra_size) fail_damaged(path, "bad zip directory");
-    at += 46 + name_size + extra_size + comment_size;
-    if (!ends_with(std::string(entry + 46, name_size), tail)) continue;
-
-    if (little_endian(entry + 10, 2) != 0) {
-      throw InputError(path + ": " + tail + " is compressed; expected an uncompressed zip as " +
-                       "torch writes it, export the student again");
-    }
-    const ZipEntry sizes = read_sizes(entry, entry + 46 + name_size, extra_size);
-    if (sizes.offset > zip.size() || zip.size() - sizes.offset < 30 ||
-        zip.compare(sizes.offset, 4, "PK\3\4") != 0) {
-      fail_damaged(path, "bad zip entry");
-    }
-    const char* local = &zip[sizes.offset];
-    const uint64_t data =
-        sizes.offset + 30 + little_endian(local + 26, 2) + little_endian(local + 28, 2);
-    if (data > zip.size() || zip.size() - data < sizes.stored_size) {
-      fail_damaged(path, "an entry ends early");
-    }
-    std::string bytes = zip.substr(data, sizes.stored_size);
-    if (crc32(bytes.data(), bytes.size()) != little_endian(entry + 16, 4)) {
-      fail_damaged(path, "checksum of " + tail + " differs");
-    }
-    return bytes;
-  }
-  throw InputError(path + " is a zip file without " + tail +
-                   ": no exported student; make one with `mlff-distiller export`");
-}
 
 // Header fields as words of one line.
 class Header {
@@ -155,16 +49,60 @@ class Header {
     return static_cast<int64_t>(value);
   }
 
-  std::string choice(const std::string& key, const std::string& a, const std::string& b) const {
-    const std::string& word = text(key);
-    if (word != a && word != b) {
-      throw InputError(label_ + ": '" + key + "' must be " + a + " or " + b + ", got '" + word +
+  // One of the words in `choices`, which are separated by blanks.
+  std::string choice(const std::string& key, const std::string& choices) const {
+    return check_choice(key, text(key), choices);
+  }
+
+  FilterSpec filter(int64_t interaction) const {
+    const std::string key = "filter " + std::to_string(interaction);
+    std::istringstream words(text(key));
+    words.imbue(std::locale::classic());
+    FilterSpec spec;
+    bool good = static_cast<bool>(words >> spec.basis >> spec.num_rbf >> spec.cutoff_function);
+    if (good) {
+      check_choice(key, spec.basis, "gaussian bessel chebyshev");
+      check_choice(key, spec.cutoff_function, "cosine polynomial mollifier switch");
+      good = spec.num_rbf >= 1 && spec.num_rbf <= 4096;
+      if (spec.cutoff_function == "polynomial" || spec.cutoff_function == "switch") {
+        good = good && (words >> spec.parameter) && spec.parameter >= 0.0;
+      }
+      if (spec.cutoff_function == "polynomial") {
+        good = good && spec.parameter == std::floor(spec.parameter) && spec.parameter >= 1.0 &&
+               spec.parameter <= 64.0;
+      }
+      if (spec.cutoff_function == "switch") {
+        good = good && spec.parameter < number("cutoff", 1e-3, 1e3);
+      }
+    }
+    if (!good || !(words >> std::ws).eof()) {
+      throw InputError(label_ + ": '" + key + "' must be 'BASIS NUM_RBF CUTOFF_FUNCTION " +
+                       "[PARAMETER]', got '" + text(key) + "'; export the student again");
+    }
+    return spec;
+  }
+
+  // Two numbers, the first positive and the second not negative.
+  void norm(double& epsilon, double& shift) const {
+    std::istringstream words(text("norm"));
+    words.imbue(std::locale::classic());
+    const bool good = static_cast<bool>(words >> epsilon >> shift) && epsilon > 0.0 &&
+                      std::isfinite(epsilon) && shift >= 0.0 && std::isfinite(shift);
+    if (!good || !(words >> std::ws).eof()) {
+      throw InputError(label_ + ": 'norm' must be two numbers, EPSILON > 0 and SHIFT >= 0, got '" +
+                       text("norm") + "'; export the student again");
+    }
+  }
+
+ private:
+  std::string check_choice(const std::string& key, const std::string& word,
+                           const std::string& choices) const {
+    if (word.empty() || (' ' + choices + ' ').find(' ' + word + ' ') == std::string::npos) {
+      throw InputError(label_ + ": '" + key + "' must be one of: " + choices + ", got '" + word +
                        "'; upgrade mlff_distiller or export the student again");
     }
     return word;
   }
-
- private:
   static std::string range(double low, double high) {
     std::ostringstream out;
     out << "[" << low << ", " << high << "]";
@@ -210,25 +148,212 @@ void check_tensors(const ModelFile& model, const std::string& label) {
     check(name + ".bias", {out});
   };
   check("embedding.weight", {species, f});
-  if (model.rbf == "gaussian") {
-    check("rbf.centers", {model.num_rbf});
-    check("rbf.widths", {model.num_rbf});
-  } else {
-    check("rbf.frequencies", {model.num_rbf});
-  }
   for (int64_t k = 0; k < model.num_interactions; ++k) {
     const std::string at = "interactions." + std::to_string(k) + ".";
-    linear(at + "filter", 3 * f, model.num_rbf);
+    const FilterSpec& filter = model.filters[static_cast<size_t>(k)];
+    if (filter.basis == "gaussian") {
+      check(at + "rbf.centers", {filter.num_rbf});
+      check(at + "rbf.widths", {filter.num_rbf});
+    } else if (filter.basis == "bessel") {
+      check(at + "rbf.frequencies", {filter.num_rbf});
+    }
+    linear(at + "filter", 3 * f, filter.num_rbf);
     linear(at + "message.0", f, f);
     linear(at + "message.2", 3 * f, f);
     check(at + "mix.weight", {2 * f, f});
     linear(at + "update.0", f, 2 * f);
     linear(at + "update.2", 3 * f, f);
   }
-  linear("readout.0", f / 2, f);
-  linear("readout.2", 1, f / 2);
+  linear("readout.0", model.readout_dim, f);
+  linear("readout.2", 1, model.readout_dim);
+  check("scales", {species});
   check("reference_energies", {species});
-  if (model.zbl) check("zbl.radii", {species});
+  if (model.repulsion != RepulsionKind::kNone) {
+    for (const char* name : {"charge", "inverse_length", "range"}) {
+      check(std::string("repulsion.") + name, {species, species});
+    }
+    check("repulsion.amplitudes", {4});
+    check("repulsion.decays", {4});
+  }
+}
+
+// A tensor as the header announces it.
+struct Entry {
+  std::string name, kind;
+  std::vector<int64_t> shape;
+  int64_t offset = 0;
+};
+
+// Everything before the numbers.
+struct Head {
+  int version = 0;
+  std::map<std::string, std::string> values;
+  std::vector<Entry> entries;
+  int64_t data_bytes = -1;
+  size_t size = 0;  // bytes of the text
+};
+
+bool read_entry(std::istringstream& words, Entry& entry) {
+  int dims = 0;
+  bool good = (words >> entry.name >> entry.kind >> dims) && dims >= 0 && dims <= 2 &&
+              (entry.kind == "f32" || entry.kind == "f64");
+  for (int i = 0; good && i < dims; ++i) {
+    int64_t n = 0;
+    good = (words >> n) && n >= 0 && n < (int64_t{1} << 24);
+    entry.shape.push_back(n);
+  }
+  return good && (words >> entry.offset) && entry.offset >= 0;
+}
+
+Head read_head(const char* data, size_t size, const std::string& label) {
+  Head head;
+  while (head.data_bytes < 0) {
+    const void* newline = std::memchr(data + head.size, '\n', size - head.size);
+    if (!newline) fail_damaged(label, "its header has no end");
+    const std::string line(data + head.size, static_cast<const char*>(newline));
+    head.size += line.size() + 1;
+    std::istringstream words(line);
+    words.imbue(std::locale::classic());
+    std::string key;
+    words >> key;
+    bool good = true;
+    if (key == "mlff-native") {
+      good = static_cast<bool>(words >> head.version) && head.version >= 1;
+      if (good && head.version > kNativeFormatVersion) {
+        throw InputError(label + " has format version " + std::to_string(head.version) +
+                         ", this engine reads up to " + std::to_string(kNativeFormatVersion) +
+                         "; upgrade mlff_distiller");
+      }
+    } else if (key == "tensor") {
+      Entry entry;
+      good = read_entry(words, entry);
+      head.entries.push_back(entry);
+    } else if (key == "end") {
+      good = (words >> head.data_bytes) && head.data_bytes >= 0;
+    } else {
+      std::string rest, number;
+      if (key == "filter" && words >> number) key += ' ' + number;
+      std::getline(words >> std::ws, rest);
+      head.values[key] = rest;
+    }
+    if (!good) fail_damaged(label, "unreadable header line '" + line.substr(0, 60) + "'");
+  }
+  return head;
+}
+
+Tensor decode(const Entry& entry, const char* data, int64_t data_bytes, const std::string& label) {
+  Tensor tensor;
+  tensor.shape = entry.shape;
+  int64_t count = 1;
+  for (int64_t n : entry.shape) count *= n;
+  const int64_t width = entry.kind == "f32" ? 4 : 8;
+  if (entry.offset > data_bytes || (data_bytes - entry.offset) / width < count) {
+    fail_damaged(label, "tensor '" + entry.name + "' reaches beyond the data");
+  }
+  tensor.values.resize(static_cast<size_t>(count));
+  const char* from = data + entry.offset;
+  for (int64_t i = 0; i < count; ++i) {
+    const uint64_t bits = little_endian(from + i * width, static_cast<int>(width));
+    if (width == 4) {
+      const uint32_t bits32 = static_cast<uint32_t>(bits);
+      float value;
+      std::memcpy(&value, &bits32, 4);
+      tensor.values[static_cast<size_t>(i)] = value;
+    } else {
+      std::memcpy(&tensor.values[static_cast<size_t>(i)], &bits, 8);
+    }
+  }
+  return tensor;
+}
+
+void read_elements(const Header& header, const std::string& label, ModelFile& model) {
+  std::istringstream elements(header.text("elements"));
+  for (int z = 0; elements >> z;) {
+    if (z < 1 || z > 118 || model.species_of(z) >= 0) {
+      throw InputError(label + ": elements must be distinct numbers within [1, 118], got '" +
+                       header.text("elements") + "'; export the student again");
+    }
+    model.elements.push_back(z);
+  }
+  if (model.elements.empty()) {
+    throw InputError(label + " names no elements; export the student again");
+  }
+}
+
+// What files of every version say in the same words.
+void read_common(const Header& header, const std::string& label, ModelFile& model) {
+  model.hidden_dim = header.integer("hidden_dim", 8, 8192);
+  model.num_interactions = header.integer("num_interactions", 1, 64);
+  model.cutoff = header.number("cutoff", 1e-3, 1e3);
+  model.dtype = header.choice("dtype", "float32 float64");
+  model.min_distance = header.number("min_distance", 0.0, 1e3);
+  if (header.text("units_energy") != "eV" || header.text("units_length") != "Ang") {
+    throw InputError(label + ": units must be eV and Ang, got " + header.text("units_energy") +
+                     " and " + header.text("units_length") + "; export the student again");
+  }
+  if (model.hidden_dim % 8 != 0) {
+    throw InputError(label + ": hidden_dim must be a multiple of 8, got " +
+                     std::to_string(model.hidden_dim) + "; train with another width");
+  }
+  read_elements(header, label, model);
+}
+
+Tensor constant(int64_t count, double value) {
+  return {{count}, std::vector<double>(static_cast<size_t>(count), value)};
+}
+
+// ZBL between the elements of a file of version 1, which holds covalent radii alone.
+void zbl_of_version_1(const std::vector<double>& radii, ModelFile& model) {
+  const int64_t n = static_cast<int64_t>(model.elements.size());
+  Tensor charge{{n, n}, {}}, inverse_length{{n, n}, {}}, range{{n, n}, {}};
+  for (int64_t a = 0; a < n; ++a) {
+    for (int64_t b = 0; b < n; ++b) {
+      const double za = model.elements[static_cast<size_t>(a)];
+      const double zb = model.elements[static_cast<size_t>(b)];
+      charge.values.push_back(kCoulombEvAngstrom * za * zb);
+      inverse_length.values.push_back((std::pow(za, 0.23) + std::pow(zb, 0.23)) / 0.46850);
+      range.values.push_back(radii[static_cast<size_t>(a)] + radii[static_cast<size_t>(b)]);
+    }
+  }
+  model.tensors["repulsion.charge"] = charge;
+  model.tensors["repulsion.inverse_length"] = inverse_length;
+  model.tensors["repulsion.range"] = range;
+  model.tensors["repulsion.amplitudes"] = {{4}, {0.18175, 0.50986, 0.28022, 0.02817}};
+  model.tensors["repulsion.decays"] = {{4}, {3.19980, 0.94229, 0.40290, 0.20162}};
+}
+
+// Version 1 had the paper's norm, the cosine, one radial basis and ZBL with its published constants.
+void read_version_1(const Header& header, const std::string& label, ModelFile& model) {
+  model.readout_dim = model.hidden_dim / 2;
+  model.norm_epsilon = 1e-8;
+  FilterSpec filter;
+  filter.basis = header.choice("rbf", "gaussian bessel");
+  filter.num_rbf = header.integer("num_rbf", 1, 4096);
+  filter.cutoff_function = "cosine";
+  model.filters.assign(static_cast<size_t>(model.num_interactions), filter);
+  for (const char* name : {"centers", "widths", "frequencies"}) {
+    const auto shared = model.tensors.find(std::string("rbf.") + name);
+    if (shared == model.tensors.end()) continue;
+    for (int64_t k = 0; k < model.num_interactions; ++k) {
+      model.tensors["interactions." + std::to_string(k) + ".rbf." + name] = shared->second;
+    }
+  }
+  const int64_t species = static_cast<int64_t>(model.elements.size());
+  model.tensors["scales"] = constant(species, 1.0);
+  if (header.integer("zbl", 0, 1) == 1) {
+    check_tensor(model, label, "zbl.radii", {species});
+    model.repulsion = RepulsionKind::kSwitched;
+    zbl_of_version_1(model.tensor("zbl.radii").values, model);
+  }
+}
+
+void read_version_2(const Header& header, ModelFile& model) {
+  model.readout_dim = header.integer("readout_dim", 1, 8192);
+  header.norm(model.norm_epsilon, model.norm_shift);
+  for (int64_t k = 0; k < model.num_interactions; ++k) model.filters.push_back(header.filter(k));
+  const std::string repulsion = header.choice("repulsion", "none switched cut");
+  if (repulsion == "switched") model.repulsion = RepulsionKind::kSwitched;
+  if (repulsion == "cut") model.repulsion = RepulsionKind::kCut;
 }
 
 }  // namespace
@@ -250,6 +375,18 @@ const Tensor& ModelFile::tensor(const std::string& name) const {
   return it->second;
 }
 
+std::string ModelFile::caveat() const {
+  std::string out;
+  if (norm_epsilon < 1e-4) {
+    out = "norm of the PaiNN paper, not smooth: force constants, phonons and elastic constants of "
+          "symmetric crystals are wrong";
+  }
+  if (repulsion == RepulsionKind::kCut) {
+    out += std::string(out.empty() ? "" : "; ") + "repulsion cut off with a step in the energy";
+  }
+  return out;
+}
+
 ModelFile parse_native(const char* data, size_t size, const std::string& label) {
   const std::string magic = "mlff-native ";
   if (size < magic.size() || std::memcmp(data, magic.data(), magic.size()) != 0) {
@@ -257,112 +394,21 @@ ModelFile parse_native(const char* data, size_t size, const std::string& label) 
                      std::to_string(kNativeFormatVersion) +
                      "' at its start); make one with `mlff-distiller export`");
   }
-  std::map<std::string, std::string> values;
-  struct Entry {
-    std::string name, kind;
-    std::vector<int64_t> shape;
-    int64_t offset;
-  };
-  std::vector<Entry> entries;
-  size_t at = 0;
-  int64_t data_bytes = -1;
-  while (data_bytes < 0) {
-    const void* newline = std::memchr(data + at, '\n', size - at);
-    if (!newline) fail_damaged(label, "its header has no end");
-    const std::string line(data + at, static_cast<const char*>(newline));
-    at += line.size() + 1;
-    std::istringstream words(line);
-    words.imbue(std::locale::classic());
-    std::string key;
-    words >> key;
-    bool good = true;
-    if (key == "mlff-native") {
-      int version = 0;
-      good = static_cast<bool>(words >> version);
-      if (good && version > kNativeFormatVersion) {
-        throw InputError(label + " has format version " + std::to_string(version) +
-                         ", this engine reads up to " + std::to_string(kNativeFormatVersion) +
-                         "; upgrade mlff_distiller");
-      }
-    } else if (key == "tensor") {
-      Entry entry;
-      int dims = 0;
-      good = (words >> entry.name >> entry.kind >> dims) && dims >= 0 && dims <= 2 &&
-             (entry.kind == "f32" || entry.kind == "f64");
-      for (int i = 0; good && i < dims; ++i) {
-        int64_t n = 0;
-        good = (words >> n) && n >= 0 && n < (int64_t{1} << 24);
-        entry.shape.push_back(n);
-      }
-      good = good && (words >> entry.offset) && entry.offset >= 0;
-      if (good) entries.push_back(entry);
-    } else if (key == "end") {
-      good = (words >> data_bytes) && data_bytes >= 0;
-    } else {
-      std::string rest;
-      std::getline(words >> std::ws, rest);
-      values[key] = rest;
-    }
-    if (!good) fail_damaged(label, "unreadable header line '" + line.substr(0, 60) + "'");
+  const Head head = read_head(data, size, label);
+  if (size - head.size != static_cast<size_t>(head.data_bytes)) {
+    fail_damaged(label, "expected " + std::to_string(head.data_bytes) +
+                            " bytes of parameters, got " + std::to_string(size - head.size));
   }
-  if (size - at != static_cast<size_t>(data_bytes)) {
-    fail_damaged(label, "expected " + std::to_string(data_bytes) + " bytes of parameters, got " +
-                            std::to_string(size - at));
-  }
-
   ModelFile model;
-  const Header header(label, values);
-  model.hidden_dim = header.integer("hidden_dim", 8, 8192);
-  model.num_interactions = header.integer("num_interactions", 1, 64);
-  model.num_rbf = header.integer("num_rbf", 1, 4096);
-  model.cutoff = header.number("cutoff", 1e-3, 1e3);
-  model.rbf = header.choice("rbf", "gaussian", "bessel");
-  model.dtype = header.choice("dtype", "float32", "float64");
-  model.zbl = header.integer("zbl", 0, 1) == 1;
-  model.min_distance = header.number("min_distance", 0.0, 1e3);
-  if (header.text("units_energy") != "eV" || header.text("units_length") != "Ang") {
-    throw InputError(label + ": units must be eV and Ang, got " + header.text("units_energy") +
-                     " and " + header.text("units_length") + "; export the student again");
+  const Header header(label, head.values);
+  read_common(header, label, model);
+  for (const Entry& entry : head.entries) {
+    model.tensors[entry.name] = decode(entry, data + head.size, head.data_bytes, label);
   }
-  if (model.hidden_dim % 8 != 0) {
-    throw InputError(label + ": hidden_dim must be a multiple of 8, got " +
-                     std::to_string(model.hidden_dim) + "; train with another width");
-  }
-  std::istringstream elements(header.text("elements"));
-  for (int z = 0; elements >> z;) {
-    if (z < 1 || z > 118 || model.species_of(z) >= 0) {
-      throw InputError(label + ": elements must be distinct numbers within [1, 118], got '" +
-                       header.text("elements") + "'; export the student again");
-    }
-    model.elements.push_back(z);
-  }
-  if (model.elements.empty()) {
-    throw InputError(label + " names no elements; export the student again");
-  }
-
-  for (const Entry& entry : entries) {
-    Tensor tensor;
-    tensor.shape = entry.shape;
-    int64_t count = 1;
-    for (int64_t n : entry.shape) count *= n;
-    const int64_t width = entry.kind == "f32" ? 4 : 8;
-    if (entry.offset > data_bytes || (data_bytes - entry.offset) / width < count) {
-      fail_damaged(label, "tensor '" + entry.name + "' reaches beyond the data");
-    }
-    tensor.values.resize(static_cast<size_t>(count));
-    const char* from = data + at + entry.offset;
-    for (int64_t i = 0; i < count; ++i) {
-      const uint64_t bits = little_endian(from + i * width, static_cast<int>(width));
-      if (width == 4) {
-        const uint32_t bits32 = static_cast<uint32_t>(bits);
-        float value;
-        std::memcpy(&value, &bits32, 4);
-        tensor.values[static_cast<size_t>(i)] = value;
-      } else {
-        std::memcpy(&tensor.values[static_cast<size_t>(i)], &bits, 8);
-      }
-    }
-    model.tensors[entry.name] = std::move(tensor);
+  if (head.version == 1) {
+    read_version_1(header, label, model);
+  } else {
+    read_version_2(header, model);
   }
   check_tensors(model, label);
   return model;

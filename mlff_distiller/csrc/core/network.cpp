@@ -73,6 +73,8 @@ Network<T>::Network(const ModelFile& model, const Kernels<T>& kernels, bool tabu
     : kernels_(kernels),
       padded_(padded_channels<T>(model.hidden_dim)),
       num_interactions_(model.num_interactions),
+      norm_epsilon_(static_cast<T>(model.norm_epsilon)),
+      norm_shift_(static_cast<T>(model.norm_shift)),
       weights_(model, kernels, padded_),
       layers_(static_cast<size_t>(model.num_interactions)) {
   table_.build(model, kernels, padded_, tabulate);
@@ -176,6 +178,17 @@ TileCall<T> Network<T>::tile_call(int64_t k, int64_t begin, int64_t m, Scratch& 
 }
 
 template <typename T>
+UpdateCall<T> Network<T>::update_call(int64_t m, const T* vu) const {
+  UpdateCall<T> call;
+  call.m = m;
+  call.num_channels = padded_;
+  call.vu = vu;
+  call.norm_epsilon = norm_epsilon_;
+  call.norm_shift = norm_shift_;
+  return call;
+}
+
+template <typename T>
 void Network<T>::forward(int64_t interaction) {
   for_tiles(
       [&](int64_t begin, int64_t end, Scratch& w) { forward_tile(interaction, begin, end, w); });
@@ -233,11 +246,8 @@ void Network<T>::forward_tile(int64_t k, int64_t begin, int64_t end, Scratch& w)
   T* a = last ? w.a.data() : layer.a.data() + begin * 2 * f;
   T* slope = last ? w.slope.data() : layer.slope.data() + begin * f;
   kernels_.gemm(product(weights.mix.forward, 3 * m, v, vu));
-  UpdateCall<T> update;
-  update.m = m;
-  update.num_channels = f;
+  UpdateCall<T> update = update_call(m, vu);
   update.last = last;
-  update.vu = vu;
   update.a = a;
   update.lda = last ? f : 2 * f;
   update.cat = cat;
@@ -313,11 +323,12 @@ void Network<T>::readout(int64_t begin, int64_t m, Scratch& w) {
   in.ldd = width;
   kernels_.gemm(in);
 
-  const T* out = weights_.readout_out.data();
   for (int64_t i = 0; i < m; ++i) {
+    const int32_t species = graph_.species[begin + i];
+    const T* out = weights_.readout_out.data() + std::max(species, 0) * width;
     const T* hidden = w.readout.data() + i * width;
     T* slope = w.readout_slope.data() + i * width;
-    double energy = weights_.readout_bias;
+    double energy = 0.0;
     for (int64_t j = 0; j < width; ++j) {
       energy += static_cast<double>(hidden[j]) * static_cast<double>(out[j]);
       slope[j] *= out[j];
@@ -326,11 +337,8 @@ void Network<T>::readout(int64_t begin, int64_t m, Scratch& w) {
       const T weight = static_cast<T>(outputs_.energy_weights[begin + i]);
       for (int64_t j = 0; j < width; ++j) slope[j] *= weight;
     }
-    const int32_t species = graph_.species[begin + i];
     double& total = outputs_.atomic_energies[begin + i];  // holds the repulsion
-    if (species >= 0) {
-      total += energy + weights_.reference_energies[static_cast<size_t>(species)];
-    }
+    if (species >= 0) total += energy + weights_.offsets[static_cast<size_t>(species)];
   }
   if (!outputs_.pair_gradients) return;
   kernels_.gemm(product(weights_.readout_in.reverse, m, w.readout_slope.data(), w.gs.data()));
@@ -344,11 +352,8 @@ void Network<T>::update_adjoint(int64_t k, int64_t begin, int64_t m, const T* vu
   const int64_t f = padded_;
   const bool last = k + 1 == num_interactions_;
   const InteractionWeights<T>& weights = weights_.interactions[static_cast<size_t>(k)];
-  UpdateCall<T> update;
-  update.m = m;
-  update.num_channels = f;
+  UpdateCall<T> update = update_call(m, vu);
   update.last = last;
-  update.vu = vu;
   update.a = a;
   update.lda = last ? f : 2 * f;
   update.cat = const_cast<T*>(norms);
@@ -418,10 +423,7 @@ void Network<T>::backward_tile(int64_t k, int64_t begin, int64_t end, Scratch& w
 
   // Norms are cheaper to recompute than to keep.
   const T* vu = below.vu.data() + begin * 6 * f;
-  UpdateCall<T> norms;
-  norms.m = m;
-  norms.num_channels = f;
-  norms.vu = vu;
+  UpdateCall<T> norms = update_call(m, vu);
   norms.cat = w.cat.data();
   kernels_.update_norms(norms);
   update_adjoint(k - 1, begin, m, vu, below.a.data() + begin * 2 * f,

@@ -82,6 +82,7 @@ class Network {
   void backward_tile(int64_t k, int64_t begin, int64_t end, Scratch& w);
   void backward_first_tile(int64_t begin, int64_t end, Scratch& w);
   TileCall<T> tile_call(int64_t k, int64_t begin, int64_t m, Scratch& w);
+  UpdateCall<T> update_call(int64_t m, const T* vu) const;
   void write_gradients(int64_t begin);
   template <typename Function>
   void for_tiles(Function&& function);
@@ -90,6 +91,7 @@ class Network {
   FilterTable<T> table_;
   int64_t padded_;
   int64_t num_interactions_;
+  T norm_epsilon_, norm_shift_;
   Weights<T> weights_;
 
   Graph graph_;

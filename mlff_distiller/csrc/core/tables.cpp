@@ -9,19 +9,15 @@
 namespace mlff {
 namespace {
 
-constexpr double kPi = 3.14159265358979323846;
-// Knots beyond either end. Boundary conditions of the spline fade by 2 - sqrt(3) a knot.
-constexpr int64_t kMargin = 30;
-
 // Exact filters of one interaction, channels in the model's own order.
 class ExactFilter {
  public:
-  ExactFilter(const ModelFile& model, const RadialBasis& basis, int64_t interaction)
+  ExactFilter(const ModelFile& model, const RadialFunctions& basis, int64_t interaction)
       : basis_(basis), num_channels_(model.hidden_dim * (interaction == 0 ? 2 : 3)) {
     const std::string name = "interactions." + std::to_string(interaction) + ".filter";
     const std::vector<double>& weight = model.tensor(name + ".weight").values;
     const std::vector<double>& bias = model.tensor(name + ".bias").values;
-    const int64_t num_rbf = model.num_rbf;
+    const int64_t num_rbf = basis.size() - 1;
     rows_.resize(static_cast<size_t>((num_rbf + 1) * num_channels_));
     for (int64_t c = 0; c < num_channels_; ++c) {
       for (int64_t k = 0; k < num_rbf; ++k)
@@ -41,7 +37,7 @@ class ExactFilter {
     basis_.evaluate(d, values_.data(), derivatives_.data());
     std::fill(w, w + num_channels_, 0.0);
     if (dw) std::fill(dw, dw + num_channels_, 0.0);
-    for (int k = 0; k < basis_.size(); ++k) {
+    for (int64_t k = 0; k < basis_.size(); ++k) {
       const double* from = row(k);
       const double value = values_[static_cast<size_t>(k)];
       for (int64_t c = 0; c < num_channels_; ++c) w[c] += value * from[c];
@@ -52,37 +48,48 @@ class ExactFilter {
   }
 
  private:
-  const RadialBasis& basis_;
+  const RadialFunctions& basis_;
   int64_t num_channels_;
   std::vector<double> rows_, values_, derivatives_;
 };
 
-// Cubic B-spline coefficients through the filter at knots -1 ... intervals + 1:
-// (c[j-1] + 4 c[j] + c[j+1]) / 6 = w(j spacing), [intervals + 3][channels].
+// Coefficients -1 ... intervals + 1 of the cubic B-spline through the filter at the knots
+// 0 ... intervals, (c[j-1] + 4 c[j] + c[j+1]) / 6 = w(j spacing), with the filter's own slope at
+// both ends, (c[j+1] - c[j-1]) / 2 = spacing w'. [intervals + 3][channels].
 std::vector<double> spline_coefficients(ExactFilter& filter, int64_t intervals, double spacing) {
   const int64_t channels = filter.num_channels();
-  const int64_t first = -1 - kMargin, count = intervals + 3 + 2 * kMargin;
-  std::vector<double> c(static_cast<size_t>(count * channels));
-  std::vector<double> pivot(static_cast<size_t>(count));
-  auto at = [&](int64_t j) { return &c[static_cast<size_t>(j * channels)]; };
-  for (int64_t j = 0; j < count; ++j) {
-    filter.evaluate(static_cast<double>(first + j) * spacing, at(j), nullptr);
-  }
-  // Thomas algorithm; the outermost coefficients are set to the values themselves.
-  for (int64_t j = 1; j + 1 < count; ++j) {
-    const double scale = 1.0 / (4.0 - (j > 1 ? pivot[static_cast<size_t>(j - 1)] : 0.0));
+  std::vector<double> c(static_cast<size_t>((intervals + 3) * channels));
+  std::vector<double> pivot(static_cast<size_t>(intervals + 1));
+  std::vector<double> slope(static_cast<size_t>(channels)), last(slope);
+  auto at = [&](int64_t j) { return &c[static_cast<size_t>((j + 1) * channels)]; };
+  // Thomas algorithm; the first and the last equation have absorbed the outermost coefficients.
+  for (int64_t j = 0; j <= intervals; ++j) {
+    const bool end = j == 0 || j == intervals;
+    filter.evaluate(static_cast<double>(j) * spacing, at(j), end ? last.data() : nullptr);
+    if (j == 0) slope = last;
+    const double below = j == 0 ? 0.0 : j == intervals ? 2.0 : 1.0;
+    const double above_before = j == 1 ? 2.0 : 1.0;
+    const double before = j == 0 ? 0.0 : pivot[static_cast<size_t>(j - 1)] * above_before;
+    const double scale = 1.0 / (4.0 - below * before);
     pivot[static_cast<size_t>(j)] = scale;
-    const double* before = at(j - 1);
+    const double sign = j == 0 ? 2.0 : -2.0;
     double* now = at(j);
-    for (int64_t f = 0; f < channels; ++f) now[f] = (6.0 * now[f] - before[f]) * scale;
+    for (int64_t f = 0; f < channels; ++f) {
+      double right = 6.0 * now[f];
+      if (end) right += sign * spacing * last[static_cast<size_t>(f)];
+      if (j > 0) right -= below * at(j - 1)[f];
+      now[f] = right * scale;
+    }
   }
-  for (int64_t j = count - 2; j > 0; --j) {
-    const double* after = at(j + 1);
-    double* now = at(j);
-    const double scale = pivot[static_cast<size_t>(j)];
-    for (int64_t f = 0; f < channels; ++f) now[f] -= scale * after[f];
+  for (int64_t j = intervals - 1; j >= 0; --j) {
+    const double scale = pivot[static_cast<size_t>(j)] * (j == 0 ? 2.0 : 1.0);
+    for (int64_t f = 0; f < channels; ++f) at(j)[f] -= scale * at(j + 1)[f];
   }
-  return std::vector<double>(c.begin() + kMargin * channels, c.end() - kMargin * channels);
+  for (int64_t f = 0; f < channels; ++f) {
+    at(-1)[f] = at(1)[f] - 2.0 * spacing * slope[static_cast<size_t>(f)];
+    at(intervals + 1)[f] = at(intervals - 1)[f] + 2.0 * spacing * last[static_cast<size_t>(f)];
+  }
+  return c;
 }
 
 // The rows of FilterTable, rounded to T: [intervals + 2][value | slope][channels].
@@ -171,57 +178,15 @@ void place_rows(const std::vector<T>& from, int64_t count, int64_t blocks, int64
 
 }  // namespace
 
-RadialBasis::RadialBasis(const ModelFile& model)
-    : gaussian_(model.rbf == "gaussian"),
-      size_(static_cast<int>(model.num_rbf) + 1),
-      cutoff_(model.cutoff) {
-  if (gaussian_) {
-    first_ = model.tensor("rbf.centers").values;
-    second_ = model.tensor("rbf.widths").values;
-    for (double& width : second_) width = 1.0 / width;
-  } else {
-    first_ = model.tensor("rbf.frequencies").values;
-  }
-}
-
-void RadialBasis::evaluate(double d, double* values, double* derivatives) const {
-  const double angle = kPi / cutoff_;
-  const double cut = 0.5 * (std::cos(angle * d) + 1.0);
-  const double cut_slope = -0.5 * angle * std::sin(angle * d);
-  const int last = size_ - 1;
-  for (int k = 0; k < last; ++k) {
-    double value, slope;
-    const double p = first_[static_cast<size_t>(k)];
-    if (gaussian_) {  // exp(-x^2 / 2), x = (d - centre) / width
-      const double inverse_width = second_[static_cast<size_t>(k)];
-      const double x = (d - p) * inverse_width;
-      value = std::exp(-0.5 * x * x);
-      slope = -x * inverse_width * value;
-    } else {  // sin(p d) / d
-      const double x = p * d;
-      if (std::fabs(x) < 1e-2) {  // series, where the quotients lose digits
-        const double x2 = x * x;
-        value = p * (1.0 - x2 / 6.0 * (1.0 - x2 / 20.0 * (1.0 - x2 / 42.0)));
-        slope = -p * p * x / 3.0 * (1.0 - x2 / 10.0 * (1.0 - x2 / 28.0 * (1.0 - x2 / 54.0)));
-      } else {
-        value = std::sin(x) / d;
-        slope = (p * std::cos(x) - value) / d;
-      }
-    }
-    values[k] = value * cut;
-    derivatives[k] = slope * cut + value * cut_slope;
-  }
-  values[last] = cut;
-  derivatives[last] = cut_slope;
-}
-
 template <typename T>
 void FilterTable<T>::build(const ModelFile& model, const Kernels<T>& kernels, int64_t padded,
                            bool tabulate) {
   const int64_t layers = model.num_interactions, hidden = model.hidden_dim;
   kernels_ = &kernels;
-  basis_ = std::make_unique<RadialBasis>(model);
+  functions_.clear();
+  for (int64_t k = 0; k < layers; ++k) functions_.emplace_back(model, k);
   padded_ = padded;
+  cutoff_ = model.cutoff;
   rows_.resize(static_cast<size_t>(layers));
   exact_.resize(static_cast<size_t>(layers));
   report_ = TableReport();
@@ -232,7 +197,7 @@ void FilterTable<T>::build(const ModelFile& model, const Kernels<T>& kernels, in
   }
   int64_t intervals = 256;
   for (int64_t k = 0; k < layers;) {
-    ExactFilter filter(model, *basis_, k);
+    ExactFilter filter(model, functions_[static_cast<size_t>(k)], k);
     const double spacing = model.cutoff / static_cast<double>(intervals);
     const std::vector<T> rows = spline_rows<T>(filter, intervals, spacing);
     const TableError error =
@@ -267,8 +232,9 @@ void FilterTable<T>::build(const ModelFile& model, const Kernels<T>& kernels, in
 template <typename T>
 void FilterTable<T>::pack_exact(const ModelFile& model, int64_t k) {
   constexpr int64_t kChunk = kChunkBytes / static_cast<int64_t>(sizeof(T));
-  const ExactFilter filter(model, *basis_, k);
-  const int64_t blocks = k == 0 ? 2 : 3, hidden = model.hidden_dim, size = basis_->size();
+  const ExactFilter filter(model, functions_[static_cast<size_t>(k)], k);
+  const int64_t blocks = k == 0 ? 2 : 3, hidden = model.hidden_dim;
+  const int64_t size = functions_[static_cast<size_t>(k)].size();
   std::vector<double> matrix;
   for (int64_t i = 0; i < size; ++i) {
     for (int64_t c = 0; c < padded_; c += kChunk) {
@@ -301,14 +267,16 @@ FilterRows<T> FilterTable<T>::evaluate(int64_t interaction, int64_t count,
                                        const T* inverse_distances, Scratch& scratch) const {
   constexpr int64_t kChunk = kChunkBytes / static_cast<int64_t>(sizeof(T));
   const PackedMatrix<T>& matrix = exact_[static_cast<size_t>(interaction)];
-  const int64_t width = matrix.n(), size = basis_->size();
+  const RadialFunctions& functions = functions_[static_cast<size_t>(interaction)];
+  const int64_t width = matrix.n(), size = functions.size();
   scratch.values.resize(static_cast<size_t>(size));
   scratch.derivatives.resize(static_cast<size_t>(size));
   T* basis = scratch.basis.require(2 * count * size);  // all values, then all derivatives
   T* rows = scratch.rows.require((count + 2) * 2 * width);
   for (int64_t e = 0; e < count; ++e) {
-    basis_->evaluate(1.0 / static_cast<double>(inverse_distances[e]), scratch.values.data(),
-                     scratch.derivatives.data());
+    // 1/d may have been rounded down to the cutoff.
+    const double d = std::min(cutoff_, 1.0 / static_cast<double>(inverse_distances[e]));
+    functions.evaluate(d, scratch.values.data(), scratch.derivatives.data());
     for (int64_t i = 0; i < size; ++i) {
       basis[e * size + i] = static_cast<T>(scratch.values[static_cast<size_t>(i)]);
       basis[(count + e) * size + i] = static_cast<T>(scratch.derivatives[static_cast<size_t>(i)]);

@@ -1,9 +1,10 @@
-// Radial filters w(d) = (Linear(rbf(d))) fcut(d), exact and tabulated as cubic B-splines.
+// Radial filters w(d) = Linear(rbf(d)) fcut(d), exact and tabulated as cubic B-splines. Filters are
+// functions of the distance, one set for each interaction: what they are made of (radial.h) matters
+// only to whoever fills the table.
 #ifndef MLFF_CORE_TABLES_H_
 #define MLFF_CORE_TABLES_H_
 
 #include <cstdint>
-#include <memory>
 #include <vector>
 
 #include "engine.h"
@@ -11,25 +12,9 @@
 #include "kernels.h"
 #include "memory.h"
 #include "model_file.h"
+#include "radial.h"
 
 namespace mlff {
-
-// The functions that filters are linear in: rbf_k(d) fcut(d) for every k, then fcut(d) (the bias).
-class RadialBasis {
- public:
-  explicit RadialBasis(const ModelFile& model);
-
-  int size() const { return size_; }  // num_rbf + 1
-  // values and derivatives [size] at d, Angstrom. Smooth through 0 and the cutoff, where it is
-  // continued analytically: callers leave out distances beyond the cutoff.
-  void evaluate(double d, double* values, double* derivatives) const;
-
- private:
-  bool gaussian_;
-  int size_;
-  double cutoff_;
-  std::vector<double> first_, second_;  // centres and 1/widths, or frequencies
-};
 
 // Filters of every interaction as rows over channels, in the layout of FilterRows: chunks of
 // channels, each with its two or three blocks (the first interaction has no w2: there are no
@@ -77,10 +62,11 @@ class FilterTable {
   void pack_exact(const ModelFile& model, int64_t interaction);
 
   const Kernels<T>* kernels_ = nullptr;
-  std::unique_ptr<RadialBasis> basis_;
+  std::vector<RadialFunctions> functions_;  // of each interaction
   int64_t padded_ = 0;
+  double cutoff_ = 0.0;
   std::vector<Buffer<T>> rows_;
-  std::vector<PackedMatrix<T>> exact_;  // functions of RadialBasis -> filters
+  std::vector<PackedMatrix<T>> exact_;  // functions_ -> filters
   double inverse_spacing_ = 0.0;
   TableReport report_;
 };

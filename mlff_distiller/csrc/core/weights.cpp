@@ -127,19 +127,23 @@ Weights<T>::Weights(const ModelFile& model, const Kernels<T>& kernels, int64_t p
     packer.reverse(at + "update.2", square(all, 1), w.update_reverse);
   }
 
-  const int64_t half = f / 2, chunk = kChunkBytes / static_cast<int64_t>(sizeof(T));
-  padded_readout = (half + chunk - 1) / chunk * chunk;
-  const Blocks readout{{0}, half, padded_readout, 1, f, padded};
+  const int64_t width = model.readout_dim, chunk = kChunkBytes / static_cast<int64_t>(sizeof(T));
+  padded_readout = (width + chunk - 1) / chunk * chunk;
+  const Blocks readout{{0}, width, padded_readout, 1, f, padded};
   packer.forward("readout.0", readout, readout_in.forward);
   packer.reverse("readout.0", readout, readout_in.reverse);
   packer.bias("readout.0", readout, readout_in.bias);
-  T* out = readout_out.require(padded_readout);
-  std::fill(out, out + padded_readout, T(0));
-  for (int64_t i = 0; i < half; ++i) {
-    out[i] = static_cast<T>(model.tensor("readout.2.weight").values[static_cast<size_t>(i)]);
+  T* out = readout_out.require(species * padded_readout);
+  std::fill(out, out + species * padded_readout, T(0));
+  offsets = model.tensor("reference_energies").values;
+  for (int64_t z = 0; z < species; ++z) {
+    const double scale = model.tensor("scales").values[static_cast<size_t>(z)];
+    for (int64_t i = 0; i < width; ++i) {
+      out[z * padded_readout + i] = static_cast<T>(
+          scale * model.tensor("readout.2.weight").values[static_cast<size_t>(i)]);
+    }
+    offsets[static_cast<size_t>(z)] += scale * model.tensor("readout.2.bias").values[0];
   }
-  readout_bias = model.tensor("readout.2.bias").values[0];
-  reference_energies = model.tensor("reference_energies").values;
 
   T* embeddings = embedding.require(species * padded);
   T* x = species_x.require(species * 2 * padded);
@@ -162,7 +166,8 @@ Weights<T>::Weights(const ModelFile& model, const Kernels<T>& kernels, int64_t p
 
 template <typename T>
 size_t Weights<T>::bytes() const {
-  size_t total = embedding.bytes() + species_x.bytes() + bytes_of(readout_in);
+  size_t total =
+      embedding.bytes() + species_x.bytes() + bytes_of(readout_in) + readout_out.bytes();
   for (const InteractionWeights<T>& w : interactions) {
     total += bytes_of(w.message_in) + bytes_of(w.message_out) + bytes_of(w.mix) +
              bytes_of(w.update_in) + bytes_of(w.update_ss) + bytes_of(w.update_rest) +

@@ -261,27 +261,6 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(EdgePass<T> p) {
 
 // --- forces --------------------------------------------------------------------------------------
 
-// As Repulsion::evaluate in core/edges.cpp.
-__device__ void repulsion(const RepulsionView::Pair& pair, double d, double& energy,
-                          double& slope) {
-  energy = slope = 0.0;
-  if (d >= pair.range) return;
-  const double amplitude[4] = {0.18175, 0.50986, 0.28022, 0.02817};
-  const double decay[4] = {3.19980, 0.94229, 0.40290, 0.20162};
-  double screening = 0.0, screening_slope = 0.0;
-  for (int k = 0; k < 4; ++k) {
-    const double term = amplitude[k] * exp(-decay[k] * d * pair.inverse_length);
-    screening += term;
-    screening_slope -= decay[k] * pair.inverse_length * term;
-  }
-  const double x = d / pair.range, x5 = x * x * x * x * x;
-  const double envelope = 1.0 - x5 * x * (28.0 - x * (48.0 - 21.0 * x));
-  const double envelope_slope = -168.0 * x5 * (1.0 - x) * (1.0 - x) / pair.range;
-  const double bare = pair.charge / d;
-  energy = bare * screening * envelope;
-  slope = bare * (screening_slope * envelope + screening * envelope_slope) - energy / d;
-}
-
 __device__ __forceinline__ double sum_over_lanes(double x) {
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(kAllLanes, x, step);
@@ -291,7 +270,7 @@ __device__ __forceinline__ double sum_over_lanes(double x) {
 // One warp per centre, lanes over its edges.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    pair_kernel(NeighborView list, RepulsionView zbl, int chunks, const EdgeRecord<T>* records,
+    pair_kernel(NeighborView list, RepulsionView repulsion, int chunks, const EdgeRecord<T>* records,
                 const double* vectors, const T* partial, const double* weights, double* gradients,
                 double* sums, double* energies) {
   const int64_t c = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
@@ -317,12 +296,12 @@ __global__ void __launch_bounds__(kThreads)
           d[a] = (g[0] - dot * inverse) * static_cast<double>(edge.r[a]) + g[1 + a] * inverse;
         }
       }
-      if (zbl.pairs) {
+      if (repulsion.pairs) {
         const double* r = vectors + 3 * e;
         const double distance = sqrt(r[0] * r[0] + r[1] * r[1] + r[2] * r[2]);
         double energy, slope;
-        repulsion(zbl.pairs[list.species[c] * zbl.num_species + list.species[edge.sender]],
-                  distance, energy, slope);
+        const int pair = list.species[c] * repulsion.num_species + list.species[edge.sender];
+        pair_repulsion(repulsion.pairs[pair], repulsion.screening, distance, energy, slope);
         total[kCentreSums] += 0.5 * energy;
         const double half = weights ? 0.5 * weights[c] : 0.5;
         for (int a = 0; a < 3; ++a) d[a] += half * slope * r[a] / distance;
@@ -342,7 +321,7 @@ __global__ void __launch_bounds__(kThreads)
   if (partial) {
     for (int k = 0; k < kCentreSums; ++k) sums[kCentreSums * c + k] = total[k];
   }
-  if (zbl.pairs) energies[c] += total[kCentreSums];
+  if (repulsion.pairs) energies[c] += total[kCentreSums];
 }
 
 // One thread per row; its incoming edges in ascending order, whoever ran first.

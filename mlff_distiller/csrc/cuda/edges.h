@@ -11,6 +11,7 @@
 
 #include "gpu.h"
 #include "neighbors.h"
+#include "repulsion.h"
 
 namespace mlff {
 namespace gpu {
@@ -36,13 +37,11 @@ struct FilterView {
   T inverse_spacing = 0;  // 1/Angstrom
 };
 
-// ZBL between species, [species][species]; null without.
+// Repulsion between species, [species][species]; null without.
 struct RepulsionView {
-  struct Pair {
-    double charge, inverse_length, range;
-  };
-  const Pair* pairs = nullptr;
+  const RepulsionPair* pairs = nullptr;
   int num_species = 0;
+  Screening screening{};
 };
 
 template <typename T>

@@ -58,19 +58,16 @@ Network<T>::Network(const ModelFile& model, Dense& dense)
     : dense_(dense),
       num_interactions_(model.num_interactions),
       f_(padded_channels(model.hidden_dim)),
+      norm_epsilon_(static_cast<T>(model.norm_epsilon)),
+      norm_shift_(static_cast<T>(model.norm_shift)),
       cutoff_(model.cutoff),
       layers_(static_cast<size_t>(model.num_interactions)),
       num_species_(static_cast<int>(model.elements.size())) {
   load_weights(model);
   load_tables(model);
-  if (model.zbl) {
-    const Repulsion repulsion(model);
-    std::vector<RepulsionView::Pair> pairs;
-    for (const Repulsion::Pair& pair : repulsion.pairs()) {
-      pairs.push_back({pair.charge, pair.inverse_length, pair.range});
-    }
-    repulsion_.assign(pairs);
-  }
+  const Repulsion repulsion(model);
+  if (repulsion.active()) repulsion_.assign(repulsion.pairs());
+  screening_ = repulsion.screening();
 }
 
 template <typename T>
@@ -113,9 +110,8 @@ void Network<T>::load_weights(const ModelFile& model) {
   readout_in_.assign(values_of(weights.readout_in.forward));
   readout_in_reverse_.assign(values_of(weights.readout_in.reverse));
   bias(weights.readout_in.bias, readout_width_, readout_in_bias_);
-  bias(weights.readout_out, readout_width_, readout_out_);
-  readout_bias_ = weights.readout_bias;
-  references_.assign(weights.reference_energies);
+  readout_out_.assign(weights.readout_out.data(), num_species_ * readout_width_);
+  offsets_.assign(weights.offsets);
 }
 
 // The CPU's checked tables, [F / theirs][intervals + 2][value | slope][blocks][theirs], in chunks
@@ -227,6 +223,8 @@ Update<T> Network<T>::update(int64_t k) {
   u.n = list_.n_local;
   u.num_channels = f_;
   u.last = k + 1 == num_interactions_;
+  u.norm_epsilon = norm_epsilon_;
+  u.norm_shift = norm_shift_;
   u.vu = layer.vu.data();
   u.bias = layer.update_out_bias.data();
   u.a = layer.a.data();
@@ -294,8 +292,8 @@ void Network<T>::forward(int64_t k, cudaStream_t stream) {
   multiply(n, readout_width_, f, s_.data(), f, readout_in_, readout_.data(), readout_width_, false,
            stream);
   silu(n, readout_width_, readout_in_bias_.data(), readout_.data(), readout_slope_.data(), stream);
-  readout(n, readout_width_, readout_.data(), readout_out_.data(), readout_bias_,
-          references_.data(), list_.species, weights_, readout_slope_.data(), energies_.data(),
+  readout(n, readout_width_, readout_.data(), readout_out_.data(), offsets_.data(),
+          list_.species, weights_, readout_slope_.data(), energies_.data(),
           stream);
   if (!gradients_) return;
   multiply(n, f, readout_width_, readout_slope_.data(), readout_width_, readout_in_reverse_,
@@ -348,6 +346,7 @@ void Network<T>::finish(double* forces, double* atom_virials, double* totals, cu
   RepulsionView repulsion;
   repulsion.pairs = repulsion_.data();
   repulsion.num_species = num_species_;
+  repulsion.screening = screening_;
   if (gradients_ || repulsion.pairs) {
     pair_gradients<T>(list_, repulsion, f_, records_.data(), vectors_.data(),
                       gradients_ ? partial_.data() : nullptr, weights_, pair_gradients_.data(),
@@ -364,7 +363,7 @@ void Network<T>::finish(double* forces, double* atom_virials, double* totals, cu
 template <typename T>
 size_t Network<T>::bytes() const {
   size_t total = records_.bytes() + vectors_.bytes() + pair_gradients_.bytes() +
-                 centre_sums_.bytes() + energies_.bytes() + work_.bytes() + references_.bytes() +
+                 centre_sums_.bytes() + energies_.bytes() + work_.bytes() + offsets_.bytes() +
                  repulsion_.bytes();
   for (const DeviceMemory<T>* m : {&embedding_,
                                    &species_x_,

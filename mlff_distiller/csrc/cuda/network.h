@@ -69,6 +69,7 @@ class Network {
   Dense& dense_;
   int64_t num_interactions_;
   int f_;
+  T norm_epsilon_, norm_shift_;
   double cutoff_;
   int intervals_ = 0;
   double inverse_spacing_ = 0.0;
@@ -77,9 +78,9 @@ class Network {
   DeviceMemory<T> embedding_, species_x_;
   int readout_width_ = 0;
   DeviceMemory<T> readout_in_, readout_in_reverse_, readout_in_bias_, readout_out_;
-  double readout_bias_ = 0.0;
-  DeviceMemory<double> references_;
-  DeviceMemory<RepulsionView::Pair> repulsion_;
+  DeviceMemory<double> offsets_;
+  DeviceMemory<RepulsionPair> repulsion_;
+  Screening screening_{};
   int num_species_;
 
   NeighborView list_;

@@ -10,7 +10,6 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kChunk = 32;
-constexpr double kNormEpsilon = 1e-8;  // as in models/painn.py
 
 __device__ __forceinline__ int64_t thread_index() {
   return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -48,8 +47,9 @@ struct Mixed {
     }
   }
   __device__ __forceinline__ T dot() const { return v[0] * u[0] + v[1] * u[1] + v[2] * u[2]; }
-  __device__ __forceinline__ T norm() const {
-    return square_root(v[0] * v[0] + v[1] * v[1] + v[2] * v[2] + T(kNormEpsilon));
+  // norm + shift
+  __device__ __forceinline__ T root(T epsilon) const {
+    return square_root(v[0] * v[0] + v[1] * v[1] + v[2] * v[2] + epsilon);
   }
 };
 
@@ -60,7 +60,7 @@ __global__ void norms_kernel(Update<T> p) {
   if (index >= p.n * n) return;
   const int64_t i = index / n;
   const int f = static_cast<int>(index % n);
-  p.cat[i * 2 * n + n + f] = Mixed<T>(p.vu, i, f, n).norm();
+  p.cat[i * 2 * n + n + f] = Mixed<T>(p.vu, i, f, n).root(p.norm_epsilon) - p.norm_shift;
 }
 
 template <typename T>
@@ -109,7 +109,7 @@ __global__ void adjoint_vu_kernel(Update<T> p) {
   const Mixed<T> m(p.vu, i, f, n);
   const T* a = p.a + i * (p.last ? 2 : 3) * n + f;
   const T cross = p.gs[i * n + f] * a[n];
-  const T along = p.gcat[i * 2 * n + n + f] / m.norm();
+  const T along = p.gcat[i * 2 * n + n + f] / m.root(p.norm_epsilon);
   for (int axis = 0; axis < 3; ++axis) {
     T gu = cross * m.v[axis];
     if (!p.last) gu += a[2 * n] * p.gv[(3 * i + axis) * n + f];
@@ -149,12 +149,14 @@ __global__ void adjoints_kernel(int64_t count, int n, const T* gs, const T* gcat
 
 // One warp per atom.
 template <typename T>
-__global__ void readout_kernel(int64_t n, int width, const T* hidden, const T* out, double bias,
-                               const double* references, const int* species, const double* weights,
+__global__ void readout_kernel(int64_t n, int width, const T* hidden, const T* out,
+                               const double* offsets, const int* species, const double* weights,
                                T* slope, double* energies) {
   const int64_t i = thread_index() / 32;
   if (i >= n) return;
   const int lane = threadIdx.x % 32;
+  const int kind = species[i];
+  out += static_cast<int64_t>(kind < 0 ? 0 : kind) * width;
   const T weight = weights ? static_cast<T>(weights[i]) : T(1);
   double sum = 0.0;
   for (int j = lane; j < width; j += 32) {
@@ -165,8 +167,7 @@ __global__ void readout_kernel(int64_t n, int width, const T* hidden, const T* o
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
   if (lane != 0) return;
-  const int kind = species[i];
-  energies[i] = kind < 0 ? 0.0 : sum + bias + references[kind];
+  energies[i] = kind < 0 ? 0.0 : sum + offsets[kind];
 }
 
 template <typename T>
@@ -224,12 +225,12 @@ void write_adjoints(int64_t n, int num_channels, const T* gs, const T* gcat, con
 }
 
 template <typename T>
-void readout(int64_t n, int width, const T* hidden, const T* out, double bias,
-             const double* reference_energies, const int* species, const double* weights, T* slope,
-             double* energies, cudaStream_t stream) {
+void readout(int64_t n, int width, const T* hidden, const T* out, const double* offsets,
+             const int* species, const double* weights, T* slope, double* energies,
+             cudaStream_t stream) {
   if (n == 0) return;
   MLFF_LAUNCH(readout_kernel<T>, dim3(blocks_for(n * 32, kThreads)), dim3(kThreads), 0, stream, n,
-              width, hidden, out, bias, reference_energies, species, weights, slope, energies);
+              width, hidden, out, offsets, species, weights, slope, energies);
 }
 
 template <typename T>
@@ -250,7 +251,7 @@ void copy_ghosts(int64_t n_local, int64_t count, int width, const int* owners, T
   template void write_features<T>(int64_t, int, const T*, const T*, const T*, T*, T*,            \
                                   cudaStream_t);                                                 \
   template void write_adjoints<T>(int64_t, int, const T*, const T*, const T*, T*, cudaStream_t); \
-  template void readout<T>(int64_t, int, const T*, const T*, double, const double*, const int*,  \
+  template void readout<T>(int64_t, int, const T*, const T*, const double*, const int*,          \
                            const double*, T*, double*, cudaStream_t);                            \
   template void copy_ghosts<T>(int64_t, int64_t, int, const int*, T*, cudaStream_t);
 MLFF_INSTANTIATE(float)

@@ -23,6 +23,8 @@ struct Update {
   int64_t n = 0;
   int num_channels = 0;
   bool last = false;
+  T norm_epsilon = 0;  // the norm is sqrt(|V v|^2 + epsilon) - shift
+  T norm_shift = 0;
   const T* vu = nullptr;    // [n][3][2F] V v | U v
   const T* bias = nullptr;  // [3F] of a, last: [2F]
   T* a = nullptr;           // [n][3F] a_ss | a_sv | a_vv without bias, last: [n][2F]
@@ -37,7 +39,7 @@ struct Update {
   T* gvu = nullptr;         // [n][3][2F]
 };
 
-// cat's norm = sqrt(sum_xyz (V v)^2 + eps)
+// cat's norm = sqrt(sum_xyz (V v)^2 + epsilon) - shift
 template <typename T>
 void update_norms(const Update<T>& u, cudaStream_t stream);
 // s_out = s + a_ss + a_sv <U v, V v>;  v += a_vv U v
@@ -46,7 +48,7 @@ void update_combine(const Update<T>& u, cudaStream_t stream);
 // ga_ss = gs;  ga_sv = gs <U v, V v>;  ga_vv = gv . U v
 template <typename T>
 void update_adjoint_a(const Update<T>& u, cudaStream_t stream);
-// gU v = a_vv gv + gs a_sv V v;  gV v = gs a_sv U v + gnorm V v / norm
+// gU v = a_vv gv + gs a_sv V v;  gV v = gs a_sv U v + gnorm V v / (norm + shift)
 template <typename T>
 void update_adjoint_vu(const Update<T>& u, cudaStream_t stream);
 
@@ -59,12 +61,12 @@ template <typename T>
 void write_adjoints(int64_t n, int num_channels, const T* gs, const T* gcat, const T* gv, T* rows,
                     cudaStream_t stream);
 
-// energies [n] = hidden [n][width] . out + bias + reference_energies[species] (0 without species);
-// slope *= out * weights (null: 1), the adjoint of the first layer's sums.
+// energies [n] = hidden [n][width] . out[species] + offsets[species] (0 without species);
+// slope *= out[species] * weights (null: 1), the adjoint of the first layer's sums.
 template <typename T>
-void readout(int64_t n, int width, const T* hidden, const T* out, double bias,
-             const double* reference_energies, const int* species, const double* weights, T* slope,
-             double* energies, cudaStream_t stream);
+void readout(int64_t n, int width, const T* hidden, const T* out, const double* offsets,
+             const int* species, const double* weights, T* slope, double* energies,
+             cudaStream_t stream);
 
 // rows[n_local + g] = rows[owners[g]] for g < count, each of `width` numbers.
 template <typename T>

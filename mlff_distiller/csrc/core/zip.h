@@ -1,0 +1,21 @@
+// The few parts of the zip format that exported students need. Private to model_file.cpp.
+#ifndef MLFF_CORE_ZIP_H_
+#define MLFF_CORE_ZIP_H_
+
+#include <cstdint>
+#include <string>
+
+namespace mlff {
+
+// The number in the first `bytes` bytes at p.
+uint64_t little_endian(const char* p, int bytes);
+
+[[noreturn]] void fail_damaged(const std::string& path, const std::string& what);
+
+// The bytes of the entry whose name ends in `tail`, which must be stored uncompressed; its CRC-32
+// is checked. `path` names the file in messages. Throws InputError.
+std::string unzip_entry(const std::string& zip, const std::string& tail, const std::string& path);
+
+}  // namespace mlff
+
+#endif  // MLFF_CORE_ZIP_H_

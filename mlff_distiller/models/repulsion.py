@@ -1,0 +1,95 @@
+"""Screened nuclear repulsion between close atoms.
+
+Ziegler, Biersack, Littmark, "The Stopping and Range of Ions in Matter", 1985. The pair energy is
+switched off smoothly at the sum of the covalent radii, where chemistry begins and the network
+takes over; the switch is the polynomial cutoff (p = 6) of Gasteiger et al., arXiv:2003.03123.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from ase.data import covalent_radii
+from torch import Tensor, nn
+
+from mlff_distiller.models.radial import PolynomialCutoff
+
+COULOMB = 14.399645  # e^2 / (4 π ε0) in eV Å
+SCREENING_LENGTH = 0.46850  # Å
+SCREENING_EXPONENT = 0.23
+AMPLITUDES = (0.18175, 0.50986, 0.28022, 0.02817)
+DECAYS = (3.19980, 0.94229, 0.40290, 0.20162)
+
+
+class PairRepulsion(nn.Module):
+    """``q/d Σ_k A_k exp(-B_k d/l) s(d/range)`` for each pair, half to either atom.
+
+    As constructed it is ZBL with the constants above. All numbers are buffers that an importer may
+    set to those of another program; they stay in float64, in which the energy is computed.
+
+    Args:
+        elements: atomic number of each species.
+        radii: (n_species,), covalent radii in Å whose sum is a pair's range; ASE's when left out.
+        switched: fall smoothly to zero at the range; otherwise the pair energy jumps to zero there.
+    """
+
+    charge: Tensor
+    inverse_length: Tensor
+    range: Tensor
+    amplitudes: Tensor
+    decays: Tensor
+
+    def __init__(
+        self, elements: Sequence[int], radii: Tensor | None = None, switched: bool = True
+    ) -> None:
+        super().__init__()
+        self.switched = switched
+        self.switch = PolynomialCutoff(1.0, 6)
+        z = torch.tensor(list(elements), dtype=torch.float64)
+        if radii is None:
+            radii = torch.as_tensor(covalent_radii[list(elements)])
+        radii = radii.to(torch.float64)
+        power = z**SCREENING_EXPONENT
+        lengths = (power.unsqueeze(1) + power) / SCREENING_LENGTH
+        self.register_buffer("charge", COULOMB * z.unsqueeze(1) * z)  # (S, S), eV Å
+        self.register_buffer("inverse_length", lengths)  # (S, S), 1/Å
+        self.register_buffer("range", radii.unsqueeze(1) + radii)  # (S, S), Å
+        self.register_buffer("amplitudes", torch.tensor(AMPLITUDES, dtype=torch.float64))
+        self.register_buffer("decays", torch.tensor(DECAYS, dtype=torch.float64))
+
+    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
+        # Few numbers, large energies: `.to(float32)` moves them but does not round them.
+        exact = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, value in exact.items():
+            if value is not None:
+                setattr(self, name, value.to(getattr(self, name).device))
+        return self
+
+    def forward(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Tensor:
+        """Energy of each atom, (n_atoms,) in eV; arguments as in ``PaiNN.forward``."""
+        sending, receiving = species[edge_index[0]], species[edge_index[1]]
+        # Casts are spelt out: TorchScript's gradients of mixed products have wrong dtypes.
+        vectors = edge_vectors.to(self.charge.dtype)
+        distances = torch.sqrt((vectors * vectors).sum(dim=-1))
+        reduced = distances / self.range[receiving, sending]
+        x = distances * self.inverse_length[receiving, sending]
+        screening = (self.amplitudes * torch.exp(-self.decays * x.unsqueeze(-1))).sum(dim=-1)
+        if self.switched:
+            switch = self.switch(reduced)
+        else:
+            switch = (reduced < 1.0).to(reduced.dtype)
+        pair = self.charge[receiving, sending] / distances * screening * switch
+        energies = torch.zeros(species.shape[0], dtype=pair.dtype, device=pair.device)
+        return energies.index_add(0, edge_index[1], 0.5 * pair).to(edge_vectors.dtype)
+
+    def jump(self) -> float:
+        """Largest step of a pair's energy at its range, eV; 0 when switched."""
+        if self.switched:
+            return 0.0
+        x = (self.range * self.inverse_length).to(torch.float64)
+        decays, amplitudes = self.decays.to(torch.float64), self.amplitudes.to(torch.float64)
+        screening = (amplitudes * torch.exp(-decays * x.unsqueeze(-1))).sum(dim=-1)
+        return float((self.charge.to(torch.float64) / self.range * screening).max())
+
+
+__all__ = ["PairRepulsion"]

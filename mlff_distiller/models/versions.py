@@ -1,0 +1,42 @@
+"""What older files say in other words: exported students and checkpoints of earlier formats.
+
+| version | of | change |
+|---|---|---|
+| 2 | model_config | norm, cutoff_function and their numbers; 1 had the paper's of both |
+| 2 | state | ``painn.rbf`` became ``painn.bases.0``; ``painn.scales``; ``zbl`` became ``repulsion`` |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from mlff_distiller.config import ModelConfig, from_dict, to_dict
+from mlff_distiller.models.repulsion import PairRepulsion
+
+_PAPER = {"norm": "paper", "norm_epsilon": 1e-8, "cutoff_function": "cosine"}
+
+
+def upgrade_config(config: dict[str, Any], version: int) -> dict[str, Any]:
+    """``model_config`` of a file of format ``version`` with all of today's keys."""
+    if version < 2:
+        config = {**_PAPER, **config}
+    return to_dict(from_dict(ModelConfig, config, where="model_config"))
+
+
+def upgrade_state(state: dict[str, Any], elements: Sequence[int], version: int) -> dict[str, Any]:
+    """State of a student of format ``version`` under today's names."""
+    if version >= 2:
+        return dict(state)
+    renamed = {
+        name.replace("painn.rbf.", "painn.bases.0.", 1): value for name, value in state.items()
+    }
+    renamed.pop("zbl.charges", None)
+    radii = renamed.pop("zbl.radii", None)
+    if radii is not None:
+        repulsion = PairRepulsion(elements, radii)
+        renamed.update({f"repulsion.{k}": v for k, v in repulsion.state_dict().items()})
+    renamed["painn.scales"] = torch.ones(len(elements))
+    return renamed
