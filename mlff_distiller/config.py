@@ -89,6 +89,22 @@ class ModelConfig:
             return self.norm_epsilon, 0.0
         return self.norm_scale**2, self.norm_scale
 
+    @property
+    def caveat(self) -> str:
+        """What a user should know about the smoothness of the energy; empty if there is nothing.
+
+        The same words as ``ModelFile::caveat`` of the engines.
+        """
+        clauses = []
+        if self.norm_numbers[0] < 1e-4:
+            clauses.append(
+                "norm of the PaiNN paper, not smooth: force constants, phonons and elastic "
+                "constants of symmetric crystals are wrong"
+            )
+        if self.zbl and not self.zbl_switched:
+            clauses.append("repulsion cut off with a step in the energy")
+        return "; ".join(clauses)
+
     def __post_init__(self) -> None:
         _require(
             self.hidden_dim > 0 and self.hidden_dim % 8 == 0,
@@ -117,9 +133,7 @@ class ModelConfig:
         )
         for name in ("norm_scale", "norm_epsilon"):
             value = getattr(self, name)
-            _require(
-                0 < value < math.inf, f"{name} must be > 0, got {value}; set model.{name}"
-            )
+            _require(0 < value < math.inf, f"{name} must be > 0, got {value}; set model.{name}")
         _require(
             self.readout_dim is None or 1 <= self.readout_dim <= 8192,
             f"readout_dim must be 1..8192, got {self.readout_dim}; set model.readout_dim",

@@ -109,6 +109,8 @@ def export_student(
         "model_config": to_dict(student.config),
         **(metadata or {}),
     }
+    if student.repulsion is not None and not student.repulsion.switched:
+        entries["repulsion_step"] = student.repulsion.jump()  # eV
     exported = ExportedStudent(student).eval()
     with warnings.catch_warnings(), atomic_path(path) as temporary:
         warnings.simplefilter("ignore")  # TorchScript's deprecation, see the head of this file
@@ -267,9 +269,7 @@ def _native_parameters(student: StudentForceField, min_distance: float) -> bytes
     """
     config, painn = student.config, student.painn
     tensors: dict[str, Tensor] = {
-        name: value
-        for name, value in painn.state_dict().items()
-        if not name.startswith("bases.")
+        name: value for name, value in painn.state_dict().items() if not name.startswith("bases.")
     }
     for k in range(config.num_interactions):
         basis = painn.bases[min(k, len(painn.bases) - 1)]

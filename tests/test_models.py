@@ -36,12 +36,23 @@ CONFIGS = {
     "bessel": ModelConfig(hidden_dim=8, num_interactions=3, num_rbf=6, cutoff=3.7, rbf="bessel"),
     "zbl": ModelConfig(hidden_dim=8, num_interactions=1, num_rbf=6, cutoff=4.0, zbl=True),
     "paper": ModelConfig(
-        hidden_dim=8, num_interactions=2, num_rbf=6, cutoff=4.0, norm="paper",
-        cutoff_function="cosine", readout_dim=12,
+        hidden_dim=8,
+        num_interactions=2,
+        num_rbf=6,
+        cutoff=4.0,
+        norm="paper",
+        cutoff_function="cosine",
+        readout_dim=12,
     ),
     "chebyshev": ModelConfig(
-        hidden_dim=8, num_interactions=2, num_rbf=7, cutoff=4.0, rbf="chebyshev",
-        rbf_per_interaction=True, cutoff_function="mollifier", norm_scale=0.2,
+        hidden_dim=8,
+        num_interactions=2,
+        num_rbf=7,
+        cutoff=4.0,
+        rbf="chebyshev",
+        rbf_per_interaction=True,
+        cutoff_function="mollifier",
+        norm_scale=0.2,
     ),
 }
 

@@ -10,6 +10,7 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from mlff_distiller.cli.common import accuracy_text
+from mlff_distiller.config import ModelConfig, from_dict
 from mlff_distiller.errors import InputError
 
 Description = tuple[dict[str, Any], str]
@@ -38,14 +39,15 @@ def student(path: Path) -> Description:
 
     card = read_metadata(path)
     result = {"kind": "student", "path": path, **card, "native_engine": _native(path)}
-    config = card.get("model_config", {})
+    config = from_dict(ModelConfig, card["model_config"])
     rows = {
         "kind": f"exported student (format {card['format_version']})",
         "elements": _symbols(card["elements"]),
         "cutoff": f"{card['cutoff']:g} Å",
-        "network": f"PaiNN, {config.get('hidden_dim')} channels, "
-        f"{config.get('num_interactions')} interactions, {config.get('num_rbf')} "
-        f"{config.get('rbf')} functions" + (", ZBL repulsion" if config.get("zbl") else ""),
+        "network": f"PaiNN, {config.hidden_dim} channels, {config.num_interactions} interactions, "
+        f"{config.num_rbf} {config.rbf} functions, {config.cutoff_function} cutoff"
+        + (", ZBL repulsion" if config.zbl else ""),
+        "smoothness": _smoothness(config, card.get("repulsion_step")),
         "parameters": f"{card['num_parameters']:,}",
         "dtype": card["dtype"],
         "teacher": card.get("teacher") or "unknown",
@@ -63,6 +65,14 @@ def student(path: Path) -> Description:
         "native engine": _native_text(result["native_engine"]),
     }
     return result, _rows(path, rows)
+
+
+def _smoothness(config: ModelConfig, repulsion_step: float | None) -> str:
+    if config.caveat:
+        return config.caveat + (f" of up to {repulsion_step:.2g} eV" if repulsion_step else "")
+    if config.cutoff_function == "cosine":
+        return "second derivatives step where atoms cross the cutoff"
+    return "second derivatives are continuous"
 
 
 def dataset(path: Path) -> Description:
@@ -139,6 +149,7 @@ def checkpoint(path: Path) -> Description:
         "kind": "run directory" if path.is_dir() else "checkpoint",
         "elements": _symbols(model.elements),
         "cutoff": f"{model.cutoff:g} Å",
+        "smoothness": _smoothness(model.config, None),
         "parameters": f"{model.num_parameters:,}",
         "epoch": str(card.get("epoch", content.get("epoch", "unknown"))),
         "teacher": card.get("teacher") or "unknown",

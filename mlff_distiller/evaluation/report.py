@@ -235,7 +235,8 @@ def _model_card(card: dict[str, Any]) -> str:
         ["Architecture", f"{card.get('architecture', 'PaiNN')}, {config.get('hidden_dim')} "
          f"channels, {config.get('num_interactions')} interactions"],
         ["Parameters", f"{card.get('num_parameters', 0):,}"],
-        ["Cutoff", f"{card['cutoff']:g} Å"],
+        ["Cutoff", f"{card['cutoff']:g} Å, {config.get('cutoff_function', 'cosine')}"],
+        ["Norm of the vectors", config.get("norm", "paper")],
         ["Arithmetic", card.get("dtype", "–")],
         ["Closest pair in training", _with_unit(card.get("min_distance"), "Å")],
         ["Data hash", str(card.get("data_hash", "–"))[:16]],

@@ -322,7 +322,8 @@ void zbl_of_version_1(const std::vector<double>& radii, ModelFile& model) {
   model.tensors["repulsion.decays"] = {{4}, {3.19980, 0.94229, 0.40290, 0.20162}};
 }
 
-// Version 1 had the paper's norm, the cosine, one radial basis and ZBL with its published constants.
+// Version 1 had the paper's norm, the cosine, one radial basis and ZBL with its published
+// constants.
 void read_version_1(const Header& header, const std::string& label, ModelFile& model) {
   model.readout_dim = model.hidden_dim / 2;
   model.norm_epsilon = 1e-8;
@@ -378,8 +379,9 @@ const Tensor& ModelFile::tensor(const std::string& name) const {
 std::string ModelFile::caveat() const {
   std::string out;
   if (norm_epsilon < 1e-4) {
-    out = "norm of the PaiNN paper, not smooth: force constants, phonons and elastic constants of "
-          "symmetric crystals are wrong";
+    out =
+        "norm of the PaiNN paper, not smooth: force constants, phonons and elastic constants of "
+        "symmetric crystals are wrong";
   }
   if (repulsion == RepulsionKind::kCut) {
     out += std::string(out.empty() ? "" : "; ") + "repulsion cut off with a step in the energy";

@@ -87,10 +87,10 @@ void RadialFunctions::basis(double d, double* values, double* derivatives) const
     const double scale = 2.0 / cutoff_, x = scale * d - 1.0;
     for (int64_t n = 0; n < spec_.num_rbf; ++n) {
       values[n] = n == 0 ? 1.0 : n == 1 ? x : 2.0 * x * values[n - 1] - values[n - 2];
-      derivatives[n] = n == 0   ? 0.0
-                       : n == 1 ? scale
-                                : 2.0 * (scale * values[n - 1] + x * derivatives[n - 1]) -
-                                      derivatives[n - 2];
+      derivatives[n] =
+          n == 0   ? 0.0
+          : n == 1 ? scale
+                   : 2.0 * (scale * values[n - 1] + x * derivatives[n - 1]) - derivatives[n - 2];
     }
     return;
   }
@@ -103,7 +103,7 @@ void RadialFunctions::basis(double d, double* values, double* derivatives) const
       derivatives[k] = -x * inverse_width * values[k];
       continue;
     }
-    const double x = p * d;  // sin(p d) / d
+    const double x = p * d;     // sin(p d) / d
     if (std::fabs(x) < 1e-2) {  // series, where the quotients lose digits
       const double x2 = x * x;
       values[k] = p * (1.0 - x2 / 6.0 * (1.0 - x2 / 20.0 * (1.0 - x2 / 42.0)));

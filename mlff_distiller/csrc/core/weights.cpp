@@ -139,8 +139,8 @@ Weights<T>::Weights(const ModelFile& model, const Kernels<T>& kernels, int64_t p
   for (int64_t z = 0; z < species; ++z) {
     const double scale = model.tensor("scales").values[static_cast<size_t>(z)];
     for (int64_t i = 0; i < width; ++i) {
-      out[z * padded_readout + i] = static_cast<T>(
-          scale * model.tensor("readout.2.weight").values[static_cast<size_t>(i)]);
+      out[z * padded_readout + i] =
+          static_cast<T>(scale * model.tensor("readout.2.weight").values[static_cast<size_t>(i)]);
     }
     offsets[static_cast<size_t>(z)] += scale * model.tensor("readout.2.bias").values[0];
   }
@@ -166,8 +166,7 @@ Weights<T>::Weights(const ModelFile& model, const Kernels<T>& kernels, int64_t p
 
 template <typename T>
 size_t Weights<T>::bytes() const {
-  size_t total =
-      embedding.bytes() + species_x.bytes() + bytes_of(readout_in) + readout_out.bytes();
+  size_t total = embedding.bytes() + species_x.bytes() + bytes_of(readout_in) + readout_out.bytes();
   for (const InteractionWeights<T>& w : interactions) {
     total += bytes_of(w.message_in) + bytes_of(w.message_out) + bytes_of(w.mix) +
              bytes_of(w.update_in) + bytes_of(w.update_ss) + bytes_of(w.update_rest) +

@@ -40,9 +40,9 @@ struct Weights {
   Buffer<T> embedding;  // [species][F]
   Buffer<T> species_x;  // [species][F/chunk][x0 | x1][chunk] of the first interaction
   std::vector<InteractionWeights<T>> interactions;
-  int64_t padded_readout = 0;  // width of the readout, padded
-  DenseLayer<T> readout_in;    // F -> width
-  Buffer<T> readout_out;       // [species][width], each species' energy scale included
+  int64_t padded_readout = 0;   // width of the readout, padded
+  DenseLayer<T> readout_in;     // F -> width
+  Buffer<T> readout_out;        // [species][width], each species' energy scale included
   std::vector<double> offsets;  // [species], eV: scaled bias and reference energy
 };
 

@@ -270,9 +270,9 @@ __device__ __forceinline__ double sum_over_lanes(double x) {
 // One warp per centre, lanes over its edges.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    pair_kernel(NeighborView list, RepulsionView repulsion, int chunks, const EdgeRecord<T>* records,
-                const double* vectors, const T* partial, const double* weights, double* gradients,
-                double* sums, double* energies) {
+    pair_kernel(NeighborView list, RepulsionView repulsion, int chunks,
+                const EdgeRecord<T>* records, const double* vectors, const T* partial,
+                const double* weights, double* gradients, double* sums, double* energies) {
   const int64_t c = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
   if (c >= list.n_local) return;
   const int lane = threadIdx.x % 32, end = list.offsets[c + 1];

@@ -292,9 +292,8 @@ void Network<T>::forward(int64_t k, cudaStream_t stream) {
   multiply(n, readout_width_, f, s_.data(), f, readout_in_, readout_.data(), readout_width_, false,
            stream);
   silu(n, readout_width_, readout_in_bias_.data(), readout_.data(), readout_slope_.data(), stream);
-  readout(n, readout_width_, readout_.data(), readout_out_.data(), offsets_.data(),
-          list_.species, weights_, readout_slope_.data(), energies_.data(),
-          stream);
+  readout(n, readout_width_, readout_.data(), readout_out_.data(), offsets_.data(), list_.species,
+          weights_, readout_slope_.data(), energies_.data(), stream);
   if (!gradients_) return;
   multiply(n, f, readout_width_, readout_slope_.data(), readout_width_, readout_in_reverse_,
            gs_.data(), f, false, stream);
