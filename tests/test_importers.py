@@ -19,7 +19,7 @@ from torch import nn
 
 from mlff_distiller.errors import InputError
 from mlff_distiller.export import load_exported, read_metadata
-from mlff_distiller.importers import convert_schnetpack, import_schnetpack
+from mlff_distiller.importers import convert_model, import_model
 from mlff_distiller.importers.inert_pickle import InertObject, read_torch_file
 from mlff_distiller.models import StudentForceField
 from mlff_distiller.units import energy_in_ev, length_in_angstrom
@@ -49,9 +49,26 @@ class _CosineCutoff(nn.Module):
 
 
 class _MollifierCutoff(_CosineCutoff):
-    def __init__(self, cutoff):
+    def __init__(self, cutoff, eps=1e-7):
         super().__init__(cutoff)
-        self.register_buffer("eps", torch.tensor([1e-7]))
+        self.register_buffer("eps", torch.tensor([eps]))
+
+    def forward(self, d):
+        inside = d + self.eps < self.cutoff
+        return torch.exp(1.0 - 1.0 / (1.0 - (d * inside / self.cutoff) ** 2)) * inside
+
+
+class _SwitchFunction(nn.Module):
+    def __init__(self, cutoff):
+        super().__init__()
+        self.register_buffer("switch_on", torch.tensor([0.4 * cutoff]))
+        self.register_buffer("switch_off", torch.tensor([cutoff]))
+
+    def forward(self, d):
+        x = (d - self.switch_on) / (self.switch_off - self.switch_on)
+        x = x.clamp(1e-3, 1.0 - 1e-3)  # exp(-1000) is 0
+        falling, rising = torch.exp(-1.0 / (1.0 - x)), torch.exp(-1.0 / x)
+        return falling / (falling + rising)
 
 
 class _GaussianRBF(nn.Module):
@@ -186,7 +203,7 @@ _HOMES = {
     "schnetpack.model.base": [_NeuralNetworkPotential],
     "schnetpack.representation.painn": [_PaiNN, _PaiNNInteraction, _PaiNNMixing],
     "schnetpack.nn.base": [_Dense],
-    "schnetpack.nn.cutoff": [_CosineCutoff, _MollifierCutoff],
+    "schnetpack.nn.cutoff": [_CosineCutoff, _MollifierCutoff, _SwitchFunction],
     "schnetpack.nn.radial": [_GaussianRBF, _BesselRBF],
     "schnetpack.atomistic.atomwise": [_Atomwise],
     "schnetpack.atomistic.response": [_Forces],
@@ -227,6 +244,7 @@ def _fake(
     activation=nn.functional.silu,
     mode="sum",
     postprocessors=(),
+    epsilon=1e-8,
     seed=0,
 ):
     torch.manual_seed(seed)
@@ -234,6 +252,8 @@ def _fake(
         f, depth, basis(n_rbf, radius), cutoff(radius), shared_filters, shared_interactions,
         activation,
     )  # fmt: skip
+    for mixing in network.mixing:
+        mixing.epsilon = epsilon
     head = _Atomwise(f, f // 2 if hidden is None else hidden, activation, mode)
     return _NeuralNetworkPotential(network, [head, _Forces()], postprocessors)
 
@@ -254,7 +274,9 @@ def _reference(model, numbers, positions):
     """Energy and forces of the fake, in its own units, float64."""
     model = model.to(torch.float64)
     x = torch.tensor(positions, requires_grad=True)
-    idx_i, idx_j = _pairs(positions, float(model.representation.cutoff_fn.cutoff))
+    cutoff_fn = model.representation.cutoff_fn.state_dict()
+    radius = float(cutoff_fn["cutoff" if "cutoff" in cutoff_fn else "switch_off"])
+    idx_i, idx_j = _pairs(positions, radius)
     energy = model(torch.tensor(numbers), x[idx_j] - x[idx_i], idx_i, idx_j)
     (gradient,) = torch.autograd.grad(energy, x)
     return energy.item(), -gradient.numpy()
@@ -274,7 +296,7 @@ POSITIONS = np.random.default_rng(3).normal(size=(7, 3)) * 1.6
 
 def _assert_same(path, model, energy_unit="kcal/mol", length_unit="Ang", elements="H,C,O"):
     energy, forces = _reference(model, NUMBERS, POSITIONS)
-    student = import_schnetpack(
+    student = import_model(
         path, energy_unit=energy_unit, length_unit=length_unit, elements=elements
     )
     in_ev, in_angstrom = energy_in_ev(energy_unit), length_in_angstrom(length_unit)
@@ -292,7 +314,7 @@ def _assert_same(path, model, energy_unit="kcal/mol", length_unit="Ang", element
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data")
 def test_model_of_its_authors():
     reference = np.load(SHARED / "reference_painn_2_float64.npz")
-    student = import_schnetpack(
+    student = import_model(
         SHARED / "rmd17_ethanol_painn_2.model", energy_unit="kcal/mol", elements="C,H,O"
     )
     assert student.elements == [1, 6, 8]
@@ -330,6 +352,11 @@ def test_needs_no_schnetpack():
         {"f": 20, "depth": 2},  # padded to 24
         {"f": 13, "depth": 2, "hidden": 6},  # odd: padded to 16
         {"hidden": 3},  # a narrow readout
+        {"hidden": 27},  # a wide one
+        {"epsilon": 1e-4},
+        {"cutoff": _MollifierCutoff},
+        {"cutoff": _SwitchFunction},
+        {"basis": _BesselRBF, "n_rbf": 1},
         {"basis": _BesselRBF},
         {"shared_filters": True},
         {"shared_interactions": True},
@@ -345,12 +372,14 @@ def test_every_shape(tmp_path, schnetpack_names, options):
     assert student.config.hidden_dim % 8 == 0
 
 
-@pytest.mark.parametrize("basis", [_GaussianRBF, _BesselRBF])
+@pytest.mark.parametrize(
+    ("basis", "cutoff"), [(_GaussianRBF, _CosineCutoff), (_BesselRBF, _SwitchFunction)]
+)
 @pytest.mark.parametrize(
     ("energy_unit", "length_unit"), [("Hartree", "Bohr"), ("kJ/mol", "nm"), ("eV", "Ang")]
 )
-def test_units(tmp_path, schnetpack_names, basis, energy_unit, length_unit):
-    model = _fake(basis=basis, postprocessors=_all_postprocessors())
+def test_units(tmp_path, schnetpack_names, basis, cutoff, energy_unit, length_unit):
+    model = _fake(basis=basis, cutoff=cutoff, postprocessors=_all_postprocessors())
     torch.save(model, tmp_path / "best_model")
     student = _assert_same(tmp_path / "best_model", model, energy_unit, length_unit)
     assert student.cutoff == pytest.approx(4.25 * length_in_angstrom(length_unit), rel=1e-12)
@@ -394,7 +423,7 @@ def test_elements(tmp_path, schnetpack_names):
     refs[[1, 6, 8]] = torch.tensor([-0.5, -37.0, -75.0], dtype=torch.float64)
     torch.save(_fake(postprocessors=[_AddOffsets(None, refs)]), tmp_path / "refs")
     torch.save(_fake(), tmp_path / "plain")
-    read = functools.partial(import_schnetpack, energy_unit="eV")
+    read = functools.partial(import_model, energy_unit="eV")
     assert read(tmp_path / "refs").elements == [1, 6, 8]
     with pytest.warns(UserWarning, match="--elements"):
         assert read(tmp_path / "plain").elements == list(range(1, 20))
@@ -408,7 +437,7 @@ def test_elements(tmp_path, schnetpack_names):
 def test_convert_writes_a_student(tmp_path, schnetpack_names, dtype):
     model = _fake(postprocessors=_all_postprocessors())
     torch.save(model, tmp_path / "best_model")
-    convert_schnetpack(
+    convert_model(
         tmp_path / "best_model", tmp_path / "student.pt", "kcal/mol", "Ang", "C,H,O", dtype
     )
     metadata = read_metadata(tmp_path / "student.pt")
@@ -425,7 +454,7 @@ def test_convert_writes_a_student(tmp_path, schnetpack_names, dtype):
     limit = 1e-11 if dtype == "float64" else 1e-6
     assert got == pytest.approx(energy * energy_in_ev("kcal/mol"), rel=limit)
     with pytest.raises(InputError, match="dtype"):
-        convert_schnetpack(tmp_path / "best_model", tmp_path / "x.pt", "eV", dtype="float16")
+        convert_model(tmp_path / "best_model", tmp_path / "x.pt", "eV", dtype="float16")
 
 
 def test_command_line(tmp_path, schnetpack_names):
@@ -459,9 +488,10 @@ def test_command_line(tmp_path, schnetpack_names):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cutoff": _MollifierCutoff}, "MollifierCutoff, expected CosineCutoff"),
+        ({"cutoff": lambda _: nn.Tanh()}, "cutoff function Tanh, expected one of CosineCutoff"),
+        ({"cutoff": lambda c: _MollifierCutoff(c, 0.1)}, "eps 0.1.*thousandth of the cutoff"),
         ({"activation": nn.functional.tanh}, "expected silu"),
-        ({"hidden": 12}, "16 -> 12 -> 1, expected 16 -> 8 -> 1"),
+        ({"epsilon": 0.0}, "epsilon 0.0, expected one number > 0"),
         ({"mode": "avg"}, "aggregation_mode 'avg'"),
         ({"postprocessors": [_AddOffsets(1.0, None, extensive=False)]}, "is_extensive"),
         ({"postprocessors": [nn.Tanh()]}, "postprocessor torch.nn.modules.activation.Tanh"),
@@ -470,15 +500,25 @@ def test_command_line(tmp_path, schnetpack_names):
 def test_options_that_a_student_lacks(tmp_path, schnetpack_names, options, message):
     torch.save(_fake(**options), tmp_path / "best_model")
     with pytest.raises(InputError, match=message):
-        import_schnetpack(tmp_path / "best_model", energy_unit="eV", elements="H")
+        import_model(tmp_path / "best_model", energy_unit="eV", elements="H")
 
 
 def test_other_contents(tmp_path, schnetpack_names):
-    read = functools.partial(import_schnetpack, tmp_path / "file", energy_unit="eV", elements="H")
+    read = functools.partial(import_model, tmp_path / "file", energy_unit="eV", elements="H")
     with pytest.raises(InputError, match="no such file"):
         read()
     torch.save(nn.Linear(2, 2), tmp_path / "file")
+    with pytest.raises(InputError, match="expected a trained PaiNN of SchNetPack"):
+        read()
+    model = _fake()
+    model.representation = nn.Linear(2, 2)
+    torch.save(model, tmp_path / "file")
     with pytest.raises(InputError, match="expected SchNetPack's PaiNN"):
+        read()
+    model = _fake()
+    model.representation.mixing[1].epsilon = 1e-6
+    torch.save(model, tmp_path / "file")
+    with pytest.raises(InputError, match="expected one number > 0 for all layers"):
         read()
     torch.save({"a": torch.ones(2)}, tmp_path / "file")
     with pytest.raises(InputError, match="embedding"):
@@ -497,7 +537,7 @@ def test_other_contents(tmp_path, schnetpack_names):
     with pytest.raises(InputError, match="finite"):
         read()
     with pytest.raises(InputError, match="unit"):
-        import_schnetpack(tmp_path / "file", energy_unit="calories")
+        import_model(tmp_path / "file", energy_unit="calories")
 
 
 def test_damaged_files(tmp_path, schnetpack_names):
@@ -534,7 +574,7 @@ def test_code_in_a_pickle_is_refused(tmp_path, where):
     content = {"top": call, "inside": {"state_dict": {"x": call}}, "in a list": [1, [call]]}[where]
     _write_archive(tmp_path / "bad", content)
     with pytest.raises(InputError, match=r"call (posix|os|nt)\.system"):
-        import_schnetpack(tmp_path / "bad", energy_unit="eV")
+        import_model(tmp_path / "bad", energy_unit="eV")
     assert not mark.exists()
     _write_archive(tmp_path / "bad", [_Malicious(eval, "open('x', 'w')")])
     with pytest.raises(InputError, match=r"eval"):

@@ -167,9 +167,9 @@ class Benchmark:
             except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
                 self.broken["schnetpack"] = str(error)
         if source.exists():
-            from mlff_distiller.importers import convert_schnetpack
+            from mlff_distiller.importers import convert_model
 
-            convert_schnetpack(source, target, "eV", "Ang", "H,C,O,Si")
+            convert_model(source, target, "eV", "Ang", "H,C,O,Si")
             self.report["weights"] = "identical to SchNetPack's"
         else:
             from mlff_distiller.config import ModelConfig

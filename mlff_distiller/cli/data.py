@@ -43,10 +43,11 @@ def register(app: typer.Typer) -> None:
     app.command(
         **example(
             "Convert between structure files and HDF5, keeping labels; or make a student of a PaiNN "
-            "that SchNetPack trained.",
+            "that SchNetPack or graph-pes trained.",
             "convert frames.xyz data.h5",
             "convert data.h5 frames.extxyz",
             "convert best_model student.pt --energy-unit kcal/mol --elements C,H,O",
+            "convert model.pt student.pt --energy-unit eV",
         )
     )(convert)
 
@@ -165,7 +166,7 @@ def label(
 
 def convert(
     source: Path = typer.Argument(
-        help="extxyz, xyz, ASE db, CIF, POSCAR or HDF5 file; or a model of SchNetPack."
+        help="extxyz, xyz, ASE db, CIF, POSCAR or HDF5 file; or a model of SchNetPack or graph-pes."
     ),
     target: Path = typer.Argument(help="File to write: .h5, .extxyz ...; .pt for a model."),
     energy_unit: str | None = typer.Option(
@@ -178,7 +179,7 @@ def convert(
     dtype: str = typer.Option("float32", "--dtype", help="Of the student: float32 or float64."),
     as_json: bool = JSON,
 ) -> None:
-    """Convert between structure files and HDF5, or import a model of SchNetPack."""
+    """Convert between structure files and HDF5, or import a model of SchNetPack or graph-pes."""
     with user_errors(f"{target} was not written"):
         if target.suffix == ".pt":
             _convert_model(source, target, energy_unit, length_unit, elements, dtype, as_json)
@@ -202,7 +203,7 @@ def _convert_model(
 ) -> None:
     from ase.data import chemical_symbols
 
-    from mlff_distiller.importers import convert_schnetpack
+    from mlff_distiller.importers import convert_model
 
     if energy_unit is None:
         raise InputError(
@@ -211,14 +212,29 @@ def _convert_model(
         )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        metadata = convert_schnetpack(source, target, energy_unit, length_unit, elements, dtype)
+        metadata = convert_model(source, target, energy_unit, length_unit, elements, dtype)
     for warning in caught:
         if issubclass(warning.category, UserWarning) and "--elements" in str(warning.message):
             typer.secho(f"warning: {warning.message}", fg="yellow", err=True)
     symbols = " ".join(chemical_symbols[z] for z in metadata["elements"])
-    text = f"PaiNN of {metadata['num_parameters']} parameters, {symbols}, {metadata['dtype']}"
-    result = {"path": target, "elements": metadata["elements"], "dtype": metadata["dtype"]}
-    emit(result, as_json, wrote(target, text))
+    origin = metadata["imported_from"]
+    text = (
+        f"PaiNN of {origin['program']}, {metadata['num_parameters']:,} parameters, {symbols}, "
+        f"{metadata['dtype']}"
+    )
+    result = {
+        "path": target,
+        "elements": metadata["elements"],
+        "dtype": metadata["dtype"],
+        "imported_from": origin,
+    }
+    lines = [wrote(target, text)]
+    if step := metadata.get("repulsion_step"):
+        lines.append(
+            f"as trained, the repulsion of two atoms ends with a step of up to {step:.2g} eV; "
+            "see docs/importing.md"
+        )
+    emit(result, as_json, "\n".join(lines))
 
 
 def _convert_structures(source: Path, target: Path, as_json: bool) -> None:

@@ -44,6 +44,7 @@ _RECORDED_CALLS = {
     ("numpy.core.multiarray", "scalar"),
     ("numpy._core.multiarray", "scalar"),
     ("pathlib", "PosixPath"),
+    ("graph_pes.utils.nn", "_rebuild_per_element_parameter"),
 }
 
 
@@ -108,6 +109,8 @@ class InertObject(metaclass=_InertType):
         found: dict[str, Tensor] = {}
         for group in ("_parameters", "_buffers"):
             for name, value in (self.state.get(group) or {}).items():
+                if isinstance(value, InertObject) and value.args:
+                    value = value.args[0]  # a parameter of a class of its own: its numbers
                 if isinstance(value, Tensor):
                     found[prefix + name] = value
         for name, module in self.modules.items():
@@ -154,6 +157,11 @@ def _read_archive(archive: zipfile.ZipFile, path: str | Path) -> Any:
     if record is None:
         raise InputError(f"{path} is a zip file but not one of torch.save; give the trained model")
     prefix = record.removesuffix("data.pkl")
+    if f"{prefix}constants.pkl" in names:
+        raise InputError(
+            f"{path} is a TorchScript file, expected a model of torch.save; give the one that the "
+            "training program wrote (graph-pes: model.pt, not lammps_model.pt)"
+        )
     if any(i.compress_type != zipfile.ZIP_STORED for i in archive.infolist()):
         raise InputError(f"{path} is compressed, torch.save never does that; save it again")
     if f"{prefix}byteorder" in names and archive.read(f"{prefix}byteorder") != b"little":

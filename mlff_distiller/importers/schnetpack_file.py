@@ -13,8 +13,18 @@ import torch
 from torch import Tensor
 
 from mlff_distiller.errors import InputError
-from mlff_distiller.importers.inert_pickle import InertObject, read_torch_file, type_name
-from mlff_distiller.models.painn import NORM_EPSILON
+from mlff_distiller.importers.inert_pickle import InertObject, type_name
+from mlff_distiller.importers.network import require
+
+#: SchNetPack's own, for a state_dict, which does not record it.
+DEFAULT_EPSILON = 1e-8
+
+#: Buffers of each cutoff function by its class, and what the student calls it.
+_CUTOFF_FUNCTIONS = {
+    "CosineCutoff": ({"cutoff"}, "cosine"),
+    "MollifierCutoff": ({"cutoff", "eps"}, "mollifier"),
+    "SwitchFunction": ({"switch_on", "switch_off"}, "switch"),
+}
 
 
 @dataclass(frozen=True)
@@ -34,29 +44,22 @@ class Trained:
     """(number of elements,), by atomic number."""
     version: str
     """Of SchNetPack."""
+    epsilon: float
+    cutoff: float
+    cutoff_function: str
+    """As the student calls it."""
+    cutoff_onset: float | None
 
 
-def read_trained(path: str | Path) -> Trained:
-    """Read a saved module, a saved ``state_dict()`` or a Lightning checkpoint.
+def read_trained(content: InertObject | dict[Any, Any], path: str | Path) -> Trained:
+    """Look through a saved module or a ``state_dict()``.
 
     Raises:
-        InputError: none of these, or a model with an option that the student lacks.
+        InputError: neither, or a model with an option that the student lacks.
     """
-    content = read_torch_file(path)
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = {  # Lightning: the task holds the model as `model`
-            name.removeprefix("model."): value
-            for name, value in content["state_dict"].items()
-            if isinstance(name, str)
-        }
     if isinstance(content, InertObject):
         return _read_module(content, path)
-    if isinstance(content, dict):
-        return _read_state_dict(content, path)
-    raise InputError(
-        f"{path} holds a {type_name(content)}, expected a trained SchNetPack model; "
-        "give its best_model"
-    )
+    return _read_state_dict(content, path)
 
 
 def _read_module(root: InertObject, path: str | Path) -> Trained:
@@ -67,7 +70,7 @@ def _read_module(root: InertObject, path: str | Path) -> Trained:
             f"{path} holds {root.type_name} with the representation {kind}, expected SchNetPack's "
             "PaiNN; only PaiNN can be imported"
         )
-    _check_representation(representation)
+    epsilon = _check_representation(representation)
     heads = _children(root, "output_modules")
     name, energy_key = _energy_head(heads)
     tensors = _as_float64(root.tensors())
@@ -100,11 +103,12 @@ def _read_module(root: InertObject, path: str | Path) -> Trained:
                     "save it without"
                 )
     version = str(root.get("spk_version", "unknown"))
-    return _checked(tensors, f"output_modules.{name}.outnet.", scale, mean, atomrefs, version)
+    readout = f"output_modules.{name}.outnet."
+    return _checked(tensors, readout, scale, mean, atomrefs, version, epsilon)
 
 
 def _read_state_dict(content: dict[Any, Any], path: str | Path) -> Trained:
-    """A state dict has no options, so offsets are taken as extensive and SiLU as the activation."""
+    """A state dict has no options: offsets are taken as extensive, the rest as SchNetPack's own."""
     named = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
     tensors = _as_float64(named)
     if "representation.embedding.weight" not in tensors:
@@ -131,7 +135,8 @@ def _read_state_dict(content: dict[Any, Any], path: str | Path) -> Trained:
                 f"the state_dict has {name}, whose place in the energy it does not tell; "
                 "give the whole best_model",
             )
-    return _checked(tensors, f"output_modules.{heads[0]}.outnet.", 1.0, mean, atomrefs, "unknown")
+    readout = f"output_modules.{heads[0]}.outnet."
+    return _checked(tensors, readout, 1.0, mean, atomrefs, "unknown", DEFAULT_EPSILON)
 
 
 def _checked(
@@ -141,14 +146,10 @@ def _checked(
     mean: float,
     atomrefs: Tensor | None,
     version: str,
+    epsilon: float,
 ) -> Trained:
     """Checks that need only names and shapes."""
-    extra = {k for k in tensors if k.startswith("representation.cutoff_fn.")}
-    require(
-        extra == {"representation.cutoff_fn.cutoff"},
-        f"the cutoff function has {sorted(extra)}, expected CosineCutoff's cutoff alone; "
-        "only the cosine cutoff can be imported",
-    )
+    cutoff, cutoff_function, onset = _cutoff(tensors)
     require(
         not any(k.startswith("representation.electronic_embeddings.") for k in tensors),
         "the model has electronic embeddings (charge or spin); only plain PaiNN can be imported",
@@ -158,18 +159,48 @@ def _checked(
         layers == ["0.bias", "0.weight", "1.bias", "1.weight"],
         f"the readout has {layers}, expected two layers with bias (n_layers=2)",
     )
-    for name, value in tensors.items():
-        if name.startswith(("representation.", readout)) and not bool(value.isfinite().all()):
-            raise InputError(f"{name} has numbers that are not finite; the training diverged")
-    return Trained(tensors, readout, scale, mean, atomrefs, version)
+    last = tensors[f"{readout}1.weight"]
+    require(
+        last.shape[0] == 1,
+        f"the readout gives {last.shape[0]} numbers an atom, expected one energy; import another",
+    )
+    return Trained(
+        tensors, readout, scale, mean, atomrefs, version, epsilon, cutoff, cutoff_function, onset
+    )
 
 
-def _check_representation(representation: InertObject) -> None:
+def _cutoff(tensors: dict[str, Tensor]) -> tuple[float, str, float | None]:
+    """Radius, function and, for a switch, onset."""
+    prefix = "representation.cutoff_fn."
+    numbers = {
+        k.removeprefix(prefix): v.flatten() for k, v in tensors.items() if k.startswith(prefix)
+    }
+    found = [name for buffers, name in _CUTOFF_FUNCTIONS.values() if buffers == set(numbers)]
+    require(
+        bool(found) and all(v.numel() == 1 for v in numbers.values()),
+        f"the cutoff function has {sorted(numbers)}, expected one of "
+        f"{', '.join(_CUTOFF_FUNCTIONS)}; only these can be imported",
+    )
+    if found == ["switch"]:
+        return float(numbers["switch_off"]), "switch", float(numbers["switch_on"])
+    cutoff = float(numbers["cutoff"])
+    if found == ["mollifier"]:
+        # It is cut off this far before the cutoff, where it has to be zero in all digits.
+        require(
+            0 <= float(numbers["eps"]) <= 1e-3 * cutoff,
+            f"MollifierCutoff has eps {float(numbers['eps'])}, expected at most a thousandth of "
+            f"the cutoff {cutoff}; only that can be imported",
+        )
+    return cutoff, found[0], None
+
+
+def _check_representation(representation: InertObject) -> float:
+    """Refuse what the student lacks; returns epsilon of the norms."""
     cutoff = type_name(representation.get("cutoff_fn")).rsplit(".", 1)[-1]
     require(
-        cutoff == "CosineCutoff",
-        f"the model uses the cutoff function {cutoff}, expected CosineCutoff; "
-        "only the cosine cutoff can be imported",
+        cutoff in _CUTOFF_FUNCTIONS,
+        f"the model uses the cutoff function {cutoff}, expected one of "
+        f"{', '.join(_CUTOFF_FUNCTIONS)}; only these can be imported",
     )
     basis = type_name(representation.get("radial_basis")).rsplit(".", 1)[-1]
     require(
@@ -189,13 +220,16 @@ def _check_representation(representation: InertObject) -> None:
     )
     for block in _children(representation, "interactions").values():
         _check_mlp(block.get("interatomic_context_net"))
+    epsilons = set()
     for block in _children(representation, "mixing").values():
         _check_mlp(block.get("intraatomic_context_net"))
-        epsilon = block.get("epsilon", NORM_EPSILON)
-        require(
-            epsilon == NORM_EPSILON,
-            f"the model has epsilon {epsilon}, expected {NORM_EPSILON}; only that can be imported",
-        )
+        epsilons.add(block.get("epsilon", DEFAULT_EPSILON))
+    require(
+        len(epsilons) == 1 and all(isinstance(e, (int, float)) and 0 < e < 1e6 for e in epsilons),
+        f"the model has epsilon {' and '.join(map(str, epsilons))}, expected one number > 0 for "
+        "all layers; only that can be imported",
+    )
+    return epsilons.pop()
 
 
 def _check_mlp(network: Any) -> None:
@@ -261,10 +295,4 @@ def _as_float64(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.to(torch.float64) for name, value in tensors.items()}
 
 
-def require(condition: bool, message: str) -> None:
-    """Raise InputError unless the condition holds."""
-    if not condition:
-        raise InputError(message)
-
-
-__all__ = ["Trained", "read_trained", "require"]
+__all__ = ["Trained", "read_trained"]
