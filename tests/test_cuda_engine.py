@@ -22,9 +22,17 @@ MODELS = {
     "wide": {"hidden_dim": 256, "num_interactions": 2, "num_rbf": 6, "cutoff": 3.5},
     "paper": {"hidden_dim": 40, "cutoff": 3.5, "norm": "paper", "cutoff_function": "cosine"},
     "other": {
-        **{"hidden_dim": 32, "num_interactions": 2, "num_rbf": 9, "cutoff": 3.5, "readout_dim": 40},
-        **{"rbf": "chebyshev", "rbf_per_interaction": True, "cutoff_function": "mollifier"},
-        **{"norm_scale": 0.2, "zbl": True, "zbl_switched": False},
+        "hidden_dim": 32,
+        "num_interactions": 2,
+        "num_rbf": 9,
+        "cutoff": 3.5,
+        "readout_dim": 40,
+        "rbf": "chebyshev",
+        "rbf_per_interaction": True,
+        "cutoff_function": "mollifier",
+        "norm_scale": 0.2,
+        "zbl": True,
+        "zbl_switched": False,
     },
 }
 
