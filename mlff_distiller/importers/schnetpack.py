@@ -28,10 +28,10 @@ from torch import Tensor
 
 from mlff_distiller.config import ModelConfig
 from mlff_distiller.errors import InputError
-from mlff_distiller.export import export_student
 from mlff_distiller.files import sha256
 from mlff_distiller.importers.schnetpack_file import Trained, read_trained, require
-from mlff_distiller.models.student_model import StudentForceField
+from mlff_distiller.students.export import export_student
+from mlff_distiller.students.student import StudentForceField
 from mlff_distiller.units import energy_in_ev, length_in_angstrom
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mlff_distiller.errors import InputError
 from mlff_distiller.importers.inert_pickle import InertObject, read_torch_file, type_name
-from mlff_distiller.models.painn import NORM_EPSILON
+from mlff_distiller.students.painn import NORM_EPSILON
 
 
 @dataclass(frozen=True)

@@ -48,8 +48,9 @@ from mlff_distiller.data import HDF5Dataset, Structure, arrays, ensure_splits
 from mlff_distiller.distill import export_run, read_history
 from mlff_distiller.export import FORMAT_VERSION, export_student
 from mlff_distiller.openmm import painn_force
+from mlff_distiller.students import checkpoint
 from mlff_distiller.teachers import get_teacher, label_dataset
-from mlff_distiller.training import checkpoint, train
+from mlff_distiller.training import train
 
 ELEMENTS = [8, 1, 6]  # nobody promised an order
 TINY = {"hidden_dim": 8, "num_interactions": 2, "cutoff": 3.5}
