@@ -37,11 +37,11 @@ from numpy.typing import NDArray
 from openmm import app
 from openmm_report import PARTS, mass_text, plot, tables
 
-from mlff_distiller.cli.common import load_structures
 from mlff_distiller.data import Structure
 from mlff_distiller.errors import InputError
 from mlff_distiller.openmm import painn_force
 from mlff_distiller.ops.engine import NativePotential
+from mlff_distiller.sampling import starting_structures
 from mlff_distiller.sampling.builtin import builtin, water_box
 from mlff_distiller.units import EV_IN_KJ_PER_MOL
 
@@ -317,7 +317,7 @@ def trajectory(
 
 
 def measure_drift(options: argparse.Namespace) -> dict[str, Any]:
-    structure = load_structures(options.structure)[-1]
+    structure = starting_structures(options.structure)[-1]
     rows = []
     for run in RUNS[:2] if options.quick else RUNS:
         slopes, noises, temperatures, traces = [], [], [], []
@@ -359,7 +359,7 @@ def resident_bytes() -> int:
 
 def memory_worker(model: str, source: str, backend: str, steps: int) -> None:
     """Prints the resident memory in the course of a run, as JSON."""
-    structure = load_structures(source)[-1]
+    structure = starting_structures(source)[-1]
     force = painn_force(topology_of(structure), model, backend=backend, threads=1)
     integrator = openmm.LangevinMiddleIntegrator(TEMPERATURE, 5.0, 0.0005)
     context = context_of(system_of(structure, masses_of(structure), force), integrator, "CPU", 1)

@@ -12,13 +12,13 @@ from mlff_distiller.errors import InputError
 
 if TYPE_CHECKING:
     from mlff_distiller.calculator import StudentCalculator
-    from mlff_distiller.models.student_model import StudentForceField
+    from mlff_distiller.students.student import StudentForceField
 
 __version__ = "0.1.0"
 
 _LAZY = {
     "StudentCalculator": "mlff_distiller.calculator",
-    "StudentForceField": "mlff_distiller.models.student_model",
+    "StudentForceField": "mlff_distiller.students.student",
 }
 
 __all__ = ["InputError", "StudentCalculator", "StudentForceField", "__version__"]

@@ -83,7 +83,7 @@ void PainnForceImpl::initialize(ContextImpl& context) {
   PotentialOptions settings;
   settings.skin = options.skin;
   settings.engine.num_threads = options.threads;
-  settings.engine.tabulate = !options.double_precision;  // as in mlff_distiller/potential.py
+  settings.engine.tabulate = !options.double_precision;  // as in students/potential.py
   settings.engine.precision = options.double_precision ? Precision::kFloat64 : Precision::kFloat32;
   try {
     potential_ = std::make_unique<Potential>(options.path, settings);

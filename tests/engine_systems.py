@@ -7,7 +7,7 @@ from ase.build import bulk, molecule
 from ase.neighborlist import natural_cutoffs, neighbor_list
 
 from mlff_distiller.config import ModelConfig
-from mlff_distiller.models.student_model import StudentForceField
+from mlff_distiller.students.student import StudentForceField
 
 EV = 96.48533212331  # kJ/mol, on purpose not taken from mlff_distiller.units
 

@@ -28,7 +28,7 @@ from mlff_distiller.export import export_student
 from mlff_distiller.files import atomic_path
 from mlff_distiller.models import StudentForceField
 from mlff_distiller.teachers import label_dataset
-from mlff_distiller.training.display import History
+from mlff_distiller.training.history import History
 
 ENGINES = ["ase", "lammps", "openmm"]
 

@@ -11,13 +11,13 @@ from labelled import TINY
 from mlff_distiller import __version__
 from mlff_distiller.errors import InputError
 from mlff_distiller.models import StudentForceField
-from mlff_distiller.training import checkpoint
-from mlff_distiller.training.checkpoint import (
+from mlff_distiller.students import checkpoint
+from mlff_distiller.students.checkpoint import (
     FORMAT_VERSION,
-    load_student_from_checkpoint,
     read_checkpoint,
     save_checkpoint,
 )
+from mlff_distiller.students.student import load_student
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def student():
 @pytest.fixture
 def saved(tmp_path, student):
     path = tmp_path / "best.ckpt"
-    save_checkpoint(path, student, metadata={"teacher": "emt", "min_distance": 0.9})
+    save_checkpoint(path, student.stored(), metadata={"teacher": "emt", "min_distance": 0.9})
     return path
 
 
@@ -42,9 +42,9 @@ def one_line(error) -> str:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_round_trip_keeps_every_bit(tmp_path, student, dtype):
     student.to(dtype)
-    save_checkpoint(tmp_path / "best.ckpt", student, metadata={"teacher": "emt"})
+    save_checkpoint(tmp_path / "best.ckpt", student.stored(), metadata={"teacher": "emt"})
     for path in (tmp_path, tmp_path / "best.ckpt"):
-        loaded = load_student_from_checkpoint(path)
+        loaded = load_student(path)
         assert loaded.config == student.config
         assert loaded.elements == student.elements
         for name, value in student.state_dict().items():
@@ -55,9 +55,9 @@ def test_round_trip_keeps_every_bit(tmp_path, student, dtype):
 
 
 def test_run_directory_means_best_then_last(tmp_path, student):
-    save_checkpoint(tmp_path / "last.ckpt", student, metadata={"epoch": 9})
+    save_checkpoint(tmp_path / "last.ckpt", student.stored(), metadata={"epoch": 9})
     assert read_checkpoint(tmp_path)["metadata"]["epoch"] == 9
-    save_checkpoint(tmp_path / "best.ckpt", student, metadata={"epoch": 5})
+    save_checkpoint(tmp_path / "best.ckpt", student.stored(), metadata={"epoch": 5})
     assert read_checkpoint(tmp_path)["metadata"]["epoch"] == 5
 
 
@@ -66,7 +66,7 @@ def test_truncated_file_is_reported_in_one_line(saved, keep):
     content = saved.read_bytes()
     saved.write_bytes(content[: int(keep * len(content))])
     with pytest.raises(InputError, match="truncated or foreign") as error:
-        load_student_from_checkpoint(saved)
+        load_student(saved)
     assert str(saved) in one_line(error)
 
 
@@ -107,7 +107,7 @@ def test_newer_version_asks_for_an_upgrade(saved):
     content["format_version"] = FORMAT_VERSION + 1
     torch.save(content, saved)
     with pytest.raises(InputError, match=r"upgrade mlff_distiller") as error:
-        load_student_from_checkpoint(saved)
+        load_student(saved)
     assert f"version {FORMAT_VERSION + 1}" in one_line(error)
 
 
@@ -125,7 +125,7 @@ def test_missing_keys_and_misfitting_weights(saved):
         read_checkpoint(saved)
     torch.save({**content, "elements": [1]}, saved)
     with pytest.raises(InputError, match="do not fit") as error:
-        load_student_from_checkpoint(saved)
+        load_student(saved)
     one_line(error)
 
 
@@ -138,7 +138,7 @@ def test_failed_write_keeps_the_old_file(saved, student, monkeypatch):
 
     monkeypatch.setattr(checkpoint.torch, "save", full_disk)
     with pytest.raises(InputError, match="make room") as error:
-        save_checkpoint(saved, student, metadata={})
+        save_checkpoint(saved, student.stored(), metadata={})
     one_line(error)
     assert saved.read_bytes() == before
     assert [p.name for p in saved.parent.iterdir()] == [saved.name]
@@ -150,5 +150,5 @@ def test_real_full_disk(tmp_path, student, monkeypatch):
     real = torch.save
     monkeypatch.setattr(checkpoint.torch, "save", lambda content, path: real(content, "/dev/full"))
     with pytest.raises(InputError, match=r"cannot write .*best\.ckpt"):
-        save_checkpoint(tmp_path / "best.ckpt", student, metadata={})
+        save_checkpoint(tmp_path / "best.ckpt", student.stored(), metadata={})
     assert not list(tmp_path.iterdir())

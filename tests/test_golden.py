@@ -32,8 +32,9 @@ from mlff_distiller.config import (
 )
 from mlff_distiller.data import HDF5Dataset, Structure, arrays, collate, structures_hash
 from mlff_distiller.distill import export_run, read_history
+from mlff_distiller.students import checkpoint
 from mlff_distiller.teachers import get_teacher, label_dataset
-from mlff_distiller.training import checkpoint, train
+from mlff_distiller.training import train
 
 GOLDEN = Path(__file__).parent / "golden"
 NUMBERS: dict[str, dict[str, Any]] = {

@@ -15,7 +15,7 @@ from mlff_distiller.config import ModelConfig
 from mlff_distiller.data import Structure, collate
 from mlff_distiller.errors import InputError
 from mlff_distiller.models import PaiNN, StudentForceField
-from mlff_distiller.models.repulsion import PairRepulsion
+from mlff_distiller.students.repulsion import PairRepulsion
 
 ELEMENTS = [1, 6, 8, 14]
 ENERGIES = [-13.6, -1030.0, -2042.0, -150.0]

@@ -16,8 +16,8 @@ from native_models import (
 
 from mlff_distiller.errors import InputError
 from mlff_distiller.export import export_student
-from mlff_distiller.models.radial import chebyshev_coefficients, chebyshev_nodes
 from mlff_distiller.ops.engine import NativePotential, available_isas
+from mlff_distiller.students.radial import chebyshev_coefficients, chebyshev_nodes
 
 ISAS = available_isas()
 EXACT = {"dtype": "float64", "tabulate": False, "threads": 1}

@@ -264,7 +264,7 @@ def test_case_29_no_grad(model, backend, platform):
 
 def test_portable_backend_without_gradients(model):
     # The same through TorchScript, whichever engine the python backend has found.
-    from mlff_distiller.portable import PortablePotential
+    from mlff_distiller.students.portable import PortablePotential
 
     atoms = ethanol()
     arguments = (atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)

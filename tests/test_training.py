@@ -21,9 +21,9 @@ from mlff_distiller.config import ModelConfig, TrainConfig, TrainingConfig, load
 from mlff_distiller.data import HDF5Dataset, HDF5Writer, collate
 from mlff_distiller.errors import InputError
 from mlff_distiller.models import StudentForceField
+from mlff_distiller.students.checkpoint import read_checkpoint
 from mlff_distiller.training import evaluate, fit_reference_energies, train
 from mlff_distiller.training import trainer as trainer_module
-from mlff_distiller.training.checkpoint import read_checkpoint
 from mlff_distiller.training.interrupt import Interrupt
 from mlff_distiller.training.reference import closest_pair, repulsion_energies, scale_readout
 from mlff_distiller.training.schedule import Schedule

@@ -12,7 +12,6 @@ from mlff_distiller.cli.common import (
     check_device,
     emit,
     example,
-    jsonable,
     user_errors,
     wrote,
 )
@@ -52,7 +51,7 @@ def evaluate(
     """Errors of a student on labelled frames."""
     with user_errors("nothing was written"):
         from mlff_distiller.evaluation import accuracy, predict
-        from mlff_distiller.models import StudentForceField
+        from mlff_distiller.students import StudentForceField
 
         student = StudentForceField.load(model).to(check_device(device))
         frames, used = _frames(data, split)
@@ -64,7 +63,7 @@ def evaluate(
             import json
 
             from mlff_distiller.evaluation import plots
-            from mlff_distiller.files import atomic_write_text
+            from mlff_distiller.files import atomic_write_text, jsonable
 
             output.mkdir(parents=True, exist_ok=True)
             plots.save(plots.parity(frames, predicted), output / "parity.png")

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
 from mlff_distiller.errors import InputError
-
-if TYPE_CHECKING:
-    from mlff_distiller.data import Structure
+from mlff_distiller.files import jsonable
 
 JSON = typer.Option(False, "--json", help="Print one JSON object instead of text.")
 
@@ -119,35 +116,9 @@ def accuracy_text(errors: dict[str, Any]) -> str:
     return ("MAE " + ", ".join(parts)) if parts else "not recorded"
 
 
-def jsonable(value: Any) -> Any:
-    """Plain JSON: arrays become lists, NaN becomes null, paths become text."""
-    if isinstance(value, dict):
-        return {str(k): jsonable(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [jsonable(v) for v in value]
-    if hasattr(value, "tolist"):
-        return jsonable(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, (str, int, float, bool)) or value is None:
-        return value
-    return str(value)
-
-
 def say(text: str) -> None:
     """Progress for people, on stderr, so that stdout stays clean for scripts."""
     typer.echo(text, err=True)
-
-
-def load_structures(source: str) -> list[Structure]:
-    """Structures of a file or ``builtin:NAME``."""
-    if source.startswith("builtin:"):
-        from mlff_distiller.sampling import builtin
-
-        return builtin(source)
-    from mlff_distiller.data.io import read_structures
-
-    return read_structures(source)
 
 
 def check_device(device: str) -> str:

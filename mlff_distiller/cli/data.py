@@ -13,7 +13,6 @@ from mlff_distiller.cli.common import (
     OVERWRITE,
     emit,
     example,
-    load_structures,
     parse_options,
     refuse_to_replace,
     say,
@@ -79,6 +78,7 @@ def sample(
         from mlff_distiller.data.io import write_structures
         from mlff_distiller.progress import Progress
         from mlff_distiller.sampling import sample as draw
+        from mlff_distiller.sampling import starting_structures
 
         refuse_to_replace(output, overwrite)
         mapping = load_yaml(config) if config else {}
@@ -87,7 +87,7 @@ def sample(
         settings = dataclasses.replace(
             settings, **{k: v for k, v in given.items() if v is not None}
         )
-        base = load_structures(structures)
+        base = starting_structures(structures)
         if teacher is None and settings.num_md:
             if md is not None:
                 raise InputError(
@@ -137,9 +137,10 @@ def label(
 
     with user_errors(kept):
         from mlff_distiller.data import HDF5Dataset
+        from mlff_distiller.sampling import starting_structures
         from mlff_distiller.teachers import get_teacher, label_dataset
 
-        frames = load_structures(structures)
+        frames = starting_structures(structures)
         if output.is_dir():
             raise InputError(f"--output must be a file, got the directory {output}; name another")
         labeller = get_teacher(teacher, device=device, **parse_options(option))

@@ -35,7 +35,7 @@ def anything(path: Path) -> Description:
 
 def student(path: Path) -> Description:
     """An exported student."""
-    from mlff_distiller.export import read_metadata
+    from mlff_distiller.students.file import read_metadata
 
     card = read_metadata(path)
     result = {"kind": "student", "path": path, **card, "native_engine": _native(path)}
@@ -124,8 +124,8 @@ def dataset(path: Path) -> Description:
 
 def checkpoint(path: Path) -> Description:
     """A run directory or a checkpoint of training."""
-    from mlff_distiller.models import StudentForceField
-    from mlff_distiller.training.checkpoint import read_checkpoint
+    from mlff_distiller.students import StudentForceField
+    from mlff_distiller.students.checkpoint import read_checkpoint
 
     if path.is_dir() and not any(path.glob("*.ckpt")):
         if (path / "metrics.json").exists():

@@ -138,7 +138,7 @@ def distill(
         if output is not None:
             settings = dataclasses.replace(settings, output=str(output))
         run_dir[0] = Path(settings.output)
-        from mlff_distiller.distill import run_distillation
+        from mlff_distiller.pipeline.distill import run_distillation
 
         metrics = run_distillation(settings, fresh=fresh, quiet=as_json)
         emit(metrics, as_json)
@@ -152,7 +152,7 @@ def export(
 ) -> None:
     """Write a trained student as one file."""
     with user_errors(f"{output} was not written"):
-        from mlff_distiller.distill import export_run
+        from mlff_distiller.students.export import export_run
 
         metadata = export_run(run_dir, output, dtype)
         text = wrote(output, f"{metadata['num_parameters']:,} parameters, {metadata['dtype']}")

@@ -12,7 +12,6 @@ from mlff_distiller.cli.common import (
     OVERWRITE,
     emit,
     example,
-    load_structures,
     refuse_to_replace,
     say,
     user_errors,
@@ -67,6 +66,7 @@ def md(
     with user_errors(lambda: kept[0]):
         from mlff_distiller.data.io import write_structures
         from mlff_distiller.dynamics import MDSettings, RunInterrupted, run_md
+        from mlff_distiller.sampling import starting_structures
 
         settings = MDSettings(
             ensemble=ensemble.lower(),
@@ -81,7 +81,7 @@ def md(
             seed=seed,
         )
         refuse_to_replace(output, overwrite)
-        start = load_structures(structure)[-1]
+        start = starting_structures(structure)[-1]
         try:
             trajectory = run_md(engine.lower(), model, start, settings)
         except RunInterrupted as stopped:
@@ -123,8 +123,9 @@ def bench(
     """Time a student."""
     with user_errors("nothing was written"):
         from mlff_distiller.dynamics import MDSettings, run_md
+        from mlff_distiller.sampling import starting_structures
 
-        start = load_structures(structure)[-1]
+        start = starting_structures(structure)[-1]
         settings = MDSettings(
             ensemble="nve",
             steps=steps,

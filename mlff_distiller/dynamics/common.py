@@ -274,7 +274,7 @@ def _check(model: str | Path, structure: Structure) -> None:
     from ase.data import chemical_symbols
 
     from mlff_distiller.data import check_structure
-    from mlff_distiller.export import read_metadata
+    from mlff_distiller.students.file import read_metadata
 
     check_structure(structure)
     known = read_metadata(model)["elements"]
@@ -303,7 +303,7 @@ def _check_sane(trajectory: Trajectory) -> None:
 def _torchscript(model: Path, structure: Structure, dtype: str) -> Structure:
     import torch
 
-    from mlff_distiller.export import load_exported
+    from mlff_distiller.students.file import load_exported
 
     kind = getattr(torch, dtype)
     module = load_exported(model, dtype=kind)

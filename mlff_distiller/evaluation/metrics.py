@@ -11,7 +11,7 @@ from ase.data import chemical_symbols
 
 from mlff_distiller.data import Structure, collate
 from mlff_distiller.errors import InputError
-from mlff_distiller.models import StudentForceField
+from mlff_distiller.students import StudentForceField
 from mlff_distiller.units import EV_PER_ANGSTROM3_IN_GPA
 
 #: What a distilled student should reach: key of metrics.json -> (largest value, what it is).

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from mlff_distiller.errors import InputError
-from mlff_distiller.export import export_student
 from mlff_distiller.files import sha256
 from mlff_distiller.importers.graph_pes import graph_pes_network
 from mlff_distiller.importers.inert_pickle import InertObject, read_torch_file, type_name
 from mlff_distiller.importers.network import Network, build_student
 from mlff_distiller.importers.schnetpack import schnetpack_network
-from mlff_distiller.models.student_model import StudentForceField
+from mlff_distiller.students import StudentForceField
+from mlff_distiller.students.export import export_student
 from mlff_distiller.units import energy_in_ev, length_in_angstrom
 
 

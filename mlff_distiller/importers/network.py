@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mlff_distiller.config import ModelConfig
 from mlff_distiller.errors import InputError
-from mlff_distiller.models.student_model import StudentForceField
+from mlff_distiller.students import StudentForceField
 
 #: Blocks of F numbers along the axes of each parameter of an interaction; 0: not of size F.
 _INTERACTION = {

@@ -1,6 +1,6 @@
 """Sampling: the structures that a teacher will label."""
 
-from mlff_distiller.sampling.builtin import builtin, water_box
+from mlff_distiller.sampling.builtin import builtin, starting_structures, water_box
 from mlff_distiller.sampling.md import run_md
 from mlff_distiller.sampling.rattle import rattle_all, rattle_relax_repeat, rattled
 from mlff_distiller.sampling.sample import sample
@@ -12,5 +12,6 @@ __all__ = [
     "rattled",
     "run_md",
     "sample",
+    "starting_structures",
     "water_box",
 ]

@@ -11,6 +11,7 @@ import difflib
 import numpy as np
 from ase.build import bulk
 
+from mlff_distiller.data.io import read_structures
 from mlff_distiller.data.structure import Structure
 from mlff_distiller.errors import InputError
 
@@ -76,6 +77,11 @@ _ALANINE_DIPEPTIDE = """
   H    3.4709    1.5740    0.6700
   H    3.3206    0.7391   -0.8952
 """
+
+
+def starting_structures(source: str) -> list[Structure]:
+    """Structures of a file or ``builtin:NAME``. Raises InputError."""
+    return builtin(source) if source.startswith(PREFIX) else read_structures(source)
 
 
 def builtin(name: str) -> list[Structure]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mlff_distiller.data import Batch, Structure, collate
 from mlff_distiller.errors import InputError
-from mlff_distiller.models import StudentForceField
+from mlff_distiller.students import StudentForceField
 from mlff_distiller.training.losses import QUANTITIES, Residuals, residuals, weighted_loss
 from mlff_distiller.units import EV_PER_ANGSTROM3_IN_GPA
 

@@ -10,8 +10,8 @@ import torch
 
 from mlff_distiller.data import Batch, Structure, collate, neighbors_of
 from mlff_distiller.errors import InputError
-from mlff_distiller.models import StudentForceField
 from mlff_distiller.ops import edge_vectors
+from mlff_distiller.students import StudentForceField
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from lightning_fabric import Fabric
 from mlff_distiller.config import TrainConfig, TrainingConfig
 from mlff_distiller.data import HDF5Dataset, Structure, collate, elements_of, ensure_splits
 from mlff_distiller.errors import InputError
-from mlff_distiller.models import StudentForceField
+from mlff_distiller.students import StudentForceField
 from mlff_distiller.training.reference import (
     closest_pair,
     fit_reference_energies,

@@ -29,15 +29,16 @@ from torch.multiprocessing import ProcessRaisedException
 from mlff_distiller.config import TrainConfig, from_dict, save_yaml, to_dict
 from mlff_distiller.data import Batch, Structure, collate
 from mlff_distiller.errors import InputError
-from mlff_distiller.models import StudentForceField
-from mlff_distiller.training.checkpoint import (
+from mlff_distiller.students import StudentForceField
+from mlff_distiller.students.checkpoint import (
     BEST,
     LAST,
-    load_state,
     read_checkpoint,
     save_checkpoint,
 )
-from mlff_distiller.training.display import Display, History
+from mlff_distiller.students.student import load_state
+from mlff_distiller.training.display import Display
+from mlff_distiller.training.history import History
 from mlff_distiller.training.interrupt import Interrupt
 from mlff_distiller.training.losses import QUANTITIES, loss_weights, residuals, weighted_loss
 from mlff_distiller.training.metrics import ErrorSums, error_sums
@@ -284,7 +285,7 @@ class _Trainer:
         }
         save_checkpoint(
             self.output / name,
-            self.averaged.student,
+            self.averaged.student.stored(),
             metadata=metadata,
             config=to_dict(self.config),
             training=self._state() if name == LAST else None,

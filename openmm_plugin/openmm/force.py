@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlff_distiller.errors import InputError
-from mlff_distiller.export import read_metadata
 from mlff_distiller.files import sha256
 from mlff_distiller.openmm.checks import (
     MOST_THREADS,
@@ -30,7 +29,8 @@ from mlff_distiller.openmm.checks import (
     checked_periodic,
     checked_skin,
 )
-from mlff_distiller.potential import DEFAULT_SKIN, dtype_name
+from mlff_distiller.students.file import read_metadata
+from mlff_distiller.students.potential import DEFAULT_SKIN, dtype_name
 
 try:
     import openmm
@@ -206,14 +206,14 @@ def atomic_numbers(topology: Topology, atoms: Sequence[int] | None) -> list[int]
 def _check_elements(numbers: Sequence[int], elements: list[int]) -> None:
     import numpy as np
 
-    from mlff_distiller.portable import check_elements
+    from mlff_distiller.students.portable import check_elements
 
     check_elements(np.asarray(numbers, dtype=np.int64), elements)
 
 
 def _resolve(backend: str, device: str) -> tuple[str, str]:
     from mlff_distiller.openmm.native import plugin_is_built
-    from mlff_distiller.potential import native_is_built
+    from mlff_distiller.students.potential import native_is_built
 
     if device == "auto":
         device = "cpu"

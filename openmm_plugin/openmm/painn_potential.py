@@ -40,7 +40,7 @@ class PainnPotentialImplFactory:
         """
         from openmmml.mlpotential import MLPotentialImpl
 
-        from mlff_distiller.export import read_metadata
+        from mlff_distiller.students.file import read_metadata
 
         if modelPath is None:
             raise InputError(

@@ -14,7 +14,7 @@ import numpy as np
 
 from mlff_distiller.errors import InputError
 from mlff_distiller.files import sha256
-from mlff_distiller.potential import Potential, open_potential
+from mlff_distiller.students.potential import Potential, open_potential
 from mlff_distiller.units import ANGSTROM_IN_NM, EV_IN_KJ_PER_MOL
 
 ANGSTROM_PER_NM = 1.0 / ANGSTROM_IN_NM

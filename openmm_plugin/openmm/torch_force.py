@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from mlff_distiller.errors import InputError
-from mlff_distiller.export import load_exported
-from mlff_distiller.potential import dtype_name
+from mlff_distiller.students.file import load_exported
+from mlff_distiller.students.potential import dtype_name
 from mlff_distiller.units import ANGSTROM_IN_NM, EV_IN_KJ_PER_MOL
 
 

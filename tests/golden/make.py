@@ -48,8 +48,9 @@ from mlff_distiller.data import HDF5Dataset, Structure, arrays, ensure_splits
 from mlff_distiller.distill import export_run, read_history
 from mlff_distiller.export import FORMAT_VERSION, export_student
 from mlff_distiller.openmm import painn_force
+from mlff_distiller.students import checkpoint
 from mlff_distiller.teachers import get_teacher, label_dataset
-from mlff_distiller.training import checkpoint, train
+from mlff_distiller.training import train
 
 ELEMENTS = [8, 1, 6]  # nobody promised an order
 TINY = {"hidden_dim": 8, "num_interactions": 2, "cutoff": 3.5}
@@ -57,6 +58,17 @@ TINY = {"hidden_dim": 8, "num_interactions": 2, "cutoff": 3.5}
 STUDENTS = {
     "gaussian_float32": ModelConfig(**TINY, num_rbf=5, rbf="gaussian"),
     "bessel_zbl_float64": ModelConfig(**TINY, num_rbf=4, rbf="bessel", zbl=True),
+    # Since version 2
+    "paper_cut_float64": ModelConfig(
+        **TINY,
+        **{"num_rbf": 4, "rbf": "bessel", "rbf_trainable": True, "rbf_per_interaction": True},
+        **{"norm": "paper", "cutoff_function": "cosine", "zbl": True, "zbl_switched": False},
+    ),
+    "switch_float32": ModelConfig(
+        **TINY,
+        **{"num_rbf": 5, "rbf": "chebyshev", "cutoff_function": "switch", "cutoff_onset": 2.5},
+        **{"norm_scale": 0.5, "readout_dim": 7},
+    ),
 }
 OPENMM_STUDENT = "student_bessel_zbl_float64.pt"
 
@@ -82,6 +94,7 @@ def write_student(name: str, config: ModelConfig) -> None:
         for parameter in student.parameters():
             if parameter.ndim == 1:
                 parameter.normal_(0, 0.3)
+        student.painn.scales.copy_(torch.tensor([0.1, 0.075, 0.125]))  # forces of some eV/Å
     student.to(getattr(torch, name.rpartition("_")[2]))
     export_student(student, f"student_{name}.pt", {"teacher": "none", "min_distance": 0.8})
 

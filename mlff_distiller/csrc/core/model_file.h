@@ -29,7 +29,7 @@ struct FilterSpec {
 
 enum class RepulsionKind { kNone, kSwitched, kCut };
 
-// Parameters of one student, as written by mlff_distiller.export. All tensors were checked for
+// Parameters of one student, as written by mlff_distiller.students. All tensors were checked for
 // name, shape and finite values when this was read. Files of older versions are read into the same
 // fields: tensors have the names of the newest version.
 struct ModelFile {

@@ -1,4 +1,4 @@
-// What filters are made of: radial basis times cutoff function. The twin of models/radial.py.
+// What filters are made of: radial basis times cutoff function. The twin of students/radial.py.
 #ifndef MLFF_CORE_RADIAL_H_
 #define MLFF_CORE_RADIAL_H_
 

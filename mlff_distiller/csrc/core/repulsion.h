@@ -1,4 +1,4 @@
-// Screened nuclear repulsion, models/repulsion.py, one source for host and device.
+// Screened nuclear repulsion, students/repulsion.py, one source for host and device.
 #ifndef MLFF_CORE_REPULSION_H_
 #define MLFF_CORE_REPULSION_H_
 

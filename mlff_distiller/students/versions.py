@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from mlff_distiller.config import ModelConfig, from_dict, to_dict
-from mlff_distiller.models.repulsion import PairRepulsion
+from mlff_distiller.students.repulsion import PairRepulsion
 
 _PAPER = {"norm": "paper", "norm_epsilon": 1e-8, "cutoff_function": "cosine"}
 

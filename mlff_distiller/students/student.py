@@ -27,9 +27,11 @@ from torch import Tensor, nn
 
 from mlff_distiller.config import ModelConfig
 from mlff_distiller.errors import InputError
-from mlff_distiller.models.painn import PaiNN
-from mlff_distiller.models.repulsion import PairRepulsion
 from mlff_distiller.ops.neighbors import edge_vectors, neighbor_list
+from mlff_distiller.students.load import read_student
+from mlff_distiller.students.painn import PaiNN
+from mlff_distiller.students.repulsion import PairRepulsion
+from mlff_distiller.students.stored import StoredStudent
 
 if TYPE_CHECKING:
     from mlff_distiller.data import Batch
@@ -197,9 +199,38 @@ class StudentForceField(nn.Module):
         Raises:
             InputError: missing, truncated or foreign file, or one written by a newer version.
         """
-        from mlff_distiller.export import load_student
-
         return load_student(path)
+
+    def stored(self) -> StoredStudent:
+        """What files keep of it."""
+        dtype = str(self.painn.embedding.weight.dtype).removeprefix("torch.")
+        state = {name: value.detach().cpu() for name, value in self.state_dict().items()}
+        return StoredStudent(self.config, list(self.elements), dtype, state)
+
+
+def load_student(path: str | Path) -> StudentForceField:
+    """Rebuild a student from a run directory, a checkpoint or an exported file, in its own dtype.
+
+    Raises:
+        InputError: missing, truncated or foreign file, one of a newer format, or weights that do
+            not fit the configuration.
+    """
+    stored = read_student(path)
+    student = StudentForceField(stored.config, stored.elements)
+    student.to(getattr(torch, stored.dtype))
+    load_state(student, stored.state, path)
+    return student.eval()
+
+
+def load_state(student: StudentForceField, state: dict[str, Tensor], name: str | Path) -> None:
+    """``load_state_dict`` with a one-line error that names the file."""
+    try:
+        student.load_state_dict(state)
+    except RuntimeError:
+        raise InputError(
+            f"{name}: the weights do not fit the configuration of the model; the file is damaged "
+            "or was edited, train again"
+        ) from None
 
 
 def _forces(batch: Batch, gradient: Tensor) -> Tensor:

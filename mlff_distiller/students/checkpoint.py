@@ -18,14 +18,14 @@ from typing import Any
 import torch
 
 from mlff_distiller import __version__
-from mlff_distiller.config import ModelConfig, from_dict, to_dict
+from mlff_distiller.config import to_dict
 from mlff_distiller.errors import InputError
 from mlff_distiller.files import atomic_path
-from mlff_distiller.models import StudentForceField
-from mlff_distiller.models.versions import upgrade_config, upgrade_state
+from mlff_distiller.students.stored import StoredStudent
+from mlff_distiller.students.versions import upgrade_config, upgrade_state
 
 FORMAT = "mlff-distiller checkpoint"
-#: Raised when a reader of the old number could not use a new file; models/versions.py reads old ones.
+#: Raised when a reader of the old number could not use a new file; versions.py reads old ones.
 FORMAT_VERSION = 2
 BEST, LAST = "best.ckpt", "last.ckpt"
 _REQUIRED = ("model_config", "elements", "dtype", "model", "metadata")
@@ -33,7 +33,7 @@ _REQUIRED = ("model_config", "elements", "dtype", "model", "metadata")
 
 def save_checkpoint(
     path: str | Path,
-    student: StudentForceField,
+    student: StoredStudent,
     *,
     metadata: dict[str, Any],
     config: dict[str, Any] | None = None,
@@ -43,7 +43,7 @@ def save_checkpoint(
 
     Args:
         path: file to write, ``.ckpt``.
-        student: the model to be used, that is with averaged weights.
+        student: ``stored()`` of the model to be used, that is with averaged weights.
         metadata: plain types; the package version is added.
         config: of the run, as plain types.
         training: state of the optimisation; tensors and plain types.
@@ -51,14 +51,13 @@ def save_checkpoint(
     Raises:
         InputError: the file cannot be written, for example because the disk is full.
     """
-    dtype = str(student.painn.embedding.weight.dtype).removeprefix("torch.")
     content = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "model_config": to_dict(student.config),
         "elements": list(student.elements),
-        "dtype": dtype,
-        "model": {k: v.detach().cpu() for k, v in student.state_dict().items()},
+        "dtype": student.dtype,
+        "model": student.state,
         "metadata": {"package_version": __version__, **metadata},
         "config": config or {},
         "training": training,
@@ -139,28 +138,3 @@ def _upgrade(content: dict[str, Any]) -> dict[str, Any]:
         student = content["training"]["student"]
         content["training"]["student"] = upgrade_state(student, elements, version)
     return content
-
-
-def load_student_from_checkpoint(path: str | Path) -> StudentForceField:
-    """The student of a run directory or checkpoint, with averaged weights, in its own dtype.
-
-    Raises:
-        InputError: see :func:`read_checkpoint`; also weights that do not fit the configuration.
-    """
-    content = read_checkpoint(path)
-    config = from_dict(ModelConfig, content["model_config"], where="model_config")
-    student = StudentForceField(config, content["elements"])
-    student.to(getattr(torch, content["dtype"]))
-    load_state(student, content["model"], find_checkpoint(path))
-    return student.eval()
-
-
-def load_state(student: StudentForceField, state: dict[str, Any], name: str | Path) -> None:
-    """``load_state_dict`` with a one-line error that names the checkpoint."""
-    try:
-        student.load_state_dict(state)
-    except RuntimeError:
-        raise InputError(
-            f"{name}: the weights do not fit the configuration of the model; the file is damaged "
-            "or was edited, train again"
-        ) from None

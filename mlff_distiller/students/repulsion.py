@@ -11,7 +11,7 @@ import torch
 from ase.data import covalent_radii
 from torch import Tensor, nn
 
-from mlff_distiller.models.radial import PolynomialCutoff
+from mlff_distiller.students.radial import PolynomialCutoff
 
 COULOMB = 14.399645  # e^2 / (4 π ε0) in eV Å
 SCREENING_LENGTH = 0.46850  # Å

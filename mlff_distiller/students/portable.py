@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mlff_distiller.errors import InputError
-from mlff_distiller.export import load_exported, read_metadata
 from mlff_distiller.ops.reference import neighbor_list_reference
+from mlff_distiller.students.file import load_exported, read_metadata
 
 #: Å. Nearer than this, atoms lie on one point: no direction is defined between them.
 SAME_POINT = 1e-4
@@ -71,7 +71,7 @@ class PortablePotential:
         cell: np.ndarray,
         pbc: np.ndarray,
     ) -> dict[str, Any]:
-        """See :meth:`mlff_distiller.potential.Potential.compute`."""
+        """See :meth:`mlff_distiller.students.potential.Potential.compute`."""
         from mlff_distiller.data.structure import Structure, check_structure
 
         s = check_structure(Structure(atomic_numbers, positions, cell, pbc), "atoms")

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from mlff_distiller.config import ModelConfig
-from mlff_distiller.models.radial import make_basis, make_cutoff
 from mlff_distiller.ops.messages import message, message_reference
+from mlff_distiller.students.radial import make_basis, make_cutoff
 
 
 class Interaction(nn.Module):

@@ -1,0 +1,1 @@
+"""The line over all stations: structures -> labels -> student -> engines -> report."""

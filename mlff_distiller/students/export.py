@@ -1,0 +1,130 @@
+"""[6] Writing a student as one file that every engine runs; file.py describes and reads it."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mlff_distiller import __version__
+from mlff_distiller.config import to_dict
+from mlff_distiller.errors import InputError
+from mlff_distiller.files import atomic_path
+from mlff_distiller.ops.reference import neighbor_list_reference
+from mlff_distiller.students.checkpoint import read_checkpoint
+from mlff_distiller.students.file import FORMAT_VERSION, METADATA, NATIVE
+from mlff_distiller.students.native_parameters import native_parameters
+from mlff_distiller.students.student import StudentForceField, load_student
+
+
+class ExportedStudent(nn.Module):
+    """The portable form: plain TorchScript, no custom operator, runs in any libtorch.
+
+    Args:
+        student: what to export; parameters are shared, not copied.
+    """
+
+    reference_energies: Tensor
+    species_of_z: Tensor
+
+    def __init__(self, student: StudentForceField) -> None:
+        super().__init__()
+        self.cutoff = student.cutoff
+        self.painn = student.painn
+        self.repulsion = student.repulsion
+        self.register_buffer("species_of_z", student.species_of_z)
+        self.register_buffer("reference_energies", student.reference_energies)
+
+    def forward(
+        self, atomic_numbers: Tensor, positions: Tensor, cell: Tensor, pbc: Tensor
+    ) -> Tensor:
+        """Energy of one structure, () float64 in eV; see ``StudentForceField.forward``."""
+        edge_index, shifts = neighbor_list_reference(positions, cell, pbc, self.cutoff)
+        vectors = positions[edge_index[0]] - positions[edge_index[1]]
+        vectors = vectors + shifts.to(positions.dtype) @ cell
+        return self.atomic_energies(atomic_numbers, edge_index, vectors).sum()
+
+    @torch.jit.export
+    def atomic_energies(
+        self, atomic_numbers: Tensor, edge_index: Tensor, edge_vectors: Tensor
+    ) -> Tensor:
+        """Energy of each atom, (n_atoms,) float64 in eV."""
+        valid = (atomic_numbers >= 1) & (atomic_numbers <= 118)
+        species = self.species_of_z[atomic_numbers * valid.to(atomic_numbers.dtype)]
+        if bool((species < 0).any()):
+            raise ValueError("an element that the model was not trained on")
+        dtype = self.painn.embedding.weight.dtype
+        vectors = edge_vectors.to(dtype)
+        energies = self.painn(species, edge_index, vectors)
+        if self.repulsion is not None:
+            energies = energies + self.repulsion(species, edge_index, vectors)
+        return energies.to(torch.float64) + self.reference_energies[species].to(torch.float64)
+
+
+def export_student(
+    student: StudentForceField, path: str | Path, metadata: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Write a student for LAMMPS, OpenMM and ASE. The write is atomic.
+
+    Args:
+        student: the model; exported in the dtype that it has.
+        path: file to write, ``.pt`` by custom.
+        metadata: what to record beside the fixed entries (teacher, data hash, accuracy,
+            ``min_distance`` in Å of the closest pair in training, ...).
+
+    Returns:
+        The metadata as written.
+    """
+    dtype = student.painn.embedding.weight.dtype
+    entries: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "package_version": __version__,
+        "torch_version": torch.__version__,
+        "architecture": "PaiNN",
+        "elements": student.elements,
+        "cutoff": student.cutoff,
+        "dtype": str(dtype).removeprefix("torch."),
+        "units": {"energy": "eV", "length": "Ang", "forces": "eV/Ang", "stress": "eV/Ang^3"},
+        "num_parameters": student.num_parameters,
+        "reference_energies": student.reference_energies.tolist(),
+        "model_config": to_dict(student.config),
+        **(metadata or {}),
+    }
+    if student.repulsion is not None and not student.repulsion.switched:
+        entries["repulsion_step"] = student.repulsion.jump()  # eV
+    exported = ExportedStudent(student).eval()
+    with warnings.catch_warnings(), atomic_path(path) as temporary:
+        warnings.simplefilter("ignore")  # TorchScript's deprecation, see the head of this file
+        scripted = torch.jit.script(exported)
+        extra = {
+            METADATA: json.dumps(entries, indent=1),
+            NATIVE: native_parameters(student, float(entries.get("min_distance") or 0.0)),
+        }
+        torch.jit.save(scripted, str(temporary), _extra_files=extra)
+    return entries
+
+
+def export_run(run_dir: str | Path, output: str | Path, dtype: str | None = None) -> dict[str, Any]:
+    """Export the best student of a training run with all that is known about it.
+
+    Args:
+        run_dir: run directory or checkpoint.
+        output: file to write.
+        dtype: ``float32`` or ``float64``; None keeps that of training.
+
+    Returns:
+        The metadata as written.
+
+    Raises:
+        InputError: no usable checkpoint, or an unknown dtype.
+    """
+    if dtype not in (None, "float32", "float64"):
+        raise InputError(f"dtype must be float32 or float64, got {dtype!r}; use --dtype float32")
+    student = load_student(run_dir)
+    if dtype is not None:
+        student.to(getattr(torch, dtype))
+    metadata = dict(read_checkpoint(run_dir)["metadata"])
+    metadata["accuracy"] = {"split": "valid", **metadata.pop("validation", {})}
+    return export_student(student, output, metadata)

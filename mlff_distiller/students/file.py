@@ -1,0 +1,137 @@
+"""[6] The exported file: one TorchScript archive that every engine runs. Here it is read.
+
+The file is what ``torch.jit.save`` writes (an uncompressed zip) with two extra files:
+
+``metadata.json``
+    format version, elements, cutoff, units, dtype, config, teacher, data hash, accuracy.
+``native.bin``
+    the same parameters for the native engine, see native_parameters.py.
+
+export.py writes it. TorchScript is deprecated upstream since torch 2.11; these two files and
+portable.py know it, no other does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mlff_distiller import __version__
+from mlff_distiller.errors import InputError
+from mlff_distiller.students.versions import upgrade_config
+
+#: Raised when a reader of the old number could not use a new file; versions.py reads old ones.
+FORMAT_VERSION = 2
+METADATA = "metadata.json"
+NATIVE = "native.bin"
+
+
+def check_path(path: object) -> None:
+    """Raises InputError for what names no file, such as None."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(
+            f"the model must be the path of a file, got {path!r}; make one with "
+            "`mlff-distiller export RUN_DIR -o student.pt`"
+        )
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """Metadata of an exported student, without loading torch code.
+
+    Raises:
+        InputError: missing, truncated or foreign file, or one of a newer format.
+    """
+    check_path(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next((n for n in archive.namelist() if n.endswith(f"extra/{METADATA}")), None)
+            if name is None:
+                raise InputError(
+                    f"{path} is a zip file but no exported student; "
+                    "make one with `mlff-distiller export RUN_DIR -o student.pt`"
+                )
+            metadata = json.loads(archive.read(name))
+    except FileNotFoundError:
+        raise InputError(f"no such model file: {path}; check the path") from None
+    except IsADirectoryError:
+        raise InputError(
+            f"a model is a file, got the directory {path}; make one of a run directory with "
+            "`mlff-distiller export RUN_DIR -o student.pt`"
+        ) from None
+    except OSError as error:
+        raise InputError(
+            f"cannot read the model {path}: {error.strerror or error}; check its permissions"
+        ) from None
+    except (zipfile.BadZipFile, json.JSONDecodeError, EOFError, struct.error):
+        raise InputError(
+            f"{path} is no exported student or is truncated; export or copy it again"
+        ) from None
+    if not isinstance(metadata, dict) or "format_version" not in metadata:
+        raise InputError(f"{path} is no exported student; its metadata has no format_version")
+    version = metadata["format_version"]
+    if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
+        raise InputError(
+            f"{path} has format version {version}, this mlff_distiller {__version__} reads up to "
+            f"{FORMAT_VERSION}; upgrade mlff_distiller"
+        )
+    _check_metadata(metadata, path)
+    metadata["model_config"] = upgrade_config(metadata["model_config"], version)
+    return metadata
+
+
+def _check_metadata(metadata: dict[str, Any], path: str | Path) -> None:
+    elements, cutoff = metadata.get("elements"), metadata.get("cutoff")
+    good = (
+        isinstance(elements, list)
+        and bool(elements)
+        and all(isinstance(z, int) and 1 <= z <= 118 for z in elements)
+        and isinstance(cutoff, (int, float))
+        and cutoff > 0
+        and metadata.get("dtype") in ("float32", "float64")
+        and isinstance(metadata.get("model_config"), dict)
+        and metadata["model_config"].get("cutoff") == cutoff
+    )
+    if not good:
+        raise InputError(
+            f"the metadata of {path} contradict themselves (elements {elements!r}, cutoff "
+            f"{cutoff!r}, dtype {metadata.get('dtype')!r}); export the student again"
+        )
+
+
+def load_exported(
+    path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> torch.jit.ScriptModule:
+    """Load the portable TorchScript form.
+
+    Args:
+        path: exported student.
+        device: where to put it.
+        dtype: float32 or float64; None keeps the one it was exported with.
+
+    Returns:
+        Module with ``forward(atomic_numbers, positions, cell, pbc)`` and
+        ``atomic_energies(atomic_numbers, edge_index, edge_vectors)``.
+
+    Raises:
+        InputError: see :func:`read_metadata`.
+    """
+    read_metadata(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module = torch.jit.load(str(path), map_location=device)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"torch {torch.__version__} cannot load {path} ({reason}); export it again"
+        ) from None
+    if dtype is not None:
+        module = module.to(dtype)
+    return module.eval()
