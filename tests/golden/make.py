@@ -66,7 +66,7 @@ STUDENTS = {
     ),
     "switch_float32": ModelConfig(
         **TINY,
-        **{"num_rbf": 5, "rbf": "chebyshev", "cutoff_function": "switch", "cutoff_onset": 2.5},
+        **{"num_rbf": 3, "rbf": "chebyshev", "cutoff_function": "switch", "cutoff_onset": 1.0},
         **{"norm_scale": 0.5, "readout_dim": 7},
     ),
 }
@@ -94,7 +94,7 @@ def write_student(name: str, config: ModelConfig) -> None:
         for parameter in student.parameters():
             if parameter.ndim == 1:
                 parameter.normal_(0, 0.3)
-        student.painn.scales.copy_(torch.tensor([0.1, 0.075, 0.125]))  # forces of some eV/Å
+        student.painn.scales.copy_(torch.tensor([1.0, 0.75, 1.25]))
     student.to(getattr(torch, name.rpartition("_")[2]))
     export_student(student, f"student_{name}.pt", {"teacher": "none", "min_distance": 0.8})
 
