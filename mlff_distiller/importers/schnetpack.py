@@ -27,6 +27,7 @@ from ase.data import atomic_numbers as number_of_symbol
 from torch import Tensor
 
 from mlff_distiller.config import ModelConfig
+from mlff_distiller.elements import MAX_Z
 from mlff_distiller.errors import InputError
 from mlff_distiller.files import sha256
 from mlff_distiller.importers.schnetpack_file import Trained, read_trained, require
@@ -136,7 +137,7 @@ def _build(
 
 
 def _elements(elements: str | Sequence[str | int] | None, trained: Trained) -> list[int]:
-    rows = min(trained.tensors["representation.embedding.weight"].shape[0], 119)
+    rows = min(trained.tensors["representation.embedding.weight"].shape[0], MAX_Z + 1)
     if elements is None:
         if trained.atomrefs is not None:
             known = torch.nonzero(trained.atomrefs[:rows]).flatten().tolist()
