@@ -21,11 +21,11 @@ from ase.calculators.calculator import (
 )
 from ase.stress import full_3x3_to_voigt_6_stress
 
+from mlff_distiller.constants import DEFAULT_SKIN
+from mlff_distiller.elements import check_elements
 from mlff_distiller.errors import InputError
 from mlff_distiller.students.file import read_metadata
-from mlff_distiller.students.portable import check_elements
 from mlff_distiller.students.potential import (
-    DEFAULT_SKIN,
     Potential,
     dtype_name,
     open_potential,

@@ -339,6 +339,8 @@ class EnginesConfig:
     nve_steps: int = 2000
     npt_steps: int = 1000
     """Periodic systems only."""
+    threads: int = 1
+    """Of every engine and of the teacher that they are timed against."""
 
     def __post_init__(self) -> None:  # else found only after hours of training
         _require(
@@ -349,6 +351,10 @@ class EnginesConfig:
             0 <= self.temperature < math.inf,
             f"temperature must be >= 0 K and finite, got {self.temperature}; set "
             "engines.temperature",
+        )
+        _require(
+            1 <= self.threads <= 1024,
+            f"threads must be 1..1024, got {self.threads}; set engines.threads",
         )
 
 

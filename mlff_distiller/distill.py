@@ -1,8 +1,8 @@
 """The names of :mod:`mlff_distiller.pipeline` and its stations under which scripts know them."""
 
-from mlff_distiller.pipeline.distill import Stages, run_distillation
+from mlff_distiller.pipeline.distill import run_distillation
 from mlff_distiller.sampling import starting_structures
 from mlff_distiller.students.export import export_run
 from mlff_distiller.training.history import read_history
 
-__all__ = ["Stages", "export_run", "read_history", "run_distillation", "starting_structures"]
+__all__ = ["export_run", "read_history", "run_distillation", "starting_structures"]

@@ -1,8 +1,8 @@
 """The names of :mod:`mlff_distiller.students` under which scripts know its evaluation."""
 
+from mlff_distiller.constants import DEFAULT_SKIN
 from mlff_distiller.students.portable import PortablePotential
 from mlff_distiller.students.potential import (
-    DEFAULT_SKIN,
     Potential,
     dtype_name,
     native_is_built,

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from ase.build import bulk
 from ase.io import write
 from cli_runner import Outcome, run
 
-from mlff_distiller.config import DistillConfig, from_dict, load_config
-from mlff_distiller.data import HDF5Dataset
-from mlff_distiller.distill import Stages, run_distillation
+from mlff_distiller.config import (
+    DataConfig,
+    DistillConfig,
+    ModelConfig,
+    SamplingConfig,
+    TrainingConfig,
+    from_dict,
+    load_config,
+)
+from mlff_distiller.data import HDF5Dataset, Structure
+from mlff_distiller.distill import run_distillation
 from mlff_distiller.export import read_metadata
+from mlff_distiller.pipeline import engines, fit, label, sample
+from mlff_distiller.pipeline.stage import EXECUTION, Hashed, Stages, Station, identity
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 KEYS = [
@@ -154,32 +166,125 @@ def test_changed_settings_redo_what_depends_on_them(finished: Outcome, folder: P
     assert {r["ensemble"] for r in metrics["engines"]["runs"]} == {"nve"}
 
 
+def test_how_a_stage_works_is_no_reason_to_do_it_again(
+    finished: Outcome, folder: Path, tmp_path: Path
+) -> None:
+    """Nor is another place of the run directory."""
+    run = shutil.copytree(folder / "run", tmp_path / "moved")
+    content = settings(folder) | {"output": str(run)}
+    content["teacher"] = {"name": "emt", "batch_size": 3}
+    content["training"] |= {"tensorboard": True, "threads": 2}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    again = distill(tmp_path)
+    # The engines ran with other settings in a test above.
+    assert [s for s in STAGES if f"[{s}] done before" not in again.stderr] in ([], ["engines"])
+
+
+def test_more_epochs_go_on_where_the_training_ended(
+    finished: Outcome, folder: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(folder / "run", tmp_path / "moved")
+    content = settings(folder) | {"output": str(run)}
+    content["training"] |= {"max_epochs": 62}
+    content["engines"] = {"lammps": False, "openmm": False, "nve_steps": 4, "npt_steps": 0}
+    metrics = run_distillation(from_dict(DistillConfig, content), quiet=True)
+    assert metrics["training"]["epochs"] == 62
+    assert not (run / "training" / "best.ckpt.old").exists()
+    history = (run / "training" / "history.csv").read_text().splitlines()
+    before = (folder / "run" / "training" / "history.csv").read_text().splitlines()
+    assert history[: len(before)] == before
+    assert len(history) == len(before) + 2
+
+
+def test_a_lower_max_force_leaves_out_what_is_above_it(tmp_path: Path) -> None:
+    start = [Structure.from_atoms(bulk("Cu", cubic=True))]
+    sampling = SamplingConfig(num_rattle=12, num_md=0, rattle_stdev=[0.05, 0.2], max_force=30.0)
+
+    def labelled(max_force: float) -> float:
+        stages = Stages(tmp_path, lambda text: None)
+        config = dataclasses.replace(sampling, max_force=max_force)
+        frames = stages.run(
+            sample.STATION, sample.Inputs(Hashed(start, "copper"), config, "emt", {})
+        )
+        result = stages.run(
+            label.STATION,
+            label.Inputs(
+                frames=Hashed(tmp_path / sample.FRAMES, frames.frames_hash),
+                teacher="emt",
+                options={},
+                max_force=max_force,
+                splits=DataConfig(valid_fraction=0.0, test_fraction=0.0),
+                seed=0,
+            ),
+        )
+        data = HDF5Dataset(tmp_path / label.DATA)
+        assert sum(result.num_frames.values()) == len(data) < 12 + (max_force == 30.0)
+        return max(float(np.linalg.norm(s.forces, axis=1).max()) for s in data)
+
+    assert labelled(30.0) > 3.0
+    assert labelled(3.0) <= 3.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    value: int
+    threads: int = dataclasses.field(default=1, metadata=EXECUTION)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    n: int
+
+
 def test_stages_run_once_per_input(tmp_path: Path) -> None:
     calls: list[str] = []
-    output = tmp_path / "out"
 
-    def work() -> dict[str, int]:
+    def work(inputs: Inputs, folder: Path, say: Any) -> Result:
         calls.append("work")
-        output.write_text("done")
-        return {"n": len(calls)}
+        (folder / "out").write_text("done")
+        return Result(len(calls))
 
-    def stage(value: int, fresh: bool = False) -> Any:
-        stages = Stages(tmp_path / "stages", lambda text: None, fresh)
-        return stages.run("s", {"value": value}, [output], work)
+    def stage(value: int, fresh: bool = False, threads: int = 1) -> Result:
+        stages = Stages(tmp_path, lambda text: None, fresh)
+        return stages.run(Station("s", work, Result, ["out"]), Inputs(value, threads))
 
-    assert stage(1) == stage(1) == {"n": 1}
-    assert stage(2) == {"n": 2}
-    output.unlink()
-    assert stage(2) == {"n": 3}
-    assert stage(2, fresh=True) == {"n": 4}
+    assert stage(1) == stage(1) == stage(1, threads=2) == Result(1)
+    assert stage(2) == Result(2)
+    (tmp_path / "out").unlink()
+    assert stage(2) == Result(3)
+    assert stage(2, fresh=True) == Result(4)
 
-    def fail() -> dict[str, int]:
+    def fail(inputs: Inputs, folder: Path, say: Any) -> Result:
         raise KeyboardInterrupt
 
-    stages = Stages(tmp_path / "stages", lambda text: None)
+    stages = Stages(tmp_path, lambda text: None)
     with pytest.raises(KeyboardInterrupt):
-        stages.run("s", {"value": 3}, [output], fail)
-    assert stage(2) == {"n": 5}, "an interrupted stage may have touched its files"
+        stages.run(Station("s", fail, Result, ["out"]), Inputs(3))
+    assert stage(2) == Result(5), "an interrupted stage may have touched its files"
+
+
+def test_every_setting_that_a_station_sees_counts_unless_it_says_how() -> None:
+    """By hand: what may change without doing a station again."""
+    hashed = Hashed(Path("file"), "hash")
+    assert identity(hashed) == "hash"
+    how = {
+        station.__name__.rpartition(".")[2]: {
+            f.name for f in dataclasses.fields(station.Inputs) if not f.metadata.get("hashed", True)
+        }
+        for station in (sample, label, engines)
+    }
+    assert how == {"sample": {"device"}, "label": {"device", "batch_size"}, "engines": set()}
+    inputs = fit.Inputs(hashed, ModelConfig(), TrainingConfig())
+    ignored = {
+        name
+        for name, value in {
+            "threads": 7, "tensorboard": False, "devices": 3, "device": "cuda",
+            "max_epochs": 7, "seed": 7, "batch_size": 7, "gradient_clip": 7.0,
+        }.items()
+        if identity(fit.Inputs(hashed, ModelConfig(), TrainingConfig(**{name: value})))
+        == identity(inputs)
+    }  # fmt: skip
+    assert ignored == {"threads", "tensorboard", "devices", "device"}
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda p: p.stem)

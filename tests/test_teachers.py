@@ -20,9 +20,9 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 from rich.console import Console
 
-from mlff_distiller.data import HDF5Dataset, Structure, structures_hash
+from mlff_distiller.data import HDF5Dataset, HDF5Writer, Structure, structures_hash
 from mlff_distiller.data.journal import journal_path
-from mlff_distiller.errors import InputError
+from mlff_distiller.errors import InputError, MismatchError
 from mlff_distiller.sampling import rattled
 from mlff_distiller.sampling.geometry import strained
 from mlff_distiller.teachers import (
@@ -424,6 +424,56 @@ def test_other_structures_or_teachers_do_not_mix(tmp_path) -> None:
         label_dataset(copies(COPPER, 3), teacher_of(Slow()), path, progress=False)
     label_dataset(copies(COPPER, 4), teacher_of(Slow()), path, resume=False, progress=False)
     assert len(HDF5Dataset(path)) == 4
+
+
+def largest_force(path: Path) -> float:
+    return max(float(np.linalg.norm(s.forces, axis=1).max()) for s in HDF5Dataset(path))
+
+
+def test_another_max_force_does_not_keep_the_old_choice(tmp_path) -> None:
+    path, frames = tmp_path / "a.h5", mixed(12)
+    first = label_dataset(frames, teacher_of(Slow()), path, max_force=None, progress=False)
+    assert largest_force(path) > 30
+    with pytest.raises(MismatchError, match=r"max_force 30.0 to go on, got None; .*--no-resume"):
+        label_dataset(frames, teacher_of(Slow()), path, progress=False)
+    report = label_dataset(frames, teacher_of(Slow()), path, on_mismatch="restart", progress=False)
+    assert report.num_resumed == 0
+    assert report.num_labelled == len(HDF5Dataset(path)) < first.num_labelled
+    assert largest_force(path) <= 30
+    kept = HDF5Dataset(tmp_path / "a.h5.old")
+    assert len(kept) == first.num_labelled
+    again = label_dataset(frames, teacher_of(Slow()), path, on_mismatch="restart", progress=False)
+    assert again.num_resumed == len(frames)
+
+
+def test_a_file_of_an_older_version_must_keep_to_the_limit(tmp_path, monkeypatch) -> None:
+    """It does not say which limit it was made with."""
+    real = HDF5Writer.append
+
+    def append(self, structures, *, progress):
+        real(self, structures, progress={k: v for k, v in progress.items() if k != "max_force"})
+
+    path = tmp_path / "a.h5"
+    with monkeypatch.context() as patch:
+        patch.setattr(HDF5Writer, "append", append)
+        label_dataset(mixed(8), teacher_of(Slow()), path, max_force=1000.0, progress=False)
+    largest = largest_force(path)
+    report = label_dataset(
+        mixed(8), teacher_of(Slow()), path, max_force=1.1 * largest, progress=False
+    )
+    assert report.num_resumed == 8
+    with pytest.raises(MismatchError, match=f"got a force of {largest:.3g} eV/Å"):
+        label_dataset(mixed(8), teacher_of(Slow()), path, max_force=0.9 * largest, progress=False)
+
+
+def test_another_teacher_restarts_where_that_is_asked_for(tmp_path) -> None:
+    path = tmp_path / "a.h5"
+    label_dataset(copies(COPPER, 3), get_teacher("emt"), path, progress=False)
+    label_dataset(
+        copies(COPPER, 3), teacher_of(Slow()), path, on_mismatch="restart", progress=False
+    )
+    assert HDF5Dataset(path).teacher == "slow"
+    assert HDF5Dataset(tmp_path / "a.h5.old").teacher == "emt"
 
 
 def test_hopeless_input_is_refused(tmp_path) -> None:

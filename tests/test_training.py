@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,8 @@ from mlff_distiller.data import HDF5Dataset, HDF5Writer, collate
 from mlff_distiller.errors import InputError
 from mlff_distiller.models import StudentForceField
 from mlff_distiller.students.checkpoint import read_checkpoint
-from mlff_distiller.training import evaluate, fit_reference_energies, train
+from mlff_distiller.students.export import export_run, export_student
+from mlff_distiller.training import Hooks, evaluate, fit_reference_energies, train
 from mlff_distiller.training import trainer as trainer_module
 from mlff_distiller.training.interrupt import Interrupt
 from mlff_distiller.training.reference import closest_pair, repulsion_energies, scale_readout
@@ -154,42 +156,39 @@ def test_seeds_decide_the_run(data, finished, tmp_path):
 
 
 @pytest.mark.parametrize("steps", [1, 3, 4, 8])
-def test_stopped_and_resumed_equals_uninterrupted(data, finished, tmp_path, monkeypatch, steps):
+def test_stopped_and_resumed_equals_uninterrupted(data, finished, tmp_path, steps):
     """Stops in the middle of an epoch, at its end (before validation) and in a later one."""
-    real = trainer_module._Trainer._train_step
     done = []
 
-    def counted(self, structures):
-        result = real(self, structures)
-        done.append(result)
-        self.interrupt.requested = len(done) == steps
-        return result
+    class Counted(Hooks):
+        def after_step(self, run, loss):
+            done.append(loss)
+            if len(done) == steps:
+                run.stop()
 
-    monkeypatch.setattr(trainer_module._Trainer, "_train_step", counted)
     with pytest.raises(KeyboardInterrupt):
-        train(tiny_config(data), tmp_path / "run", progress=False)
+        train(tiny_config(data), tmp_path / "run", hooks=Counted(), progress=False)
     assert len(done) == steps
     assert read_checkpoint(tmp_path / "run" / "last.ckpt")["training"]["step"] == steps
-    train(tiny_config(data), tmp_path / "run", resume=True, progress=False)
+    train(tiny_config(data), tmp_path / "run", resume=True, hooks=Counted(), progress=False)
     assert len(done) == 12
     assert_same_run(finished[0], tmp_path / "run")
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "plateau"])
-def test_every_epoch_can_be_a_stop(data, tmp_path, monkeypatch, schedule):
+def test_every_epoch_can_be_a_stop(data, tmp_path, schedule):
     options = {"schedule": schedule, "plateau_patience": 0, "ema_decay": 0.5, "max_epochs": 5}
     config = tiny_config(data, **options)
     train(config, tmp_path / "whole", progress=False)
-    real = trainer_module._Trainer._validate_epoch
 
-    def stopping(self):
-        real(self)
-        self.interrupt.requested = True
+    class Stopping(Hooks):
+        def after_epoch(self, run, row):
+            run.stop()
 
-    monkeypatch.setattr(trainer_module._Trainer, "_validate_epoch", stopping)
     for stops in range(10):
         try:
-            train(config, tmp_path / "pieces", resume=bool(stops), progress=False)
+            resume = bool(stops)
+            train(config, tmp_path / "pieces", resume=resume, hooks=Stopping(), progress=False)
         except KeyboardInterrupt:
             continue
         break
@@ -233,18 +232,15 @@ def test_ctrl_c_keeps_the_state_and_resume_equals_uninterrupted(data, tmp_path):
     end = stopped["epoch"] + 2
     config = tiny_config(data, max_epochs=epochs)
 
-    def run(folder, resume):
-        real = trainer_module._Trainer._finished
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(
-                trainer_module._Trainer,
-                "_finished",
-                lambda self: "max_epochs" if self.epoch >= end else real(self),
-            )
-            train(config, folder, resume=resume, progress=False)
+    class Ending(Hooks):
+        def after_epoch(self, run, row):
+            if run.epoch >= end:
+                run.finish("enough")
 
-    run(tmp_path / "run", True)
-    run(tmp_path / "whole", False)
+    for folder in ("run", "whole"):
+        resume = folder == "run"
+        result = train(config, tmp_path / folder, resume=resume, hooks=Ending(), progress=False)
+        assert result["stopped"] == "enough"
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
@@ -286,6 +282,82 @@ def test_auto_resumes_only_what_fits(data, tmp_path):
     assert len(history(run)) == 1
 
 
+def test_auto_goes_on_with_other_limits_and_another_way_to_compute(data, tmp_path):
+    """A finished training must not be thrown away for a longer one or for TensorBoard."""
+    run = tmp_path / "run"
+    first = train(tiny_config(data, max_epochs=2), run, progress=False)
+    weights = weights_of(run, "best.ckpt")
+    moved = tmp_path / "moved.h5"
+    shutil.copy(data, moved)
+    same = tiny_config(moved, max_epochs=2, tensorboard=True, threads=2)
+    again = train(same, run, resume="auto", progress=False)
+    assert again["steps"] == first["steps"]
+    assert all(map(torch.equal, weights_of(run, "best.ckpt"), weights))
+    longer = tiny_config(data, max_epochs=3)
+    assert train(longer, run, resume="auto", progress=False)["epochs"] == 3
+    assert [int(row["epoch"]) for row in history(run)] == [0, 1, 2]
+    assert not (run / "best.ckpt.old").exists()
+    other = tiny_config(data, max_epochs=3, learning_rate=1e-4)
+    train(other, run, resume="auto", progress=False)
+    assert (run / "best.ckpt.old").exists()
+
+
+# -- starting from a student -----------------------------------------------------------------------
+
+
+def test_start_from_takes_the_weights_and_nothing_else(data, finished, tmp_path):
+    seen = []
+
+    class First(Hooks):
+        def before_step(self, run):
+            if run.step == 0:
+                seen.append({k: v.clone() for k, v in run.student.state_dict().items()})
+
+    output, _ = finished
+    expected = read_checkpoint(output)["model"]
+    exported = tmp_path / "student.pt"
+    export_run(output, exported)
+    for k, source in enumerate((output, output / "best.ckpt", exported)):
+        config = tiny_config(data, max_epochs=1, seed=7)
+        result = train(config, tmp_path / f"{k}", start_from=source, hooks=First(), progress=False)
+        assert all(torch.equal(value, expected[name]) for name, value in seen[-1].items())
+        assert result["steps"] == 3
+        rates = [float(row["learning_rate"]) for row in history(tmp_path / f"{k}")]
+        assert rates[0] == Schedule(config.training, 3).learning_rate(2, 0.0)
+    assert len(seen) == 3
+
+
+def test_start_from_keeps_a_resumed_run_on_its_way(data, finished, tmp_path):
+    output, _ = finished
+    whole, pieces = tmp_path / "whole", tmp_path / "pieces"
+    config = tiny_config(data)
+    train(config, whole, start_from=output, progress=False)
+
+    class Stopping(Hooks):
+        def after_epoch(self, run, row):
+            if run.epoch == 2:
+                run.stop()
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, pieces, start_from=output, hooks=Stopping(), progress=False)
+    train(config, pieces, resume=True, progress=False)
+    assert_same_run(whole, pieces)
+
+
+def test_start_from_refuses_another_network_or_an_unknown_element(data, finished, tmp_path):
+    output, _ = finished
+    wider = replace(tiny_config(data), model=replace(TINY, hidden_dim=16))
+    with pytest.raises(InputError, match=r"hidden_dim 8 instead of 16.*without --from"):
+        train(wider, tmp_path / "run", start_from=output, progress=False)
+    student = StudentForceField(TINY, [1, 6])
+    export_student(student, tmp_path / "other.pt")
+    with pytest.raises(InputError, match=r"other\.pt knows H C, the data holds"):
+        train(tiny_config(data), tmp_path / "run", start_from=tmp_path / "other.pt", progress=False)
+    with pytest.raises(InputError, match="no such"):
+        train(tiny_config(data), tmp_path / "run", start_from=tmp_path / "no.pt", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
 # -- limits and failures -------------------------------------------------------------------------
 
 
@@ -310,18 +382,15 @@ def test_early_stop(data, tmp_path, monkeypatch):
     assert read_checkpoint(tmp_path / "run")["metadata"]["epoch"] == 4
 
 
-def test_a_loss_that_is_not_finite_names_epoch_and_remedy(data, tmp_path, monkeypatch):
-    real = trainer_module._Trainer._train_step
+def test_a_loss_that_is_not_finite_names_epoch_and_remedy(data, tmp_path):
+    class Poison(Hooks):
+        def before_step(self, run):
+            if run.step == 4:
+                with torch.no_grad():
+                    next(run.student.parameters()).fill_(math.nan)
 
-    def poisoned(self, structures):
-        if self.step == 4:
-            with torch.no_grad():
-                self.parameters[0].fill_(math.nan)
-        return real(self, structures)
-
-    monkeypatch.setattr(trainer_module._Trainer, "_train_step", poisoned)
     with pytest.raises(InputError) as error:
-        train(tiny_config(data), tmp_path / "run", progress=False)
+        train(tiny_config(data), tmp_path / "run", hooks=Poison(), progress=False)
     text = str(error.value)
     assert "nan in epoch 2, batch 2" in text
     assert "training.learning_rate (now 0.003)" in text

@@ -18,6 +18,7 @@ def register(app: typer.Typer) -> None:
             "Train a student on labelled data. Ctrl-C keeps the state; --resume goes on.",
             "train --data data.h5 --preset base --max-minutes 20 -o runs/si",
             "train --data data.h5 -o runs/si train.yaml",
+            "train --data more.h5 --from runs/si -o runs/si-more",
         )
     )(train)
     app.command(
@@ -45,6 +46,9 @@ def train(
     output: Path = typer.Option(Path("runs/train"), "-o", "--output", help="Run directory."),
     device: str | None = typer.Option(None, help="auto, cpu or cuda."),
     seed: int | None = typer.Option(None, help="Seed of weights and batches."),
+    start_from: Path | None = typer.Option(
+        None, "--from", help="Start with the weights of this run directory, checkpoint or student."
+    ),
     resume: bool = typer.Option(False, "--resume", help="Go on from the last checkpoint."),
     overwrite: bool = typer.Option(
         False, "--overwrite", help="Start anew where a run is; its checkpoints move to *.old."
@@ -59,14 +63,20 @@ def train(
         return "stopped before the first checkpoint; nothing is kept"
 
     with user_errors(kept):
-        from mlff_distiller.config import PRESETS, TrainConfig, from_dict, load_yaml
+        from mlff_distiller.config import PRESETS, TrainConfig, from_dict, load_yaml, to_dict
 
         _refuse_to_replace(output, resume, overwrite)
+        if resume and start_from:
+            raise InputError("--resume and --from exclude each other, got both; give one")
         mapping = load_yaml(config) if config else {}
         if preset is not None:
             if preset not in PRESETS:
                 raise InputError(f"unknown preset {preset!r}; use one of: {', '.join(PRESETS)}")
             mapping["model"] = {**PRESETS[preset], **_section(mapping, "model")}
+        if start_from and not mapping.get("model"):
+            from mlff_distiller.students.load import read_student
+
+            mapping["model"] = to_dict(read_student(start_from).config)
         given: dict[str, dict[str, Any]] = {
             "data": {"path": str(data) if data else None},
             "training": {
@@ -85,7 +95,7 @@ def train(
             raise InputError("training needs labelled data, got none; add --data data.h5")
         from mlff_distiller.training import train as fit
 
-        result = fit(settings, output, resume=resume)
+        result = fit(settings, output, resume=resume, start_from=start_from)
         lines = [
             f"stopped by {result['stopped']} after {result['epochs']} epochs, best {result['best_epoch']}: "
             + accuracy_text(result["validation"]),

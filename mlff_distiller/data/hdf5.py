@@ -35,7 +35,7 @@ from mlff_distiller.data.arrays import FORMAT_VERSION, ArrayStore, pack
 from mlff_distiller.data.journal import Journal, journal_path, read_journal, sync_directory
 from mlff_distiller.data.splits import SPLITS, draw_splits
 from mlff_distiller.data.structure import Structure, check_structure
-from mlff_distiller.errors import InputError
+from mlff_distiller.errors import InputError, MismatchError
 
 FORMAT = f"mlff-distiller {FORMAT_VERSION}"
 # One chunk of every array of a small file.
@@ -146,8 +146,8 @@ class HDF5Writer:
         seed: of the sampling, if any.
 
     Raises:
-        InputError: the file was written by something else or by another teacher, or another
-            process is writing to it.
+        InputError: the file was written by something else, or another process is writing to it.
+        MismatchError: it was labelled by another teacher.
     """
 
     def __init__(
@@ -192,7 +192,7 @@ class HDF5Writer:
                     "write to another file"
                 )
             if teacher is not None and written.get("teacher") not in (None, teacher):
-                raise InputError(
+                raise MismatchError(
                     f"{self.path} was labelled by {written['teacher']!r}, got {teacher!r}; "
                     "write to another file"
                 )

@@ -24,9 +24,8 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
 
+from mlff_distiller.elements import MAX_Z
 from mlff_distiller.errors import InputError
-
-MAX_Z = 118
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,8 +13,12 @@ from typing import Any
 import numpy as np
 from ase import units
 
-from mlff_distiller.data import Structure
+from mlff_distiller.constants import MAX_THREADS, PRECISIONS
+from mlff_distiller.data import Structure, check_structure
+from mlff_distiller.elements import check_elements
 from mlff_distiller.errors import InputError
+from mlff_distiller.students.file import read_metadata
+from mlff_distiller.students.portable import PortablePotential
 
 #: engine -> module with ``run_md`` and ``single_point``
 ENGINES = {
@@ -59,9 +63,9 @@ class MDSettings:
             value = getattr(self, name)
             if value < least:
                 raise InputError(f"{name} must be >= {least}, got {value}; correct it")
-        if self.threads > 1024:  # OpenMP overruns its stack with absurd numbers
+        if self.threads > MAX_THREADS:
             raise InputError(
-                f"threads must be <= 1024, got {self.threads}; use the number of cores"
+                f"threads must be <= {MAX_THREADS}, got {self.threads}; use the number of cores"
             )
         if not 0 < self.timestep <= 20:  # NaN fails as well
             raise InputError(
@@ -75,7 +79,7 @@ class MDSettings:
             raise InputError(f"pressure must be finite, got {self.pressure} bar; use e.g. 1.0")
         if not 0 <= self.seed < 2**31:
             raise InputError(f"seed must be 0..{2**31 - 1}, got {self.seed}; use e.g. --seed 1")
-        if self.dtype not in ("float32", "float64"):
+        if self.dtype not in PRECISIONS:
             raise InputError(f"dtype must be float32 or float64, got {self.dtype!r}")
 
 
@@ -271,23 +275,8 @@ def _module(engine: str) -> Any:
 
 
 def _check(model: str | Path, structure: Structure) -> None:
-    from ase.data import chemical_symbols
-
-    from mlff_distiller.data import check_structure
-    from mlff_distiller.students.file import read_metadata
-
     check_structure(structure)
-    known = read_metadata(model)["elements"]
-    unknown = sorted({int(z) for z in structure.atomic_numbers} - set(known))
-    if unknown:
-
-        def names(numbers: list[int]) -> str:
-            return " ".join(chemical_symbols[z] for z in numbers)
-
-        raise InputError(
-            f"{model} knows {names(known)}, the structure holds {names(unknown)}; "
-            "train with these elements in the data"
-        )
+    check_elements(structure.atomic_numbers, read_metadata(model)["elements"], str(model))
 
 
 def _check_sane(trajectory: Trajectory) -> None:
@@ -301,24 +290,9 @@ def _check_sane(trajectory: Trajectory) -> None:
 
 
 def _torchscript(model: Path, structure: Structure, dtype: str) -> Structure:
-    import torch
-
-    from mlff_distiller.students.file import load_exported
-
-    kind = getattr(torch, dtype)
-    module = load_exported(model, dtype=kind)
-    positions = torch.tensor(structure.positions, dtype=kind)
-    strain = torch.zeros(3, 3, dtype=kind, requires_grad=True)
-    deform = torch.eye(3, dtype=kind) + 0.5 * (strain + strain.T)
-    positions.requires_grad_(True)
-    cell = torch.tensor(structure.cell, dtype=kind)
-    numbers = torch.tensor(structure.atomic_numbers)
-    pbc = torch.tensor(structure.pbc)
-    energy = module(numbers, positions @ deform, cell @ deform, pbc)
-    gradient, strain_gradient = torch.autograd.grad(
-        energy, [positions, strain], allow_unused=True, materialize_grads=True
+    s = structure
+    out = PortablePotential(model, dtype=dtype).compute(
+        s.atomic_numbers, s.positions, s.cell, s.pbc
     )
-    stress = None
-    if structure.pbc.all():
-        stress = strain_gradient.numpy() / abs(np.linalg.det(structure.cell))
-    return structure.with_labels(energy.item(), -gradient.numpy(), stress)
+    stress = -out["virial"] / abs(np.linalg.det(s.cell)) if s.pbc.all() else None
+    return s.with_labels(out["energy"], out["forces"], stress)

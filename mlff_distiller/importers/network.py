@@ -22,6 +22,7 @@ from ase.data import chemical_symbols
 from torch import Tensor
 
 from mlff_distiller.config import ModelConfig
+from mlff_distiller.elements import MAX_Z
 from mlff_distiller.errors import InputError
 from mlff_distiller.students import StudentForceField
 
@@ -219,7 +220,7 @@ def _rescaled(basis: str, state: dict[str, Tensor], length: float) -> dict[str, 
 
 
 def _elements(elements: str | Sequence[str | int] | None, network: Network) -> list[int]:
-    rows = min(network.embedding.shape[0], 119)
+    rows = min(network.embedding.shape[0], MAX_Z + 1)
     if elements is None:
         if network.elements:
             return network.elements

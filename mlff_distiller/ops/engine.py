@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mlff_distiller.constants import DEFAULT_SKIN
 from mlff_distiller.errors import InputError
 
 try:
@@ -68,7 +69,7 @@ class NativePotential:
         dtype: str = "float32",
         threads: int = 0,
         tabulate: bool = True,
-        skin: float = 0.3,
+        skin: float = DEFAULT_SKIN,
         isa: str = "auto",
         device: str = "cpu",
         math: str = "float32",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mlff_distiller import __version__
 from mlff_distiller.config import to_dict
+from mlff_distiller.constants import PRECISIONS
 from mlff_distiller.errors import InputError
 from mlff_distiller.files import atomic_path
 from mlff_distiller.ops.reference import neighbor_list_reference
@@ -120,7 +121,7 @@ def export_run(run_dir: str | Path, output: str | Path, dtype: str | None = None
     Raises:
         InputError: no usable checkpoint, or an unknown dtype.
     """
-    if dtype not in (None, "float32", "float64"):
+    if dtype not in (None, *PRECISIONS):
         raise InputError(f"dtype must be float32 or float64, got {dtype!r}; use --dtype float32")
     student = load_student(run_dir)
     if dtype is not None:

@@ -24,6 +24,8 @@ from typing import Any
 import torch
 
 from mlff_distiller import __version__
+from mlff_distiller.constants import PRECISIONS
+from mlff_distiller.elements import MAX_Z
 from mlff_distiller.errors import InputError
 from mlff_distiller.students.versions import upgrade_config
 
@@ -91,10 +93,10 @@ def _check_metadata(metadata: dict[str, Any], path: str | Path) -> None:
     good = (
         isinstance(elements, list)
         and bool(elements)
-        and all(isinstance(z, int) and 1 <= z <= 118 for z in elements)
+        and all(isinstance(z, int) and 1 <= z <= MAX_Z for z in elements)
         and isinstance(cutoff, (int, float))
         and cutoff > 0
-        and metadata.get("dtype") in ("float32", "float64")
+        and metadata.get("dtype") in PRECISIONS
         and isinstance(metadata.get("model_config"), dict)
         and metadata["model_config"].get("cutoff") == cutoff
     )

@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from mlff_distiller.constants import DEFAULT_SKIN
+from mlff_distiller.data.structure import Structure, check_structure
+from mlff_distiller.elements import check_elements
 from mlff_distiller.errors import InputError
 from mlff_distiller.ops.reference import neighbor_list_reference
 from mlff_distiller.students.file import load_exported, read_metadata
@@ -18,6 +21,45 @@ SAME_POINT = 1e-4
 #: Å. Beyond, differences of float64 positions have lost the digits that forces need.
 FARTHEST = 1e9
 MOST_IMAGES = 1e8
+
+
+class PortableEvaluator(nn.Module):
+    """Derivatives of the exported TorchScript: eagerly here, scripted inside of other programs.
+
+    Args:
+        student: as ``load_exported`` gives it.
+    """
+
+    def __init__(self, student: torch.jit.ScriptModule) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(
+        self, atomic_numbers: Tensor, edge_index: Tensor, edge_vectors: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Energies (n,), eV, forces (n, 3), eV/Å, and virial (3, 3), eV, of one structure.
+
+        Args:
+            atomic_numbers: (n,) int64.
+            edge_index: (2, n_edges) int64, senders and receivers.
+            edge_vectors: (n_edges, 3) float64, Å.
+        """
+        # The caller may be inside torch.no_grad(); TorchScript knows no enable_grad().
+        outside = torch.is_grad_enabled()
+        torch.set_grad_enabled(True)
+        vectors = edge_vectors.detach().requires_grad_(True)
+        energies = self.student.atomic_energies(atomic_numbers, edge_index, vectors)
+        gradient = torch.zeros_like(vectors)
+        if vectors.shape[0] > 0:
+            found = torch.autograd.grad([energies.sum()], [vectors])[0]
+            if found is not None:
+                gradient = found
+        torch.set_grad_enabled(outside)
+        forces = torch.zeros(atomic_numbers.shape[0], 3, dtype=vectors.dtype, device=vectors.device)
+        forces = forces.index_add(0, edge_index[1], gradient)
+        forces = forces.index_add(0, edge_index[0], -gradient)
+        virial = -(vectors.detach().t() @ gradient)
+        return energies.detach(), forces, 0.5 * (virial + virial.t())
 
 
 class PortablePotential:
@@ -40,11 +82,13 @@ class PortablePotential:
         *,
         device: str = "cpu",
         dtype: str | None = None,
-        skin: float = 0.3,
+        skin: float = DEFAULT_SKIN,
     ) -> None:
         metadata = read_metadata(path)
         if not np.isfinite(skin) or skin < 0:
-            raise InputError(f"skin must be a length >= 0 Å, got {skin}; 0.3 is a good value")
+            raise InputError(
+                f"skin must be a length >= 0 Å, got {skin}; {DEFAULT_SKIN} is a good value"
+            )
         self.elements: list[int] = list(metadata["elements"])
         self.cutoff = float(metadata["cutoff"])
         self.skin = float(skin)
@@ -59,7 +103,7 @@ class PortablePotential:
                 f"torch cannot compute on device {device!r} ({reason}); use device='cpu'"
             ) from None
         with torch.inference_mode(False):
-            self._module = load_exported(path, self._device, torch_dtype)
+            self._evaluator = PortableEvaluator(load_exported(path, self._device, torch_dtype))
         self._listed: tuple[np.ndarray, ...] | None = None
         self._edge_index = torch.empty(2, 0, dtype=torch.int64)
         self._shifts = torch.empty(0, 3, dtype=torch.int64)
@@ -72,12 +116,10 @@ class PortablePotential:
         pbc: np.ndarray,
     ) -> dict[str, Any]:
         """See :meth:`mlff_distiller.students.potential.Potential.compute`."""
-        from mlff_distiller.data.structure import Structure, check_structure
-
         s = check_structure(Structure(atomic_numbers, positions, cell, pbc), "atoms")
         check_elements(s.atomic_numbers, self.elements)
-        # A caller's torch.no_grad() or inference_mode() must not take the forces away.
-        with torch.inference_mode(False), torch.enable_grad():
+        # A caller's inference_mode() must not take the forces away.
+        with torch.inference_mode(False):
             return self._compute(s.atomic_numbers, s.positions, s.cell, s.pbc)
 
     def _compute(
@@ -100,23 +142,16 @@ class PortablePotential:
                 f"({float(squared.min()) ** 0.5:.1g} Å apart); remove duplicate atoms"
             )
         inside = squared < self.cutoff**2
-        edge_index = self._edge_index[:, inside]
-        vectors = vectors[inside].detach().requires_grad_(True)
         numbers = torch.as_tensor(atomic_numbers, device=self._device)
-        energies = self._module.atomic_energies(numbers, edge_index, vectors)
-        gradient = torch.zeros_like(vectors)
-        if vectors.shape[0]:
-            (gradient,) = torch.autograd.grad(energies.sum(), vectors)
-        forces = torch.zeros_like(x)
-        forces.index_add_(0, edge_index[1], gradient)
-        forces.index_add_(0, edge_index[0], -gradient)
-        virial = -(vectors.detach().T @ gradient)
+        energies, forces, virial = self._evaluator(
+            numbers, self._edge_index[:, inside], vectors[inside]
+        )
         energies_out = _numpy(energies)
         return {
             "energy": float(energies_out.sum()),
             "energies": energies_out,
             "forces": _numpy(forces),
-            "virial": _numpy(0.5 * (virial + virial.T)),
+            "virial": _numpy(virial),
         }
 
     def _update_list(
@@ -159,20 +194,6 @@ def _check_extent(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, reac
     if images * len(positions) > MOST_IMAGES:
         raise InputError(
             f"a cutoff of {reach:g} Å reaches {images:.1g} images of this cell; check the cell"
-        )
-
-
-def check_elements(atomic_numbers: np.ndarray, elements: list[int]) -> None:
-    """Raise InputError that names the atomic numbers which are not among ``elements``."""
-    from ase.data import chemical_symbols
-
-    unknown = sorted({int(z) for z in np.unique(atomic_numbers)} - set(elements))
-    if unknown:
-        names = [f"{chemical_symbols[z]} (Z={z})" if 1 <= z <= 118 else f"Z={z}" for z in unknown]
-        known = " ".join(chemical_symbols[z] for z in elements)
-        raise InputError(
-            f"the model knows {known}, got {', '.join(names)}; "
-            "train with these elements in the data or use another model"
         )
 
 

@@ -15,12 +15,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mlff_distiller.constants import DEFAULT_SKIN, PRECISIONS
 from mlff_distiller.errors import InputError
 from mlff_distiller.students.file import read_metadata
 
 BACKENDS = ("auto", "native", "portable")
-#: Å. Neighbour lists reach this much beyond the cutoff and live until an atom has moved half of it.
-DEFAULT_SKIN = 0.3
 
 
 class Potential(Protocol):
@@ -68,7 +67,7 @@ def open_potential(
         device: ``cpu``, ``cuda``, ``cuda:1``; the portable backend takes any torch device.
         dtype: ``float32`` or ``float64``; None takes that of the file.
         threads: of the native engine; 0 is OpenMP's default.
-        skin: Å, see :data:`DEFAULT_SKIN`.
+        skin: Å, see :data:`mlff_distiller.constants.DEFAULT_SKIN`.
 
     Raises:
         InputError: missing, truncated or foreign file, unknown option, native engine not built.
@@ -140,9 +139,9 @@ def dtype_name(dtype: Any) -> str | None:
     except TypeError:
         name = str(dtype).removeprefix("torch.")
     name = {"single": "float32", "double": "float64"}.get(name, name)
-    if name not in ("float32", "float64"):
+    if name not in PRECISIONS:
         raise InputError(f"dtype must be float32 or float64, got {dtype!r}; choose one of them")
     return name
 
 
-__all__ = ["DEFAULT_SKIN", "Potential", "dtype_name", "open_potential", "resolve_backend"]
+__all__ = ["Potential", "dtype_name", "open_potential", "resolve_backend"]

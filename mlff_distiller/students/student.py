@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from ase.data import chemical_symbols
 from torch import Tensor, nn
 
 from mlff_distiller.config import ModelConfig
+from mlff_distiller.elements import MAX_Z, symbols
 from mlff_distiller.errors import InputError
 from mlff_distiller.ops.neighbors import edge_vectors, neighbor_list
 from mlff_distiller.students.load import read_student
@@ -69,7 +69,7 @@ class StudentForceField(nn.Module):
         self.repulsion: PairRepulsion | None = None
         if config.zbl:
             self.repulsion = PairRepulsion(elements, switched=config.zbl_switched)
-        species_of_z = torch.full((119,), -1, dtype=torch.int64)
+        species_of_z = torch.full((MAX_Z + 1,), -1, dtype=torch.int64)
         species_of_z[elements] = torch.arange(len(elements))
         self.register_buffer("species_of_z", species_of_z, persistent=False)
         energies = torch.zeros(len(elements), dtype=torch.float64)
@@ -82,7 +82,7 @@ class StudentForceField(nn.Module):
         if len(energies) != len(self.elements):
             raise InputError(
                 f"reference energies: expected {len(self.elements)} values, one for each of "
-                f"{_symbols(self.elements)}, got {len(energies)}"
+                f"{symbols(self.elements)}, got {len(energies)}"
             )
         self.reference_energies.copy_(torch.as_tensor(list(energies), dtype=torch.float64))
 
@@ -100,12 +100,12 @@ class StudentForceField(nn.Module):
 
     def species(self, atomic_numbers: Tensor) -> Tensor:
         """Rows of the embedding, (n_atoms,). Raises InputError for an unknown element."""
-        valid = (atomic_numbers >= 1) & (atomic_numbers <= 118)
+        valid = (atomic_numbers >= 1) & (atomic_numbers <= MAX_Z)
         species = self.species_of_z[torch.where(valid, atomic_numbers, 0)]
         if not torch.compiler.is_compiling() and bool((species < 0).any()):
             unknown = sorted({int(z) for z in atomic_numbers[species < 0]})
             raise InputError(
-                f"the model knows {_symbols(self.elements)}, got {_symbols(unknown)}; "
+                f"the model knows {symbols(self.elements)}, got {symbols(unknown)}; "
                 "train with these elements in the data"
             )
         return species
@@ -262,9 +262,3 @@ def _check_elements(elements: list[int], max_z: int) -> None:
     bad = [z for z in elements if not 1 <= z <= max_z]
     if bad:
         raise InputError(f"atomic numbers must be 1..{max_z}, got {bad}; correct the structures")
-
-
-def _symbols(elements: Sequence[int]) -> str:
-    return " ".join(
-        chemical_symbols[z] if 1 <= z < len(chemical_symbols) else f"Z={z}" for z in elements
-    )

@@ -11,9 +11,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from ase.calculators.calculator import Calculator
-from ase.data import chemical_symbols
 
 from mlff_distiller.data.structure import Structure, check_structure, elements_of
+from mlff_distiller.elements import symbols, unknown_elements
 from mlff_distiller.errors import InputError
 
 
@@ -64,12 +64,13 @@ class CalculatorTeacher:
     def check(self, structures: Sequence[Structure]) -> None:
         """Raise InputError for an unknown element or a missing cell, naming it."""
         unknown = (
-            [] if self.elements is None else sorted(set(elements_of(structures)) - self.elements)
+            []
+            if self.elements is None
+            else unknown_elements(elements_of(structures), self.elements)
         )
         if unknown:
-            symbols = " ".join(chemical_symbols[z] for z in unknown)
             raise InputError(
-                f"{self.name} does not know {symbols}; it labels {_known(self.elements or ())}, "
+                f"{self.name} does not know {symbols(unknown)}; it labels {_known(self.elements or ())}, "
                 "choose another teacher"
             )
         open_one = next((s for s in structures if not s.pbc.all()), None)
@@ -129,9 +130,8 @@ def quiet() -> Any:
 def _known(elements: Collection[int]) -> str:
     numbers = sorted(elements)
     if len(numbers) > 20 and numbers[-1] - numbers[0] == len(numbers) - 1:
-        return f"{chemical_symbols[numbers[0]]} to {chemical_symbols[numbers[-1]]}"
-    symbols = [chemical_symbols[z] for z in numbers]
-    return " ".join(symbols) if len(symbols) <= 20 else f"{len(symbols)} elements"
+        return symbols([numbers[0], numbers[-1]], " to ")
+    return symbols(numbers) if len(numbers) <= 20 else f"{len(numbers)} elements"
 
 
 def _first_line(error: BaseException) -> str:

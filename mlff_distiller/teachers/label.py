@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from rich.console import Console
 
-from mlff_distiller.data.hdf5 import HDF5Writer, structures_hash
+from mlff_distiller.data.hdf5 import HDF5Dataset, HDF5Writer, structures_hash
 from mlff_distiller.data.journal import journal_path
 from mlff_distiller.data.structure import Structure, check_structure
-from mlff_distiller.errors import InputError
+from mlff_distiller.errors import InputError, MismatchError
 from mlff_distiller.progress import Progress
 from mlff_distiller.teachers.base import Teacher
 
@@ -51,6 +52,7 @@ def label_dataset(
     *,
     batch_size: int = 8,
     resume: bool = True,
+    on_mismatch: Literal["refuse", "restart"] = "refuse",
     progress: bool | Callable[[int, int], None] = True,
     max_force: float | None = 30.0,
     seed: int | None = None,
@@ -67,6 +69,8 @@ def label_dataset(
         output: the HDF5 file.
         batch_size: structures between two commits.
         resume: go on with an existing file; False starts anew.
+        on_mismatch: what becomes of an existing file of other structures, of another teacher or
+            of another ``max_force``: ``refuse`` it, or ``restart`` and keep it as ``*.old``.
         progress: show a bar (plain lines where the output is not a terminal); or call this with
             (done, total).
         max_force: eV/Å; structures with a larger force are left out, None keeps all.
@@ -74,8 +78,9 @@ def label_dataset(
         console: where the bar goes; standard error by default.
 
     Raises:
-        InputError: structures that the teacher cannot label, a file that holds labels of other
-            structures or of another teacher, no structure that could be labelled, a full disk.
+        InputError: structures that the teacher cannot label, no structure that could be labelled,
+            a full disk.
+        MismatchError: a file that belongs to other inputs, see ``on_mismatch``.
         KeyboardInterrupt: after everything that was committed is in the file.
     """
     output = Path(output)
@@ -93,20 +98,41 @@ def label_dataset(
     if not resume:
         output.unlink(missing_ok=True)
         journal_path(output).unlink(missing_ok=True)
+    inputs = {"inputs": structures_hash(structures), "max_force": max_force}
+
+    def open_writer() -> HDF5Writer:
+        writer = HDF5Writer(
+            output, teacher=teacher.name, versions=dict(teacher.versions), seed=seed
+        )
+        try:
+            _check_same(writer, inputs)
+        except MismatchError:
+            writer.close()
+            raise
+        return writer
+
     existed = output.exists()
-    inputs = structures_hash(structures)
     begin = time.monotonic()
     report = LabelReport(output)
-    versions = dict(teacher.versions)
-    with HDF5Writer(output, teacher=teacher.name, versions=versions, seed=seed) as writer:
-        done = _resume(writer, inputs, report)
+    try:
+        writer = open_writer()
+    except MismatchError:
+        if on_mismatch == "refuse":
+            raise
+        _set_aside(output)
+        writer = open_writer()
+    with writer:
+        if writer.progress:
+            report.num_resumed = int(writer.progress["done"])
+            report.rejected = dict(writer.progress["rejected"])
+        done = report.num_resumed
         with _shown(progress, console, f"label with {teacher.name}", len(structures)) as update:
             update(done)
             while done < len(structures):
                 batch = structures[done : done + batch_size]
                 labelled = _label(teacher, batch, max_force, report)
                 done += len(batch)
-                state = {"inputs": inputs, "done": done, "rejected": report.rejected}
+                state = {**inputs, "done": done, "rejected": report.rejected}
                 writer.append(labelled, progress=state)
                 update(done)
         report.num_labelled = len(writer)
@@ -123,18 +149,34 @@ def label_dataset(
     return report
 
 
-def _resume(writer: HDF5Writer, inputs: str, report: LabelReport) -> int:
-    state = writer.progress
+def _check_same(writer: HDF5Writer, inputs: dict[str, Any]) -> None:
+    """Raise MismatchError unless what the file holds is the beginning of the same work."""
+    state, path = writer.progress, writer.path
     if not state and len(writer) == 0:
-        return 0
-    if state.get("inputs") != inputs:
-        raise InputError(
-            f"{writer.path} must hold labels of the same structures to go on, got others; write "
-            "to another file, or start anew with resume=False (--no-resume)"
+        return
+    remedy = "write to another file, or start anew with resume=False (--no-resume)"
+    if state.get("inputs") != inputs["inputs"]:
+        raise MismatchError(
+            f"{path} must hold labels of the same structures to go on, got others; {remedy}"
         )
-    report.num_resumed = int(state["done"])
-    report.rejected = dict(state["rejected"])
-    return report.num_resumed
+    limit = inputs["max_force"]
+    if "max_force" in state:
+        same, found = state["max_force"] == limit, f"{state['max_force']}"
+    else:  # a file of an older version: at least nothing in it may be above the limit
+        largest = max((_largest_force(s) for s in HDF5Dataset(path)), default=0.0)
+        same, found = limit is None or largest <= limit, f"a force of {largest:.3g} eV/Å"
+    if not same:
+        raise MismatchError(
+            f"{path} must hold labels chosen by max_force {limit} to go on, got {found}; {remedy}"
+        )
+
+
+def _set_aside(path: Path) -> None:
+    old = path.with_name(path.name + ".old")
+    for source, target in ((path, old), (journal_path(path), journal_path(old))):
+        target.unlink(missing_ok=True)
+        if source.exists():
+            source.replace(target)
 
 
 def _label(
@@ -150,12 +192,17 @@ def _label(
         return [s for one in batch for s in _label(teacher, [one], max_force, report)]
     kept = []
     for s in labelled:
-        largest = 0.0 if s.forces is None else float(np.linalg.norm(s.forces, axis=1).max())
-        if max_force is not None and largest > max_force:
+        if max_force is not None and _largest_force(s) > max_force:
             _count(report, f"a force above {max_force:g} eV/Å")
         else:
             kept.append(s)
     return kept
+
+
+def _largest_force(structure: Structure) -> float:
+    if structure.forces is None:
+        return 0.0
+    return float(np.linalg.norm(structure.forces, axis=1).max())
 
 
 def _count(report: LabelReport, reason: str) -> None:

@@ -10,6 +10,7 @@ from ase.data import chemical_symbols
 from torch import Tensor
 
 from mlff_distiller.data import Batch, Structure, collate
+from mlff_distiller.elements import MAX_Z
 from mlff_distiller.errors import InputError
 from mlff_distiller.students import StudentForceField
 from mlff_distiller.training.losses import QUANTITIES, Residuals, residuals, weighted_loss
@@ -21,7 +22,6 @@ REPORTED = {
     "forces": ("force_{}_mev_per_ang", 1e3),
     "stress": ("stress_{}_gpa", EV_PER_ANGSTROM3_IN_GPA),
 }
-_MAX_Z = 119
 
 
 class ErrorSums:
@@ -32,7 +32,7 @@ class ErrorSums:
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
-        self.table = torch.zeros(3 + _MAX_Z, 3, dtype=torch.float64, device=device)
+        self.table = torch.zeros(3 + MAX_Z + 1, 3, dtype=torch.float64, device=device)
 
     def add(self, found: Residuals) -> None:
         """Take in the residuals of one batch."""
@@ -74,7 +74,7 @@ class ErrorSums:
                 "force_mae_mev_per_ang": rows[3 + z][0] / rows[3 + z][2] * 1e3,
                 "force_rmse_mev_per_ang": (rows[3 + z][1] / rows[3 + z][2]) ** 0.5 * 1e3,
             }
-            for z in range(1, _MAX_Z)
+            for z in range(1, MAX_Z + 1)
             if rows[3 + z][2]
         }
         return result

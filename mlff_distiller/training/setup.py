@@ -9,19 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ase.data import chemical_symbols
 from lightning_fabric import Fabric
 
-from mlff_distiller.config import TrainConfig, TrainingConfig
+from mlff_distiller.config import TrainConfig, TrainingConfig, to_dict
 from mlff_distiller.data import HDF5Dataset, Structure, collate, elements_of, ensure_splits
+from mlff_distiller.elements import symbols
 from mlff_distiller.errors import InputError
 from mlff_distiller.students import StudentForceField
+from mlff_distiller.students.student import load_student
 from mlff_distiller.training.reference import (
     closest_pair,
     fit_reference_energies,
     repulsion_energies,
     scale_readout,
 )
+from mlff_distiller.training.resume import difference
 
 # Structures from which the first scale of the readout is estimated.
 _SCALE_SAMPLE = 8
@@ -92,9 +94,8 @@ def load_data(config: TrainConfig, cutoff: float) -> TrainingData:
     elements = elements_of(train)
     unknown = sorted(set(elements_of(valid)) - set(elements))
     if unknown:
-        names = ", ".join(chemical_symbols[z] for z in unknown)
         raise InputError(
-            f"{path}: the validation split holds {names}, which the training split lacks; add "
+            f"{path}: the validation split holds {symbols(unknown, ', ')}, which the training split lacks; add "
             "structures with it, or draw the splits with another data.split_seed"
         )
     metadata = {
@@ -105,6 +106,32 @@ def load_data(config: TrainConfig, cutoff: float) -> TrainingData:
         "num_valid": len(valid) if valid is not train else 0,
     }
     return TrainingData(train, valid, elements, metadata)
+
+
+def first_student(
+    config: TrainConfig, data: TrainingData, start_from: str | Path | None
+) -> StudentForceField:
+    """The student whose weights training starts with: a new one, or that of a file.
+
+    Raises:
+        InputError: a file that holds another network, or a student that lacks an element.
+    """
+    if start_from is None:
+        return new_student(config, data)
+    student = load_student(start_from)
+    if student.config != config.model:
+        found = difference(to_dict(student.config), to_dict(config.model))
+        raise InputError(
+            f"{start_from} holds another network ({found}); give the model section that it was "
+            "trained with, or start without --from"
+        )
+    unknown = sorted(set(data.elements) - set(student.elements))
+    if unknown:
+        raise InputError(
+            f"{start_from} knows {symbols(student.elements)}, the data holds {symbols(unknown)}; "
+            "leave these structures out, or start without --from"
+        )
+    return student.train().to(getattr(torch, config.training.precision))
 
 
 def new_student(config: TrainConfig, data: TrainingData) -> StudentForceField:

@@ -33,22 +33,23 @@ from mlff_distiller.students import StudentForceField
 from mlff_distiller.students.checkpoint import (
     BEST,
     LAST,
-    read_checkpoint,
     save_checkpoint,
 )
 from mlff_distiller.students.student import load_state
 from mlff_distiller.training.display import Display
 from mlff_distiller.training.history import History
+from mlff_distiller.training.hooks import Hooks
 from mlff_distiller.training.interrupt import Interrupt
 from mlff_distiller.training.losses import QUANTITIES, loss_weights, residuals, weighted_loss
 from mlff_distiller.training.metrics import ErrorSums, error_sums
+from mlff_distiller.training.resume import resumable
 from mlff_distiller.training.schedule import Schedule
 from mlff_distiller.training.setup import (
     AveragedStudent,
     TrainingData,
+    first_student,
     load_data,
     make_fabric,
-    new_student,
 )
 
 COLUMNS = [
@@ -92,6 +93,8 @@ def train(
     output: str | Path,
     *,
     resume: bool | Literal["auto"] = False,
+    start_from: str | Path | None = None,
+    hooks: Hooks | None = None,
     progress: bool = True,
 ) -> TrainingResult:
     """Train a student on labelled data.
@@ -100,21 +103,30 @@ def train(
         config: data, network and optimisation.
         output: run directory. Checkpoints of an earlier run there move to ``*.old``.
         resume: go on from ``last.ckpt``; ``"auto"`` does so only where that belongs to the same
-            data and configuration, and starts anew otherwise.
+            data, network and optimisation, and starts anew otherwise. Other limits (more epochs)
+            or another way to compute (threads, device) are no reason to start anew.
+        start_from: run directory, checkpoint or exported file whose weights are the first ones,
+            reference energies included; the optimiser and its schedule start anew. A run that
+            is resumed has them behind it.
+        hooks: called while the run goes on.
         progress: show progress on stderr.
 
     Returns:
         What was reached. ``best.ckpt`` in ``output`` holds the student.
 
     Raises:
-        InputError: data that cannot be used, nothing to resume, a loss that is not finite.
+        InputError: data that cannot be used, nothing to resume, a student to start from that is
+            another network or lacks an element, a loss that is not finite.
         KeyboardInterrupt: Ctrl-C (or SIGTERM), after ``last.ckpt`` was written.
     """
     fabric = make_fabric(config.training)
     try:
         run: Any = _run  # Fabric's annotation leaves out the arguments that it passes on
         return cast(
-            TrainingResult, fabric.launch(run, to_dict(config), Path(output), resume, progress)
+            TrainingResult,
+            fabric.launch(
+                run, to_dict(config), Path(output), resume, start_from, hooks or Hooks(), progress
+            ),
         )
     except ProcessRaisedException as error:  # several processes: the text holds a traceback
         *_, last = str(error).strip().splitlines()
@@ -124,29 +136,35 @@ def train(
         raise
 
 
-def _run(
-    fabric: Fabric, plain: dict[str, Any], output: Path, resume: bool | str, progress: bool
-) -> TrainingResult:
+def _run(fabric: Fabric, plain: dict[str, Any], *arguments: Any) -> TrainingResult:
     config = from_dict(TrainConfig, plain)  # Fabric hands no frozen dataclass to other processes
     threads = torch.get_num_threads()
     torch.set_num_threads(config.training.threads)
     try:
-        return _Trainer(fabric, config, output, resume, progress).run()
+        return _Trainer(fabric, config, *arguments).run()
     finally:
         torch.set_num_threads(threads)
 
 
 class _Trainer:
     def __init__(
-        self, fabric: Fabric, config: TrainConfig, output: Path, resume: bool | str, progress: bool
+        self,
+        fabric: Fabric,
+        config: TrainConfig,
+        output: Path,
+        resume: bool | str,
+        start_from: str | Path | None,
+        hooks: Hooks,
+        progress: bool,
     ) -> None:
         self.fabric, self.config, self.settings = fabric, config, config.training
-        self.output = output
+        self.output, self.hooks = output, hooks
         self.interrupt = Interrupt()
         self.display = Display(progress and fabric.is_global_zero)
         self.data = self._load_data()
         self.dtype = getattr(torch, self.settings.precision)
-        self.student: StudentForceField = new_student(config, self.data).to(fabric.device)
+        self.student: StudentForceField = first_student(config, self.data, start_from)
+        self.student.to(fabric.device)
         self.parameters = list(self.student.parameters())
         self.averaged = AveragedStudent(self.student, self.settings.ema_decay)
         self.optimizer = torch.optim.AdamW(
@@ -165,7 +183,9 @@ class _Trainer:
         self.best_loss, self.best_epoch, self.stagnation = math.inf, 0, 0
         self.best_metrics: dict[str, Any] = {}
         self.seconds_before = 0.0
+        self.started = time.monotonic()
         self.saved_at = -math.inf
+        self._reason: str | None = None
         self._open_output(resume)
 
     # -- start ---------------------------------------------------------------------------------
@@ -181,7 +201,10 @@ class _Trainer:
 
     def _open_output(self, resume: bool | str) -> None:
         last = self.output / LAST
-        state = self._resumable(last, resume)
+        state = None
+        if resume:
+            metadata = self.data.metadata
+            state = resumable(last, self.config, metadata, auto=resume == "auto")
         self.fabric.barrier()
         if state is not None:
             self._restore(state, last)
@@ -198,37 +221,6 @@ class _Trainer:
             if self.history.warning:
                 self.display.note(self.history.warning)
         self._describe(resumed=state is not None)
-
-    def _resumable(self, last: Path, resume: bool | str) -> dict[str, Any] | None:
-        """Content of ``last.ckpt`` if the run goes on from it."""
-        if not resume or (resume == "auto" and not last.exists()):
-            return None
-        if not last.exists():
-            raise InputError(f"{self.output} holds no {LAST} to resume; start without --resume")
-        try:
-            content = read_checkpoint(last)
-            if content.get("training") is None:
-                raise InputError(f"{last} holds no state to resume from; start without --resume")
-            same_data = content["metadata"]["data_hash"] == self.data.metadata["data_hash"]
-            if not same_data:
-                raise InputError(
-                    f"{last} was trained on other data than {self.config.data.path}; give the "
-                    "same data, or start without --resume in another directory"
-                )
-            here = {"model": to_dict(self.config.model), "precision": self.settings.precision}
-            there = {"model": content["model_config"], "precision": content["dtype"]}
-            if here != there:
-                raise InputError(
-                    f"{last} holds another network ({_difference(there, here)}); use the "
-                    "configuration that it was started with, or start without --resume"
-                )
-        except InputError:
-            if resume == "auto":
-                return None
-            raise
-        if resume == "auto" and content["config"] != to_dict(self.config):
-            return None
-        return content
 
     def _describe(self, *, resumed: bool) -> None:
         data, student = self.data, self.student
@@ -326,7 +318,17 @@ class _Trainer:
             validation=self.best_metrics,
         )
 
+    def stop(self) -> None:
+        """See :class:`~mlff_distiller.training.hooks.Run`."""
+        self.interrupt.requested = True
+
+    def finish(self, reason: str) -> None:
+        """See :class:`~mlff_distiller.training.hooks.Run`."""
+        self._reason = reason
+
     def _finished(self) -> str | None:
+        if self._reason is not None:
+            return self._reason
         seconds = self._agreed(torch.zeros(3), stop=False)[1] if self.epoch else 0.0
         if self.epoch >= self.settings.max_epochs:
             return "max_epochs"
@@ -345,9 +347,11 @@ class _Trainer:
         seconds = 0.0
         while self.batch < self.batches_per_epoch and self.schedule.progress(0, seconds) < 1.0:
             chosen = order[self.batch * size : (self.batch + 1) * size][rank::world]
+            self.hooks.before_step(self)
             loss, seconds = self._train_step([self.data.train[i] for i in chosen])
             self.batch += 1
             self.step += 1
+            self.hooks.after_step(self, loss)
             self.display.step(self.epoch, self.schedule.progress(self.step, seconds), seconds, loss)
 
     def _train_step(self, structures: list[Structure]) -> tuple[float, float]:
@@ -404,6 +408,7 @@ class _Trainer:
             self._save(LAST, self.best_metrics)
         done = self.schedule.progress(self.step, row["seconds"])
         self.display.epoch(row, done, best, last=done >= 1.0)
+        self.hooks.after_epoch(self, row)
 
     def _validation_batches(self) -> Iterator[Batch]:
         size, valid = self.settings.batch_size, self.data.valid
@@ -470,13 +475,3 @@ class _Trainer:
             f"training.learning_rate (now {self.settings.learning_rate:g}) or look for wrong "
             f"labels; kept: {', '.join(kept) or 'nothing yet'}"
         )
-
-
-def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:
-    flat_there = {**there["model"], "precision": there["precision"]}
-    flat_here = {**here["model"], "precision": here["precision"]}
-    return ", ".join(
-        f"{key} {flat_there.get(key)} instead of {value}"
-        for key, value in flat_here.items()
-        if flat_there.get(key) != value
-    )

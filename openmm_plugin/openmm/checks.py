@@ -14,12 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from mlff_distiller.constants import DEFAULT_SKIN
 from mlff_distiller.errors import InputError
 
 BACKENDS = ("auto", "native", "python", "torch")
-MOST_THREADS = (
-    1024  # as in csrc/core/engine.cpp: OpenMP runtimes crash when asked for absurdly many
-)
 
 
 def check_topology(topology: Any) -> None:
@@ -88,7 +86,9 @@ def checked_skin(skin: Any) -> float:
     except (TypeError, ValueError):
         length = math.nan
     if not 0 <= length < math.inf:
-        raise InputError(f"skin must be a length >= 0 Å, got {_shown(skin)}; 0.3 is a good value")
+        raise InputError(
+            f"skin must be a length >= 0 Å, got {_shown(skin)}; {DEFAULT_SKIN} is a good value"
+        )
     return length
 
 

@@ -17,10 +17,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlff_distiller.constants import DEFAULT_SKIN, MAX_THREADS
+from mlff_distiller.elements import check_elements
 from mlff_distiller.errors import InputError
 from mlff_distiller.files import sha256
 from mlff_distiller.openmm.checks import (
-    MOST_THREADS,
     check_choices,
     check_topology,
     checked_atoms,
@@ -30,7 +31,7 @@ from mlff_distiller.openmm.checks import (
     checked_skin,
 )
 from mlff_distiller.students.file import read_metadata
-from mlff_distiller.students.potential import DEFAULT_SKIN, dtype_name
+from mlff_distiller.students.potential import dtype_name
 
 try:
     import openmm
@@ -93,13 +94,13 @@ def painn_force(
     check_choices(backend, precision, device)
     periodic = checked_periodic(periodic, topology)
     force_group = checked_integer("force_group", force_group, 31, "choose another")
-    threads = checked_integer("threads", threads, MOST_THREADS, "0 is OpenMP's default")
+    threads = checked_integer("threads", threads, MAX_THREADS, "0 is OpenMP's default")
     skin = checked_skin(skin)
     path = checked_model(model)
     metadata = read_metadata(path)
     particles = None if atoms is None else checked_atoms(atoms, topology.getNumAtoms())
     numbers = atomic_numbers(topology, particles)
-    _check_elements(numbers, metadata["elements"])
+    check_elements(numbers, metadata["elements"])
     backend, device = _resolve(backend, device)
 
     if backend == "native":
@@ -201,14 +202,6 @@ def atomic_numbers(topology: Topology, atoms: Sequence[int] | None) -> list[int]
             "set atom.element, or leave virtual sites out of atoms="
         )
     return [int(atom.element.atomic_number) for atom in chosen]
-
-
-def _check_elements(numbers: Sequence[int], elements: list[int]) -> None:
-    import numpy as np
-
-    from mlff_distiller.students.portable import check_elements
-
-    check_elements(np.asarray(numbers, dtype=np.int64), elements)
 
 
 def _resolve(backend: str, device: str) -> tuple[str, str]:

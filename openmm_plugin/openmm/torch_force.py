@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from mlff_distiller.errors import InputError
+from mlff_distiller.ops.reference import neighbor_list_reference
 from mlff_distiller.students.file import load_exported
+from mlff_distiller.students.portable import PortableEvaluator
 from mlff_distiller.students.potential import dtype_name
 from mlff_distiller.units import ANGSTROM_IN_NM, EV_IN_KJ_PER_MOL
 
@@ -40,7 +42,8 @@ class TorchForceModule(nn.Module):
         periodic: bool,
     ) -> None:
         super().__init__()
-        self.student = student
+        self.evaluator = PortableEvaluator(student)
+        self.cutoff = float(student.cutoff)
         self.num_atoms = len(atomic_numbers)
         self.everything = particles is None
         self.energy_unit = EV_IN_KJ_PER_MOL
@@ -59,18 +62,11 @@ class TorchForceModule(nn.Module):
         cell = torch.zeros(3, 3, dtype=torch.float64, device=positions.device)
         if boxvectors is not None:
             cell = boxvectors.detach().to(torch.float64) * self.length_unit
-        # The caller may be inside torch.no_grad(); TorchScript knows no enable_grad().
-        outside = torch.is_grad_enabled()
-        torch.set_grad_enabled(True)
-        x = x.to(torch.float64).requires_grad_(True)
-        energy = self.student(self.atomic_numbers, x, cell, self.pbc)
-        gradient = torch.zeros_like(x)
-        if energy.requires_grad:  # that of one atom alone does not
-            found = torch.autograd.grad([energy], [x], allow_unused=True)[0]
-            if found is not None:
-                gradient = found
-        torch.set_grad_enabled(outside)
-        own = gradient * (-self.energy_unit * self.length_unit)
+        x = x.to(torch.float64)
+        edge_index, shifts = neighbor_list_reference(x, cell, self.pbc, self.cutoff)
+        vectors = x[edge_index[0]] - x[edge_index[1]] + shifts.to(x.dtype) @ cell
+        energies, own, _ = self.evaluator(self.atomic_numbers, edge_index, vectors)
+        own = own * (self.energy_unit * self.length_unit)
         # TorchForce reads the memory of the tensor as it lies: it must be contiguous.
         forces = torch.zeros_like(positions, dtype=torch.float64)
         if self.everything:
@@ -79,7 +75,7 @@ class TorchForceModule(nn.Module):
             forces = forces.index_copy(0, self.particles, own)
         if not bool(torch.isfinite(forces).all()):
             raise ValueError("the model gave a NaN or infinite force")
-        return energy.detach() * self.energy_unit, forces.to(positions.dtype).contiguous()
+        return energies.sum() * self.energy_unit, forces.to(positions.dtype).contiguous()
 
 
 def scripted_module(

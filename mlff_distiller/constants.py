@@ -1,0 +1,10 @@
+"""Numbers and names that more than one room must agree on."""
+
+from __future__ import annotations
+
+#: Arithmetic of the network; sums of energies are float64 in either case.
+PRECISIONS = ("float32", "float64")
+#: OpenMP runtimes crash when asked for absurdly many; as in csrc/core/engine.cpp.
+MAX_THREADS = 1024
+#: Å. Neighbour lists reach this much beyond the cutoff and live until an atom has moved half of it.
+DEFAULT_SKIN = 0.3

@@ -1,0 +1,74 @@
+"""[2] [3] Frames -> ``data.h5``: the teacher's labels, and the splits."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mlff_distiller.config import DataConfig
+from mlff_distiller.data import HDF5Dataset, ensure_splits
+from mlff_distiller.pipeline.stage import EXECUTION, Hashed, Say, Station
+from mlff_distiller.teachers import get_teacher, label_dataset
+
+DATA = "data.h5"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What labels and splits depend on."""
+
+    frames: Hashed[Path]
+    teacher: str
+    options: dict[str, Any]
+    max_force: float
+    """eV/Å; frames with a larger force are left out."""
+    splits: DataConfig
+    seed: int
+    """Of the sampling, remembered in the file."""
+    device: str = field(default="cpu", metadata=EXECUTION)
+    batch_size: int = field(default=8, metadata=EXECUTION)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is in the file."""
+
+    num_frames: dict[str, int]
+    """Split -> number of structures."""
+    rejected: dict[str, int]
+    """Reason -> number of frames."""
+    seconds_per_structure: float
+    data_hash: str
+    """Of structures and labels."""
+    splits_hash: str
+
+
+def work(inputs: Inputs, output: Path, say: Say) -> Result:
+    """Label the frames; what an earlier run of the same labels has done is kept."""
+    path, c = output / DATA, inputs.splits
+    report = label_dataset(
+        list(HDF5Dataset(inputs.frames.value, require_labels=False)),
+        get_teacher(inputs.teacher, device=inputs.device, **inputs.options),
+        path,
+        batch_size=inputs.batch_size,
+        max_force=inputs.max_force,
+        seed=inputs.seed,
+        on_mismatch="restart",
+    )
+    splits = ensure_splits(path, c.valid_fraction, c.test_fraction, c.split_seed)
+    say(str(report))
+    digest = hashlib.sha256()
+    for indices in splits.values():
+        digest.update(indices.tobytes() + b";")
+    return Result(
+        num_frames={name: len(indices) for name, indices in splits.items()},
+        rejected=report.rejected,
+        seconds_per_structure=report.seconds_per_structure,
+        data_hash=HDF5Dataset(path).hash(),
+        splits_hash=digest.hexdigest(),
+    )
+
+
+STATION = Station("label", work, Result, [DATA])

@@ -1,0 +1,64 @@
+"""[8] What all stations found -> ``metrics.json`` and ``report.html``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlff_distiller.evaluation.engines import headline
+from mlff_distiller.evaluation.report import write_report
+from mlff_distiller.files import atomic_write_text, jsonable
+from mlff_distiller.pipeline import engines, evaluate, export, fit, label, sample
+from mlff_distiller.students.file import read_metadata
+
+_FIGURES = (evaluate.CURVE, evaluate.PARITY, engines.DRIFT, engines.NPT, engines.SPEED)
+_HEADLINES = ("force_mae_mev_per_ang", "energy_mae_mev_per_atom", "stress_mae_gpa")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The results of the stations."""
+
+    teacher: str
+    structures: str
+    sampled: sample.Result
+    labelled: label.Result
+    fitted: fit.Result
+    test: evaluate.Result
+    engines: engines.Result
+    seconds: dict[str, float]
+    """Station -> seconds."""
+
+
+def write(inputs: Inputs, output: Path) -> dict[str, Any]:
+    """Write both files; the content of ``metrics.json``."""
+    metrics: dict[str, Any] = jsonable(
+        {
+            **{key: inputs.test.errors[key] for key in _HEADLINES},
+            **headline(inputs.engines.engines),
+            "teacher": inputs.teacher,
+            "structures": inputs.structures,
+            "sources": inputs.sampled.sources,
+            "num_frames": inputs.labelled.num_frames,
+            "rejected": inputs.labelled.rejected,
+            "training": inputs.fitted.training,
+            "test": inputs.test.errors,
+            "engines": inputs.engines.engines,
+            "stage_seconds": inputs.seconds,
+            "total_seconds": sum(inputs.seconds.values()),
+        }
+    )
+    atomic_write_text(output / "metrics.json", json.dumps(metrics, indent=1))
+    files = [output / name for name in _FIGURES]
+    system = inputs.structures.removeprefix("builtin:")
+    write_report(
+        output / "report.html",
+        title=f"{inputs.teacher} distilled on {Path(system).name}",
+        metrics=metrics,
+        card=read_metadata(output / export.STUDENT),
+        figures={file.stem: file.read_bytes() for file in files if file.exists()},
+        model_path=str(output / export.STUDENT),
+    )
+    return metrics
