@@ -1,4 +1,4 @@
-# make demo | make test | make install | make lint | make format | make cuda | make clean
+# make demo | make test | make install | make lint | make format | make docs | make cuda | make clean
 #
 # Everything is installed into .venv; nothing outside this folder is touched. To use another
 # Python or torch:   make demo PYTHON=python3.12 TORCH=torch==2.14.1
@@ -37,7 +37,7 @@ export MPLBACKEND ?= Agg
 # One quiet line a package instead of a page.
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: install demo test lint format cuda clean
+.PHONY: install demo test lint format docs cuda clean
 
 install: $(STAMP)
 
@@ -85,6 +85,10 @@ format: $(LINT_STAMP)
 $(LINT_STAMP): $(STAMP)
 	@$(BIN)/pip install --quiet --constraint $(VENV)/constraints.txt $(LINT_TOOLS)
 	@touch $@
+
+# What is made of the code: docs/configuration.md and the schemas for editors.
+docs: install
+	$(BIN)/python docs/generate.py
 
 # The CUDA lane: everything compiled by nvcc, in an environment of its own, loaded and tested. Then
 # what the kernels take, against the committed table.

@@ -19,10 +19,10 @@ from mlff_distiller.dynamics.common import initial_velocities
 from mlff_distiller.errors import InputError
 from mlff_distiller.evaluation import accuracy, plots, predict
 from mlff_distiller.evaluation.engines import compare_engines, headline, run_engines
-from mlff_distiller.evaluation.metrics import TARGETS, verdicts
-from mlff_distiller.evaluation.report import number, write_report
+from mlff_distiller.evaluation.report import write_report
 from mlff_distiller.evaluation.speed import time_teacher
 from mlff_distiller.evaluation.summary import summary_lines
+from mlff_distiller.evaluation.targets import TARGETS, Target, measured, number
 from mlff_distiller.export import export_student, read_metadata
 from mlff_distiller.models import StudentForceField
 
@@ -115,12 +115,20 @@ def test_predict_keeps_the_order_of_unequal_structures(student: StudentForceFiel
 
 
 def test_verdicts_compare_with_the_targets() -> None:
-    metrics = {key: limit for key, (limit, _) in TARGETS.items()}
+    metrics = {target.key: target.limit for target in TARGETS if not target.at_least}
     metrics["nve_drift_mev_per_atom_per_ps"] = -2.0
-    rows = {key: passed for key, _, _, _, passed in verdicts(metrics)}
+    rows = {target.key: target.passed(value) for target, value in measured(metrics)}
     assert rows["force_mae_mev_per_ang"] is True
     assert rows["nve_drift_mev_per_atom_per_ps"] is False
     assert rows["speedup_vs_teacher_lammps"] is None
+
+
+def test_targets_know_their_direction() -> None:
+    error, speed = Target("e", "Error", "eV", 0.5), Target("s", "Speed", "×", 5.0, at_least=True)
+    assert [error.passed(v) for v in (-0.5, 0.5, 0.51, -1.0)] == [True, True, False, False]
+    assert [speed.passed(v) for v in (5.0, 4.9, -6.0, 100.0)] == [True, False, False, True]
+    assert (error.goal, speed.goal) == ("≤ 0.5", "≥ 5")
+    assert (error.reached(None), speed.reached(12345.0)) == ("– eV", "12,345 ×")
 
 
 # --- engines -------------------------------------------------------------------------------------

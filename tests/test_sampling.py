@@ -172,11 +172,12 @@ def test_what_cannot_be_sampled_is_named() -> None:
         ([], config(num_rattle=1), "at least one starting structure"),
         ([COPPER], config(), "nothing to do"),
         ([COPPER], config(num_md=3), "needs a calculator"),
-        ([COPPER], config(num_rattle=3, rattle_stdev=[]), "rattle_stdev"),
         ([Structure([0], [[0.0] * 3])], config(num_rattle=1), "starting structure 0"),
     ]:
         with pytest.raises(InputError, match=part):
             sample(base, settings)
+    with pytest.raises(InputError, match="rattle_stdev"):
+        config(num_rattle=3, rattle_stdev=[])
     for temperatures in ([], [-1.0]):
         with pytest.raises(InputError, match="md_temperatures"):
             sample([COPPER], config(num_md=3, md_temperatures=temperatures), EMT())

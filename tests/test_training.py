@@ -412,11 +412,14 @@ def test_bad_input_is_reported_in_one_line(tmp_path, data):
     with HDF5Writer(unlabelled) as writer:
         writer.append([s.with_labels(None) for s in emt_crystals(4)])
     assert "labels" in message(tiny_config(unlabelled))
-    assert "device must be" in message(tiny_config(data, device="abacus"))
-    assert "devices must be" in message(tiny_config(data, devices=0))
+    assert "devices must be" in message(tiny_config(data, devices=10**6))
     assert "data.path" in message(TrainConfig())
     if not torch.cuda.is_available():
         assert "CUDA" in message(tiny_config(data, device="cuda"))
+    with pytest.raises(InputError, match="device must be one of auto, cpu, cuda"):
+        tiny_config(data, device="abacus")
+    with pytest.raises(InputError, match="devices must be >= 1, got 0"):
+        tiny_config(data, devices=0)
 
 
 def test_missing_tensorboard_is_no_obstacle(data, tmp_path, monkeypatch, capfd):

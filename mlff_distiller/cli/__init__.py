@@ -1,4 +1,4 @@
-"""The command line: ``mlff-distiller sample label train distill evaluate export md bench info convert``.
+"""The command line: ``mlff-distiller COMMAND``.
 
 Nothing heavy is imported before a command runs, so that ``--help`` answers at once.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from mlff_distiller.cli import analyse, data, models, simulate
+from mlff_distiller.cli import analyse, configure, data, models, simulate
 
 app = typer.Typer(
     name="mlff-distiller",
@@ -19,9 +19,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for module in (data, models, simulate, analyse):
+for module in (configure, data, models, simulate, analyse):
     module.register(app)
 _ORDER = [
+    "init",
     "sample",
     "label",
     "train",
@@ -32,6 +33,7 @@ _ORDER = [
     "bench",
     "info",
     "convert",
+    "schema",
 ]
 app.registered_commands.sort(key=lambda command: _ORDER.index(command.callback.__name__))  # type: ignore[union-attr]
 

@@ -17,6 +17,7 @@ from mlff_distiller.constants import MAX_THREADS, PRECISIONS
 from mlff_distiller.data import Structure, check_structure
 from mlff_distiller.elements import check_elements
 from mlff_distiller.errors import InputError
+from mlff_distiller.settings import Settings, setting
 from mlff_distiller.students.file import read_metadata
 from mlff_distiller.students.portable import PortablePotential
 
@@ -30,57 +31,34 @@ ENSEMBLES = ("nve", "nvt", "npt")
 
 
 @dataclass(frozen=True)
-class MDSettings:
+class MDSettings(Settings):
     """One molecular-dynamics run."""
 
-    ensemble: str = "nvt"
-    """``nve``, ``nvt`` or ``npt`` (isotropic; periodic systems)."""
-    steps: int = 1000
-    temperature: float = 300.0
-    """K; also of the starting velocities."""
-    pressure: float = 1.0
-    """bar."""
-    timestep: float = 1.0
-    """fs."""
-    interval: int = 10
-    """Steps between two records."""
-    warmup_steps: int = 0
-    """Thermostatted steps before the run that are not recorded (time for an NVE run to melt
-    the potential and kinetic energy into equilibrium)."""
-    dtype: str = "float32"
-    """Arithmetic of the network: ``float32`` or ``float64``."""
-    threads: int = 0
-    """Threads of the network; 0 leaves the choice to the engine."""
-    seed: int = 1
-
-    def __post_init__(self) -> None:
-        if self.ensemble not in ENSEMBLES:
-            raise InputError(
-                f"ensemble must be one of {', '.join(ENSEMBLES)}, got {self.ensemble!r}; "
-                "use e.g. --ensemble nvt"
-            )
-        for name, least in (("steps", 1), ("interval", 1), ("warmup_steps", 0), ("threads", 0)):
-            value = getattr(self, name)
-            if value < least:
-                raise InputError(f"{name} must be >= {least}, got {value}; correct it")
-        if self.threads > MAX_THREADS:
-            raise InputError(
-                f"threads must be <= {MAX_THREADS}, got {self.threads}; use the number of cores"
-            )
-        if not 0 < self.timestep <= 20:  # NaN fails as well
-            raise InputError(
-                f"timestep must be > 0 and at most 20 fs, got {self.timestep}; use e.g. 1.0"
-            )
-        if not 0 <= self.temperature < np.inf:
-            raise InputError(
-                f"temperature must be >= 0 K and finite, got {self.temperature}; use e.g. 300"
-            )
-        if not np.isfinite(self.pressure):
-            raise InputError(f"pressure must be finite, got {self.pressure} bar; use e.g. 1.0")
-        if not 0 <= self.seed < 2**31:
-            raise InputError(f"seed must be 0..{2**31 - 1}, got {self.seed}; use e.g. --seed 1")
-        if self.dtype not in PRECISIONS:
-            raise InputError(f"dtype must be float32 or float64, got {self.dtype!r}")
+    ensemble: str = setting(
+        "nvt",
+        "`npt` is isotropic and needs a periodic system.",
+        choices=ENSEMBLES,
+        advice="use e.g. --ensemble nvt",
+    )
+    steps: int = setting(1000, "Length of the run.", least=1)
+    temperature: float = setting(300.0, "Also of the starting velocities.", unit="K", least=0)
+    pressure: float = setting(1.0, "Of `npt`.", unit="bar")
+    timestep: float = setting(1.0, "Time step.", unit="fs", above=0, most=20)
+    interval: int = setting(10, "Steps between two records.", least=1)
+    warmup_steps: int = setting(
+        0,
+        "Thermostatted steps before the run that are not recorded (time for an NVE run to melt "
+        "the potential and kinetic energy into equilibrium).",
+        least=0,
+    )
+    dtype: str = setting("float32", "Arithmetic of the network.", choices=PRECISIONS)
+    threads: int = setting(  # OpenMP overruns its stack with absurd numbers
+        0, "Threads of the network; 0 leaves the choice to the engine.", least=0, most=MAX_THREADS
+    )
+    seed: int = setting(
+        1, "Of the velocities and the thermostat.", least=0, most=2**31 - 1,
+        advice="use e.g. --seed 1",
+    )  # fmt: skip
 
 
 @dataclass

@@ -14,16 +14,6 @@ from mlff_distiller.errors import InputError
 from mlff_distiller.students import StudentForceField
 from mlff_distiller.units import EV_PER_ANGSTROM3_IN_GPA
 
-#: What a distilled student should reach: key of metrics.json -> (largest value, what it is).
-TARGETS: dict[str, tuple[float, str]] = {
-    "force_mae_mev_per_ang": (50.0, "Force error (MAE)"),
-    "energy_mae_mev_per_atom": (5.0, "Energy error (MAE)"),
-    "stress_mae_gpa": (0.1, "Stress error (MAE)"),
-    "engines_max_energy_diff_ev_per_atom": (1e-6, "Engines agree on energy"),
-    "engines_max_force_diff_ev_per_ang": (1e-4, "Engines agree on forces"),
-    "nve_drift_mev_per_atom_per_ps": (1.0, "Energy drift in NVE"),
-}
-
 
 def predict(
     student: StudentForceField,
@@ -116,21 +106,6 @@ def accuracy(reference: Sequence[Structure], predicted: Sequence[Structure]) -> 
             for z in sorted({int(z) for z in species})
         }
     return result
-
-
-def verdicts(metrics: dict[str, Any]) -> list[tuple[str, str, float | None, float, bool | None]]:
-    """Rows (key, label, value, target, passed) for the summary; passed is None where not measured."""
-    rows = []
-    for key, (limit, label) in TARGETS.items():
-        value = metrics.get(key)
-        passed = None if value is None else bool(abs(value) <= limit)
-        rows.append((key, label, value, limit, passed))
-    speedup = metrics.get("speedup_vs_teacher_lammps")
-    passed = None if speedup is None else bool(speedup >= 5)
-    rows.append(
-        ("speedup_vs_teacher_lammps", "Faster than the teacher (LAMMPS)", speedup, 5.0, passed)
-    )
-    return rows
 
 
 def _flat(errors: Sequence[Any]) -> np.ndarray:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mlff_distiller.evaluation.metrics import verdicts
-from mlff_distiller.evaluation.report import UNITS, number
+from mlff_distiller.evaluation.targets import measured
 
 
 def print_summary(metrics: dict[str, Any], output: Path) -> None:
@@ -20,13 +19,12 @@ def print_summary(metrics: dict[str, Any], output: Path) -> None:
     table.add_column("reached", justify="right")
     table.add_column("target", justify="right")
     table.add_column("")
-    for key, label, value, limit, passed in verdicts(metrics):
-        if value is None and key not in ("speedup_vs_teacher_lammps",):
+    for target, value in measured(metrics):
+        if value is None and not target.at_least:
             continue
-        relation = "≥" if key.startswith("speedup") else "≤"
+        passed = target.passed(value)
         mark = "[dim]–[/]" if passed is None else "[green]✓[/]" if passed else "[bold red]✗[/]"
-        unit = UNITS[key]
-        table.add_row(label, f"{number(value)} {unit}", f"{relation} {number(limit)} {unit}", mark)
+        table.add_row(target.label, target.reached(value), f"{target.goal} {target.unit}", mark)
     console.print()
     console.print(table)
     for line in _details(metrics):
@@ -40,11 +38,11 @@ def print_summary(metrics: dict[str, Any], output: Path) -> None:
 def summary_lines(metrics: dict[str, Any]) -> list[str]:
     """The same as plain lines, for ``info`` on the output directory."""
     lines = [_title(metrics)]
-    for key, label, value, limit, passed in verdicts(metrics):
+    for target, value in measured(metrics):
+        passed = target.passed(value)
         mark = "–" if passed is None else "✓" if passed else "✗"
-        relation = "≥" if key.startswith("speedup") else "≤"
-        reached = f"{number(value)} {UNITS[key]}"
-        lines.append(f"  {mark} {label:<26}{reached:>22}   target {relation} {number(limit)}")
+        reached = target.reached(value)
+        lines.append(f"  {mark} {target.label:<26}{reached:>22}   target {target.goal}")
     return lines + [f"  {line}" for line in _details(metrics)]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from mlff_distiller.constants import PRECISIONS
 from mlff_distiller.errors import InputError
 from mlff_distiller.files import sha256
 from mlff_distiller.importers.graph_pes import graph_pes_network
@@ -75,7 +76,7 @@ def convert_model(
     Raises:
         InputError: see there; or an unknown dtype.
     """
-    if dtype not in ("float32", "float64"):
+    if dtype not in PRECISIONS:
         raise InputError(f"dtype must be 'float32' or 'float64', got {dtype!r}; pass one of them")
     energy, length = energy_in_ev(energy_unit), length_in_angstrom(length_unit)
     network = read_network(source)

@@ -15,7 +15,6 @@ from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 
 from mlff_distiller.config import SamplingConfig
 from mlff_distiller.data.structure import Structure
-from mlff_distiller.errors import InputError
 from mlff_distiller.sampling.geometry import closest_ratio, random_strain, strained
 from mlff_distiller.sampling.rattle import CLOSE_CONTACT
 
@@ -53,17 +52,9 @@ def run_md(
 
     Returns:
         frames whose ``info`` names source, parent, temperature (K) and segment.
-
-    Raises:
-        InputError: no temperatures, or one that is not positive.
     """
     rejected = Counter() if rejected is None else rejected
     temperatures = config.md_temperatures
-    if not temperatures or min(temperatures) <= 0:
-        raise InputError(
-            f"md_temperatures must be positive and at least one, got {temperatures}; "
-            "set sampling.md_temperatures"
-        )
     frames: list[Structure] = []
     for t, temperature in enumerate(temperatures):
         share = config.num_md // len(temperatures) + (t < config.num_md % len(temperatures))

@@ -61,8 +61,6 @@ def sample(
             f"molecular dynamics ({config.num_md} frames) needs a calculator, got none; name a "
             "teacher, or set sampling.num_md to 0"
         )
-    if config.num_rattle and not config.rattle_stdev:
-        raise InputError("rattle_stdev must hold at least one value, got []; set it, in Å")
     frames = rattle_all(
         base,
         config.num_rattle,

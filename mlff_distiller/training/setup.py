@@ -48,17 +48,11 @@ class TrainingData:
 
 def make_fabric(config: TrainingConfig) -> Fabric:
     """Fabric for the device and the number of processes. Raises InputError without the device."""
-    if config.device not in ("auto", "cpu", "cuda"):
-        raise InputError(
-            f"device must be auto, cpu or cuda, got {config.device!r}; set training.device"
-        )
     available = torch.cuda.is_available()
     if config.device == "cuda" and not available:
         raise InputError(
             "device is cuda, but this torch finds no CUDA device; set training.device to cpu"
         )
-    if config.devices < 1:
-        raise InputError(f"devices must be >= 1, got {config.devices}; set training.devices")
     on_gpu = available and config.device != "cpu"
     most = torch.cuda.device_count() if on_gpu else os.cpu_count() or 1
     if config.devices > most:

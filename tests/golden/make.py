@@ -61,13 +61,23 @@ STUDENTS = {
     # Since version 2
     "paper_cut_float64": ModelConfig(
         **TINY,
-        **{"num_rbf": 4, "rbf": "bessel", "rbf_trainable": True, "rbf_per_interaction": True},
-        **{"norm": "paper", "cutoff_function": "cosine", "zbl": True, "zbl_switched": False},
+        num_rbf=4,
+        rbf="bessel",
+        rbf_trainable=True,
+        rbf_per_interaction=True,
+        norm="paper",
+        cutoff_function="cosine",
+        zbl=True,
+        zbl_switched=False,
     ),
     "switch_float32": ModelConfig(
         **TINY,
-        **{"num_rbf": 3, "rbf": "chebyshev", "cutoff_function": "switch", "cutoff_onset": 1.0},
-        **{"norm_scale": 0.5, "readout_dim": 7},
+        num_rbf=3,
+        rbf="chebyshev",
+        cutoff_function="switch",
+        cutoff_onset=1.0,
+        norm_scale=0.5,
+        readout_dim=7,
     ),
 }
 OPENMM_STUDENT = "student_bessel_zbl_float64.pt"
