@@ -189,6 +189,26 @@ def test_train_takes_a_preset_and_a_time_limit(folder: Path, tmp_path: Path) -> 
     assert config["model"]["hidden_dim"] == 64
 
 
+def test_train_starts_from_a_student_and_its_network(folder: Path, tmp_path: Path) -> None:
+    arguments = ["train", "--data", folder / "data.h5", "--from", folder / "student.pt"]
+    more = [*arguments, "--max-epochs", 1, "--device", "cpu", "-o", tmp_path / "more", "--json"]
+    result = json.loads(run(*more).stdout)
+    assert result["epochs"] == 1
+    config = yaml.safe_load((tmp_path / "more" / "config.yaml").read_text())
+    assert config["model"]["hidden_dim"] == 16
+    errors = [
+        json.loads(run("evaluate", path, "--data", folder / "data.h5", "--json").stdout)
+        for path in (folder / "run", tmp_path / "more")
+    ]
+    # One epoch of a new network would be far away from where three have led.
+    assert errors[1]["energy_mae_mev_per_atom"] < 1.5 * errors[0]["energy_mae_mev_per_atom"] + 1.0
+
+    other = tmp_path / "other"
+    refuse(*arguments, "--preset", "small", "-o", other, say=["hidden_dim 16 instead of 64"])
+    refuse(*arguments, "--resume", "-o", other, say=["--resume and --from"])
+    refuse("train", "--data", "x.h5", "--from", tmp_path / "no.pt", "-o", other, say=["no.pt"])
+
+
 def test_export_carries_the_card(folder: Path, tmp_path: Path) -> None:
     result = json.loads(
         run(

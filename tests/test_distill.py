@@ -24,11 +24,13 @@ from mlff_distiller.config import (
     from_dict,
     load_config,
 )
-from mlff_distiller.data import HDF5Dataset, Structure
+from mlff_distiller.data import HDF5Dataset, HDF5Writer, Structure
 from mlff_distiller.distill import run_distillation
 from mlff_distiller.export import read_metadata
-from mlff_distiller.pipeline import engines, fit, label, sample
+from mlff_distiller.pipeline import engines, fit, label
+from mlff_distiller.pipeline import sample as sampling_station
 from mlff_distiller.pipeline.stage import EXECUTION, Hashed, Stages, Station, identity
+from mlff_distiller.sampling import sample
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 KEYS = [
@@ -204,12 +206,13 @@ def test_a_lower_max_force_leaves_out_what_is_above_it(tmp_path: Path) -> None:
         stages = Stages(tmp_path, lambda text: None)
         config = dataclasses.replace(sampling, max_force=max_force)
         frames = stages.run(
-            sample.STATION, sample.Inputs(Hashed(start, "copper"), config, "emt", {})
+            sampling_station.STATION,
+            sampling_station.Inputs(Hashed(start, "copper"), config, "emt", {}),
         )
         result = stages.run(
             label.STATION,
             label.Inputs(
-                frames=Hashed(tmp_path / sample.FRAMES, frames.frames_hash),
+                frames=Hashed(tmp_path / sampling_station.FRAMES, frames.frames_hash),
                 teacher="emt",
                 options={},
                 max_force=max_force,
@@ -223,6 +226,38 @@ def test_a_lower_max_force_leaves_out_what_is_above_it(tmp_path: Path) -> None:
 
     assert labelled(30.0) > 3.0
     assert labelled(3.0) <= 3.0
+
+
+def test_changed_splits_are_drawn_anew(tmp_path: Path) -> None:
+    with HDF5Writer(tmp_path / "frames.h5") as writer:
+        writer.append(rattled_copper(16))
+
+    def splits(folder: str, **options: Any) -> dict[str, list[int]]:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        inputs = label.Inputs(
+            frames=Hashed(tmp_path / "frames.h5", ""),
+            teacher="emt",
+            options={},
+            max_force=100.0,
+            splits=DataConfig(valid_fraction=0.25, test_fraction=0.25, **options),
+            seed=0,
+        )
+        result = label.work(inputs, tmp_path / folder, lambda text: None)
+        stored = HDF5Dataset(tmp_path / folder / label.DATA).splits
+        assert result.num_frames == {k: len(v) for k, v in stored.items()}
+        return {k: v.tolist() for k, v in stored.items()}
+
+    first = splits("one")
+    before = (tmp_path / "one" / label.DATA).read_bytes()
+    assert splits("one") == first
+    assert (tmp_path / "one" / label.DATA).read_bytes() == before
+    assert splits("one", split_seed=1) == splits("two", split_seed=1) != first
+
+
+def rattled_copper(number: int) -> list[Structure]:
+    copper = Structure.from_atoms(bulk("Cu", cubic=True))
+    frames = sample([copper], SamplingConfig(num_rattle=number, num_md=0, rattle_stdev=[0.05]))
+    return [dataclasses.replace(s, info={"group": f"{i}"}) for i, s in enumerate(frames)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,7 +306,7 @@ def test_every_setting_that_a_station_sees_counts_unless_it_says_how() -> None:
         station.__name__.rpartition(".")[2]: {
             f.name for f in dataclasses.fields(station.Inputs) if not f.metadata.get("hashed", True)
         }
-        for station in (sample, label, engines)
+        for station in (sampling_station, label, engines)
     }
     assert how == {"sample": {"device"}, "label": {"device", "batch_size"}, "engines": set()}
     inputs = fit.Inputs(hashed, ModelConfig(), TrainingConfig())

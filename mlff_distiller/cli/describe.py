@@ -151,7 +151,7 @@ def checkpoint(path: Path) -> Description:
         "cutoff": f"{model.cutoff:g} Å",
         "smoothness": _smoothness(model.config, None),
         "parameters": f"{model.num_parameters:,}",
-        "epoch": str(card.get("epoch", content.get("epoch", "unknown"))),
+        "epoch": str(card.get("epoch", "unknown")),
         "teacher": card.get("teacher") or "unknown",
         "accuracy": _accuracy(card.get("validation")),
         "data hash": str(card.get("data_hash") or "unknown")[:16],
@@ -212,12 +212,13 @@ def teachers() -> Description:
 
 def _native(path: Path) -> dict[str, Any] | None:
     """What the native engine says about the file; None where it is not built."""
-    try:
-        from mlff_distiller._native import Potential
-    except ImportError:
+    from mlff_distiller.ops.engine import NativePotential
+    from mlff_distiller.students.potential import native_is_built
+
+    if not native_is_built():
         return None
     try:
-        potential = Potential(str(path))
+        potential = NativePotential(path)
     except (RuntimeError, ValueError) as error:
         return {"error": str(error).splitlines()[0]}
     return {"instruction_set": potential.isa, "table": dict(potential.table)}

@@ -336,11 +336,16 @@ def _require_room(path: Path, temporary: Path) -> None:
 
 
 def ensure_splits(
-    path: str | Path, valid_fraction: float = 0.1, test_fraction: float = 0.1, seed: int = 0
+    path: str | Path,
+    valid_fraction: float = 0.1,
+    test_fraction: float = 0.1,
+    seed: int = 0,
+    *,
+    anew: bool = False,
 ) -> dict[str, np.ndarray]:
     """The stored splits of a file; drawn and stored when there are none.
 
-    Stored splits are never drawn again. Structures appended later follow their group, new groups
+    Stored splits are not drawn again unless that is asked for. Structures appended later follow their group, new groups
     are drawn. Relatives (one ``info["group"]``) are always on the same side.
 
     Args:
@@ -348,6 +353,7 @@ def ensure_splits(
         valid_fraction: of the structures.
         test_fraction: of the structures.
         seed: of the drawing.
+        anew: forget what is stored: for a file whose owner has changed the settings.
 
     Returns:
         ``train``, ``valid``, ``test`` -> ascending int64 indices.
@@ -357,18 +363,22 @@ def ensure_splits(
     """
     path = Path(path)
     dataset = HDF5Dataset(path, require_labels=False)
-    known = sum(len(v) for v in dataset.splits.values())
-    if dataset.splits and known >= len(dataset):
-        return dataset.splits
+    stored = {} if anew else dataset.splits
+    if stored and sum(len(v) for v in stored.values()) >= len(dataset):
+        return stored
     splits = draw_splits(
         dataset.groups(),
         valid_fraction,
         test_fraction,
         seed,
         strata=dataset.sources(),
-        stored=dataset.splits,
+        stored=stored,
         name=str(path),
     )
+    if {k: v.tolist() for k, v in splits.items()} == {
+        k: v.tolist() for k, v in dataset.splits.items()
+    }:
+        return splits
     journal = Journal(journal_path(path))
     merged = False
     try:

@@ -18,8 +18,8 @@ from mlff_distiller.data import Structure, check_structure
 from mlff_distiller.elements import check_elements
 from mlff_distiller.errors import InputError
 from mlff_distiller.settings import Settings, setting
+from mlff_distiller.students.energy_model import ExportedModel
 from mlff_distiller.students.file import read_metadata
-from mlff_distiller.students.portable import PortablePotential
 
 #: engine -> module with ``run_md`` and ``single_point``
 ENGINES = {
@@ -223,7 +223,8 @@ def single_point(
     """
     _check(model, structure)
     if engine == "torchscript":
-        return _torchscript(Path(model), structure, dtype)
+        portable = ExportedModel(model, backend="portable", dtype=dtype)
+        return structure.with_labels(*portable.compute(structure))
     labelled: Structure = _module(engine).single_point(Path(model), structure, dtype)
     return labelled
 
@@ -265,12 +266,3 @@ def _check_sane(trajectory: Trajectory) -> None:
             f"the {trajectory.engine} run blew up at {when:.0f} fs (energy is not finite); "
             "shorten the time step or train on hotter frames"
         )
-
-
-def _torchscript(model: Path, structure: Structure, dtype: str) -> Structure:
-    s = structure
-    out = PortablePotential(model, dtype=dtype).compute(
-        s.atomic_numbers, s.positions, s.cell, s.pbc
-    )
-    stress = -out["virial"] / abs(np.linalg.det(s.cell)) if s.pbc.all() else None
-    return s.with_labels(out["energy"], out["forces"], stress)

@@ -7,45 +7,36 @@ from typing import Any
 
 import numpy as np
 import torch
-from ase.data import chemical_symbols
+from ase.data import atomic_numbers
 
-from mlff_distiller.data import Structure, collate
+from mlff_distiller.data import Structure
+from mlff_distiller.energy_model import EnergyModel
 from mlff_distiller.errors import InputError
 from mlff_distiller.students import StudentForceField
-from mlff_distiller.units import EV_PER_ANGSTROM3_IN_GPA
+from mlff_distiller.students.energy_model import StudentModel
+from mlff_distiller.training.losses import Residuals
+from mlff_distiller.training.metrics import ErrorSums
 
 
 def predict(
-    student: StudentForceField,
+    model: StudentForceField | EnergyModel,
     structures: Sequence[Structure],
     *,
     batch_size: int = 8,
     progress: Callable[[int], None] | None = None,
 ) -> list[Structure]:
-    """The structures with the student's energy, forces and stress in place of their labels.
+    """The structures with a model's energy, forces and stress in place of their labels.
 
     Args:
-        student: evaluated in its own dtype, on its own device.
+        model: a student, evaluated in its own dtype and on its own device; or any other model.
         structures: at least one.
         batch_size: structures evaluated together.
         progress: called with the number of structures done.
     """
-    parameter = next(student.parameters())
+    model = StudentModel(model) if isinstance(model, StudentForceField) else model
     labelled: list[Structure] = []
     for start in range(0, len(structures), batch_size):
-        part = list(structures[start : start + batch_size])
-        batch = collate(part, student.cutoff, parameter.dtype).to(parameter.device)
-        result = student.compute(batch)
-        splits = np.cumsum([len(s) for s in part])[:-1]
-        forces = np.split(result["forces"].cpu().to(torch.float64).numpy(), splits)
-        energy = result["energy"].cpu().tolist()
-        stress = result["stress"].cpu().to(torch.float64).numpy()
-        for i, structure in enumerate(part):
-            labelled.append(
-                structure.with_labels(
-                    energy[i], forces[i], stress[i] if structure.pbc.all() else None
-                )
-            )
+        labelled += model.label(list(structures[start : start + batch_size]))
         if progress is not None:
             progress(len(labelled))
     return labelled
@@ -65,56 +56,60 @@ def accuracy(reference: Sequence[Structure], predicted: Sequence[Structure]) -> 
             "accuracy needs as many predicted as reference frames and at least one, got "
             f"{len(predicted)} and {len(reference)}"
         )
-    energy: list[float] = []
-    forces, magnitudes, numbers, stress = [], [], [], []
-    for r, p in zip(reference, predicted, strict=True):
-        if r.energy is not None and p.energy is not None:
-            energy.append((p.energy - r.energy) / len(r) * 1e3)
-        if r.forces is not None and p.forces is not None:
-            forces.append((p.forces - r.forces) * 1e3)
-            magnitudes.append(r.forces * 1e3)
-            numbers.append(r.atomic_numbers)
-        if r.stress is not None and p.stress is not None:
-            stress.append((p.stress - r.stress) * EV_PER_ANGSTROM3_IN_GPA)
+    sums = ErrorSums()
+    sums.add(residuals_of(reference, predicted))
+    errors = sums.metrics()
     result: dict[str, Any] = {
         "num_frames": len(reference),
         "num_atoms": int(sum(len(r) for r in reference)),
-        "energy_mae_mev_per_atom": _mae(energy),
-        "energy_rmse_mev_per_atom": _rmse(energy),
-        "force_mae_mev_per_ang": _mae(forces),
-        "force_rmse_mev_per_ang": _rmse(forces),
-        "stress_mae_gpa": _mae(stress),
-        "stress_rmse_gpa": _rmse(stress),
+        **{key: errors[key] for key in errors if key != "per_element"},
         "force_r2": None,
         "force_relative_error": None,
-        "per_element": {},
+        "per_element": errors["per_element"],
     }
-    if forces:
-        error, true = np.concatenate(forces), np.concatenate(magnitudes)
-        species = np.concatenate(numbers)
-        spread = float(((true - true.mean()) ** 2).sum())
-        result["force_r2"] = 1.0 - float((error**2).sum()) / spread if spread > 0 else None
+    labelled = [r for r, p in zip(reference, predicted, strict=True) if _both(r, p, "forces")]
+    if labelled:
+        true = np.concatenate([r.forces for r in labelled if r.forces is not None]) * 1e3
+        species = np.concatenate([r.atomic_numbers for r in labelled])
+        # R² and the relative error compare the errors with the sizes of the labels.
+        spread = float(((true - true.mean()) ** 2).mean())
         size = float(np.abs(true).mean())
-        result["force_relative_error"] = float(np.abs(error).mean()) / size if size > 0 else None
-        result["per_element"] = {
-            chemical_symbols[z]: {
-                "num_atoms": int((species == z).sum()),
-                "force_mae_mev_per_ang": _mae([error[species == z]]),
-                "force_rmse_mev_per_ang": _rmse([error[species == z]]),
-                "mean_abs_force_mev_per_ang": float(np.abs(true[species == z]).mean()),
-            }
-            for z in sorted({int(z) for z in species})
-        }
+        if spread > 0:
+            result["force_r2"] = 1.0 - errors["force_rmse_mev_per_ang"] ** 2 / spread
+        if size > 0:
+            result["force_relative_error"] = errors["force_mae_mev_per_ang"] / size
+        for symbol, element in result["per_element"].items():
+            own = true[species == atomic_numbers[symbol]]
+            element["mean_abs_force_mev_per_ang"] = float(np.abs(own).mean())
     return result
 
 
-def _flat(errors: Sequence[Any]) -> np.ndarray:
-    return np.concatenate([np.ravel(e) for e in errors])
+def residuals_of(reference: Sequence[Structure], predicted: Sequence[Structure]) -> Residuals:
+    """``predicted`` minus ``reference`` where both have a label; see :class:`Residuals`."""
+    pairs = list(zip(reference, predicted, strict=True))
+
+    def differences(name: str) -> list[np.ndarray]:
+        return [
+            np.atleast_1d(np.asarray(getattr(p, name)) - np.asarray(getattr(r, name)))
+            / (len(r) if name == "energy" else 1)
+            for r, p in pairs
+            if _both(r, p, name)
+        ]
+
+    numbers = [r.atomic_numbers for r, p in pairs if _both(r, p, "forces")]
+    return Residuals(
+        energy=_rows(differences("energy"), ()),
+        forces=_rows(differences("forces"), (3,)),
+        stress=_rows([d[None] for d in differences("stress")], (3, 3)),
+        force_numbers=_rows(numbers, (), np.int64),
+    )
 
 
-def _mae(errors: Sequence[Any]) -> float | None:
-    return float(np.abs(_flat(errors)).mean()) if len(errors) else None
+def _both(reference: Structure, predicted: Structure, label: str) -> bool:
+    return getattr(reference, label) is not None and getattr(predicted, label) is not None
 
 
-def _rmse(errors: Sequence[Any]) -> float | None:
-    return float(np.sqrt((_flat(errors) ** 2).mean())) if len(errors) else None
+def _rows(
+    parts: Sequence[np.ndarray], shape: tuple[int, ...], dtype: type = np.float64
+) -> torch.Tensor:
+    return torch.as_tensor(np.concatenate([np.zeros((0, *shape), dtype), *parts]))

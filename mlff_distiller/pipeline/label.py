@@ -57,7 +57,7 @@ def work(inputs: Inputs, output: Path, say: Say) -> Result:
         seed=inputs.seed,
         on_mismatch="restart",
     )
-    splits = ensure_splits(path, c.valid_fraction, c.test_fraction, c.split_seed)
+    splits = ensure_splits(path, c.valid_fraction, c.test_fraction, c.split_seed, anew=True)
     say(str(report))
     digest = hashlib.sha256()
     for indices in splits.values():

@@ -12,30 +12,21 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from ase.calculators.calculator import Calculator
 
-from mlff_distiller.data.structure import Structure, check_structure, elements_of
+from mlff_distiller.data.structure import Structure, elements_of
 from mlff_distiller.elements import symbols, unknown_elements
+from mlff_distiller.energy_model import EnergyModel, Labels
 from mlff_distiller.errors import InputError
 
 
 @runtime_checkable
-class Teacher(Protocol):
-    """Labels structures with energy (eV), forces (eV/Å) and, when periodic, stress (eV/Å^3)."""
+class Teacher(EnergyModel, Protocol):
+    """An energy model that also drives molecular dynamics."""
 
-    name: str
-    """What the data set remembers as its source."""
-    versions: dict[str, str]
-    """Package -> version."""
     calculator: Calculator
     """For molecular dynamics and timing."""
 
-    def check(self, structures: Sequence[Structure]) -> None:
-        """Raise InputError for structures that the teacher cannot label, before any work."""
 
-    def label(self, structures: Sequence[Structure]) -> list[Structure]:
-        """The same structures in the same order, with labels. Raises InputError."""
-
-
-class CalculatorTeacher:
+class CalculatorTeacher(Teacher):
     """A teacher made of an ASE calculator.
 
     Args:
@@ -81,16 +72,12 @@ class CalculatorTeacher:
                 "choose another teacher"
             )
 
-    def label(self, structures: Sequence[Structure]) -> list[Structure]:
-        """Label structures one by one, each without memory of the one before.
+    def compute(self, structure: Structure) -> Labels:
+        """Labels of one structure, without memory of the one before.
 
         Raises:
-            InputError: the calculator fails or returns something that is not finite.
+            InputError: the calculator fails.
         """
-        self.check(structures)
-        return [self._label(s) for s in structures]
-
-    def _label(self, structure: Structure) -> Structure:
         atoms = structure.to_atoms(labels=False)
         # A warm start from the last frame would make labels depend on their order.
         self.calculator.reset()
@@ -106,8 +93,7 @@ class CalculatorTeacher:
                 f"{self.name} cannot label {structure.formula}: {_first_line(error)}; remove the "
                 "structure or choose another teacher"
             ) from error
-        labelled = structure.with_labels(energy, forces, stress)
-        return check_structure(labelled, f"{structure.formula} labelled by {self.name}")
+        return Labels(energy, forces, stress)
 
 
 def versions_of(packages: Sequence[str]) -> dict[str, str]:

@@ -16,9 +16,9 @@ from rich.console import Console
 from mlff_distiller.data.hdf5 import HDF5Dataset, HDF5Writer, structures_hash
 from mlff_distiller.data.journal import journal_path
 from mlff_distiller.data.structure import Structure, check_structure
+from mlff_distiller.energy_model import EnergyModel
 from mlff_distiller.errors import InputError, MismatchError
 from mlff_distiller.progress import Progress
-from mlff_distiller.teachers.base import Teacher
 
 
 @dataclass
@@ -47,7 +47,7 @@ class LabelReport:
 
 def label_dataset(
     structures: Sequence[Structure],
-    teacher: Teacher,
+    teacher: EnergyModel,
     output: str | Path,
     *,
     batch_size: int = 8,
@@ -65,7 +65,7 @@ def label_dataset(
 
     Args:
         structures: in order; ``info`` is kept.
-        teacher: see :func:`get_teacher`.
+        teacher: see :func:`get_teacher`; or any other model, a student or a difference of two.
         output: the HDF5 file.
         batch_size: structures between two commits.
         resume: go on with an existing file; False starts anew.
@@ -180,7 +180,7 @@ def _set_aside(path: Path) -> None:
 
 
 def _label(
-    teacher: Teacher, batch: Sequence[Structure], max_force: float | None, report: LabelReport
+    teacher: EnergyModel, batch: Sequence[Structure], max_force: float | None, report: LabelReport
 ) -> list[Structure]:
     try:
         labelled = teacher.label(batch)

@@ -46,7 +46,7 @@ def resumable(
         if auto:
             return None
         raise
-    return content if not auto or _same_settings(content, config.training) else None
+    return content if not auto or _same_settings(content, config) else None
 
 
 def difference(there: dict[str, Any], here: dict[str, Any]) -> str:
@@ -77,12 +77,19 @@ def _check_same(
         )
 
 
-def _same_settings(content: dict[str, Any], training: TrainingConfig) -> bool:
-    there = content["config"].get("training", {})
+def _same_settings(content: dict[str, Any], config: TrainConfig) -> bool:
+    there, training = content["config"].get("training", {}), config.training
     here = settings_of_the_result(training)
+    same_splits = {**content["config"]["data"], "path": config.data.path} == to_dict(config.data)
     if any(there.get(key) != value for key, value in here.items() if key not in LIMITS):
         return False
     done, minutes = content["training"], training.max_minutes
-    return done["epoch"] <= training.max_epochs and (
-        minutes is None or done["seconds"] <= 60.0 * minutes or there.get("max_minutes") == minutes
+    return (
+        same_splits
+        and done["epoch"] <= training.max_epochs
+        and (
+            minutes is None
+            or done["seconds"] <= 60.0 * minutes
+            or there.get("max_minutes") == minutes
+        )
     )
