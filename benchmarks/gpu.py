@@ -15,9 +15,7 @@ engine compiled without CUDA), with one line that says what is missing.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -25,14 +23,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gpu_report
 import numpy as np
-from scaling import export_model, water_box
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from benchmarks import gpu_report
+from benchmarks.common import RESULTS, parser_of, spread, water, write_structure
+from benchmarks.peers.environments import PEERS as KNOWN_PEERS
+from benchmarks.peers.environments import Peer, python_of
+from benchmarks.peers.run import Worker
+from benchmarks.scaling import export_model
 from mlff_distiller.errors import InputError
 from mlff_distiller.ops import engine
 
-HERE = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[1]
 SIDES = (3, 7, 15, 32, 69)  # waters: 81 ... 985,527 atoms
 QUICK = (3, 7)
 MATHS = ("float32", "tf32", "bfloat16")
@@ -66,7 +69,7 @@ def require_gpu(device: str) -> str:
 
 def check_systems() -> dict[str, tuple[Any, ...]]:
     """Periodic, skewed and open water, and one atom: (numbers, positions, cell, pbc)."""
-    numbers, positions, cell = water_box(4)
+    numbers, positions, cell = water(4)
     skew = np.array([[1, 0, 0], [0.2, 1, 0], [-0.1, 0.15, 1]])
     periodic, open_ = np.array([True] * 3), np.array([False] * 3)
     return {
@@ -126,12 +129,7 @@ def timed(call: Callable[[], Any], seconds: float, warm_up: int = 5) -> dict[str
         start = time.perf_counter()
         call()
         spent.append(time.perf_counter() - start)
-    return {
-        "median_s": statistics.median(spent),
-        "low_s": min(spent),
-        "high_s": max(spent),
-        "calls": len(spent),
-    }
+    return spread(spent)
 
 
 def moving(potential: engine.NativePotential, system: tuple[Any, ...]) -> Callable[[], Any]:
@@ -182,13 +180,7 @@ class Peers:
     """Peers and the teacher on the GPU, each in a process of its own (benchmarks/peers)."""
 
     def __init__(self, names: list[str], teacher: str, device: str, cache: Path) -> None:
-        sys.path.insert(0, str(HERE / "peers"))
-        from environments import PEERS as KNOWN
-        from environments import Peer, python_of
-        from run import Worker
-
-        self.worker, self.python_of = Worker, python_of
-        self.peers = [peer for peer in KNOWN if peer.name in names]
+        self.peers = [peer for peer in KNOWN_PEERS if peer.name in names]
         if teacher:
             self.peers.append(
                 Peer("teacher", f"teacher {teacher}", "teacher", "", {"teacher": teacher})
@@ -198,20 +190,16 @@ class Peers:
 
     def row(self, peer: Any, system: tuple[Any, ...], seconds: float) -> dict[str, Any]:
         """One peer on one system; after a failure, larger systems are not tried."""
-        numbers, positions, cell, pbc = system
+        atoms = len(system[0])
         out: dict[str, Any] = {"what": peer.label}
         if peer.name in self.gave_up:
             return {**out, "not_measured": self.gave_up[peer.name]}
-        self.cache.mkdir(parents=True, exist_ok=True)
-        path = self.cache / f"water-{len(numbers)}.json"
-        lists = [np.asarray(x).tolist() for x in (numbers, positions, cell, pbc)]
-        path.write_text(
-            json.dumps(dict(zip(("numbers", "positions", "cell", "pbc"), lists, strict=True)))
-        )
+        path = self.cache / f"water-{atoms}.json"
+        write_structure(path, *system)
         worker = None
         try:
-            python = self.python_of(peer.environment, self.cache)
-            worker = self.worker(peer, python, os.cpu_count() or 1, self.cache, True, gpu=True)
+            python = python_of(peer.environment, self.cache)
+            worker = Worker(peer, python, os.cpu_count() or 1, self.cache, True, gpu=True)
             loaded = worker.ask(
                 "load", timeout=1200.0, system=str(path), folder=str(self.cache),
                 threads=os.cpu_count() or 1, options={**peer.options, "device": self.device},
@@ -221,18 +209,12 @@ class Peers:
             spent = worker.ask("measure", timeout=1200.0, calls=calls)["seconds"]
             out["version"] = loaded["version"]
         except (RuntimeError, OSError) as error:
-            self.gave_up[peer.name] = f"with {len(numbers):,} atoms: {error}"
+            self.gave_up[peer.name] = f"with {atoms:,} atoms: {error}"
             return {**out, "not_measured": self.gave_up[peer.name]}
         finally:
             if worker:
                 worker.close()
-        return {
-            **out,
-            "median_s": statistics.median(spent),
-            "low_s": min(spent),
-            "high_s": max(spent),
-            "calls": len(spent),
-        }
+        return {**out, **spread(spent)}
 
 
 def measure(options: argparse.Namespace, path: Path, name: str) -> dict[str, Any]:
@@ -249,7 +231,7 @@ def measure(options: argparse.Namespace, path: Path, name: str) -> dict[str, Any
     torch_device = "cuda" if options.device == "cuda" else options.device
     peers = Peers(options.peers, options.teacher, torch_device, options.cache)
     for side in options.sides:
-        numbers, positions, cell = water_box(side)
+        numbers, positions, cell = water(side)
         system = (numbers, positions, cell, np.array([True] * 3))
         rows = student_rows(path, options.device, system, options.seconds)
         if len(numbers) <= options.cpu_atoms:
@@ -262,7 +244,8 @@ def measure(options: argparse.Namespace, path: Path, name: str) -> dict[str, Any
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    quick = "81 and 1029 atoms, no peers, 0.5 s a row"
+    parser = parser_of(__doc__, quick=quick, output=RESULTS)
     parser.add_argument("--device", default="cuda", help="cuda or cuda:N")
     parser.add_argument("--model", type=Path, help="exported student; random weights without")
     parser.add_argument("--teacher", default="sevennet-0", help="of the registry; empty: none")
@@ -270,11 +253,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sides", type=int, nargs="+", help="molecules along an edge of the box")
     parser.add_argument("--seconds", type=float, default=3.0, help="per row")
     parser.add_argument("--cpu-atoms", type=int, default=110_000, help="largest for the CPU engine")
-    parser.add_argument(
-        "--quick", action="store_true", help="81 and 1029 atoms, no peers, 0.5 s a row"
-    )
-    parser.add_argument("--output", type=Path, default=HERE / "results")
-    parser.add_argument("--cache", type=Path, default=HERE.parent / "build" / "gpu_peers")
+    parser.add_argument("--cache", type=Path, default=ROOT / "build" / "gpu_peers")
     options = parser.parse_args()
     if options.quick:
         options.peers, options.teacher, options.seconds = "", "", 0.5

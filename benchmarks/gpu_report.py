@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import pyplot, save, write_report
+
 
 def write(report: dict[str, Any], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "gpu.json").write_text(json.dumps(report, indent=1))
-    (folder / "gpu.md").write_text(markdown(report))
-    plot(report, folder / "gpu.png")
+    write_report(folder, "gpu", report, markdown(report), plot)
 
 
 def label(row: dict[str, Any]) -> str:
@@ -60,17 +58,12 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     lines: dict[str, list[tuple[int, float]]] = {}
     for row in report["rows"]:
         if "median_s" in row:
             point = (row["atoms"], row["median_s"] / row["atoms"] * 1e6)
             lines.setdefault(label(row), []).append(point)
-    figure, axis = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    figure, axis = pyplot().subplots(figsize=(8, 5), layout="constrained")
     for name, points in lines.items():
         axis.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name)
     axis.set(xscale="log", yscale="log", xlabel="atoms", ylabel="µs per atom and call",
@@ -78,5 +71,4 @@ def plot(report: dict[str, Any], path: Path) -> None:
     axis.grid(alpha=0.3, which="both")
     if lines:
         axis.legend(fontsize=7)
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+    save(figure, path, 130)

@@ -10,8 +10,7 @@ does at best (gpu_cards.py); the slowest of these bounds it. Water at 1 g/cm³, 
 
 from __future__ import annotations
 
-import argparse
-import json
+import sys
 from collections import defaultdict
 from dataclasses import asdict
 from functools import cache
@@ -19,8 +18,10 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from gpu_cards import CARDS, SOURCES, Card
-from gpu_kernels import COPIES, Launch, Shapes, bus_bytes, memory_bytes, step, variables
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from benchmarks.common import RESULTS, parser_of, pyplot, save, write_report
+from benchmarks.gpu_cards import CARDS, SOURCES, Card
+from benchmarks.gpu_kernels import COPIES, Launch, Shapes, bus_bytes, memory_bytes, step, variables
 
 ATOMS = (100, 1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
 CHANNELS = (64, 128, 256)
@@ -31,7 +32,7 @@ GROUPS = (
     "launches",
 )  # fmt: skip
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = (ROOT / "build" / "gpu_roofline", ROOT / "benchmarks" / "results")
+FOLDERS = (ROOT / "build" / "gpu_roofline", RESULTS)
 
 LEFT_OUT = """\
 - that no kernel reaches its bound: latencies that few warps do not hide, waves of blocks that do not come
@@ -306,12 +307,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.6), layout="constrained")
+    figure, (left, right) = pyplot().subplots(1, 2, figsize=(12, 4.6), layout="constrained")
     colours = dict(zip(CHANNELS, ("#55a868", "#4c72b0", "#c44e52"), strict=True))
     for card, style in zip(report["cards"], ("--", "-"), strict=True):
         for f in CHANNELS:
@@ -341,21 +337,17 @@ def plot(report: dict[str, Any], path: Path) -> None:
     right.bar_label(right.containers[-1], [f"{total:.0f}" for total in bottom], fontsize=8)
     right.set(ylabel="ns per atom and step", title=f"PREDICTION, F = 128, {DETAIL:,} atoms")
     right.legend(fontsize=8)
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+    save(figure, path, 130)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--output", type=Path, action="append", help="folder, instead of the two")
     folders = parser.parse_args().output or FOLDERS
     report = collect()
     text = markdown(report)
     for folder in folders:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "gpu_roofline.json").write_text(json.dumps(report, indent=1))
-        (folder / "gpu_roofline.md").write_text(text)
-        plot(report, folder / "gpu_roofline.png")
+        write_report(folder, "gpu_roofline", report, text, plot)
     print("\n".join(time_table(report)))
     print(f"PREDICTIONS, not measurements; wrote gpu_roofline.md, .json and .png in {folders[0]}")
 

@@ -18,7 +18,6 @@ Needs the model files: --data (../shared/data/graph_pes_painn).
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -33,20 +32,26 @@ from ase import Atoms
 from ase.neighborlist import neighbor_list
 from ase.spacegroup import crystal
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from benchmarks.common import (
+    BUSY,
+    RESULTS,
+    in_turn,
+    parser_of,
+    processor,
+    write_report,
+    write_structure,
+)
+from benchmarks.common import ratio as ratio_of
+from benchmarks.lammps.launch import Case, Outcome, run, timed
+from benchmarks.peers.environments import Peer, python_of
+from benchmarks.peers.run import Worker
 from mlff_distiller import StudentCalculator
 from mlff_distiller.importers import convert_model
 from mlff_distiller.lammps import lammps_command
 from mlff_distiller.sampling.builtin import water_box
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE / "lammps"), str(HERE / "peers")]
-
-from environments import Peer, python_of  # noqa: E402
-from launch import Case, run, timed  # noqa: E402
-from run import Worker, processor  # noqa: E402
-
 TIMESTEP = 0.0005  # ps
-BUSY = 0.9  # of a core; below, a timing says more about the machine than about the program
 
 #: The paper's timing of the water student on a GPU, as PROVENANCE.md of the data quotes timing.csv of
 #: its repository; the time step is not stated there.
@@ -83,17 +88,6 @@ def equilibrated(case: Case, steps: int, folder: Path) -> Atoms:
     return atoms
 
 
-def write_system(atoms: Atoms, path: Path) -> None:
-    """The structure for the worker of ``benchmarks/peers``."""
-    content = {
-        "numbers": atoms.numbers.tolist(),
-        "positions": atoms.positions.tolist(),
-        "cell": atoms.cell.array.tolist(),
-        "pbc": atoms.pbc.tolist(),
-    }
-    path.write_text(json.dumps(content))
-
-
 def measure(name: str, options: argparse.Namespace, python: Path) -> dict[str, Any]:
     """Both programs on one student, in turn."""
     work = options.cache / "graph_pes" / name
@@ -106,28 +100,30 @@ def measure(name: str, options: argparse.Namespace, python: Path) -> dict[str, A
     )
     atoms = equilibrated(start, 50 if options.quick else 2000, work)
     case = Case(name, atoms, pair, start.command, timestep=TIMESTEP)
-    write_system(atoms, work / "system.json")
+    system = work / "system.json"
+    write_structure(system, atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
 
     peer = Peer("graphpes-file", "graph-pes", "graphpes_file", "graphpes", {"model": str(source)})
     worker = Worker(peer, python, 1, options.cache, tuned=True)
-    seconds: dict[str, list[float]] = {"lmp": [], "graph_pes": []}
-    shares: dict[str, list[float]] = {"lmp": [], "graph_pes": []}
+
+    def ours() -> tuple[float, float]:
+        outcome: Outcome = timed(case, options.steps, work)
+        return outcome.seconds_per_step, outcome.cpu_share
+
+    def theirs() -> tuple[float, float]:
+        reply = worker.ask("measure", calls=options.calls)
+        return statistics.median(reply["seconds"]), reply["cpu_s"] / reply["wall_s"]
+
     try:
         loaded = worker.ask(
             "load",
-            system=str(work / "system.json"),
+            system=str(system),
             folder=str(work),
             threads=1,
             options=peer.options,
             warm_up=peer.warm_up,
         )
-        for _ in range(options.rounds):
-            ours = timed(case, options.steps, work)
-            seconds["lmp"].append(ours.seconds_per_step)
-            shares["lmp"].append(ours.cpu_share)
-            theirs = worker.ask("measure", calls=options.calls)
-            seconds["graph_pes"].append(statistics.median(theirs["seconds"]))
-            shares["graph_pes"].append(theirs["cpu_s"] / theirs["wall_s"])
+        found = in_turn({"lmp": ours, "graph_pes": theirs}, options.rounds)
         reference = worker.ask("result")
     finally:
         worker.close()
@@ -138,8 +134,8 @@ def measure(name: str, options: argparse.Namespace, python: Path) -> dict[str, A
         "parameters": metadata["num_parameters"],
         "imported_from": metadata["imported_from"],
         "graph_pes": loaded["version"],
-        "seconds_per_step": seconds,
-        "cpu_share": {key: min(values) for key, values in shares.items()},
+        "seconds_per_step": {key: [seconds for seconds, _ in rows] for key, rows in found.items()},
+        "cpu_share": {key: min(share for _, share in rows) for key, rows in found.items()},
         "agreement": agreement(atoms, student, reference),
     }
 
@@ -207,9 +203,7 @@ def beside_the_paper(row: dict[str, Any]) -> str:
 
 
 def ratio(row: dict[str, Any]) -> float:
-    """How many times faster: median over rounds of the ratio within a round."""
-    pairs = zip(row["seconds_per_step"]["graph_pes"], row["seconds_per_step"]["lmp"], strict=True)
-    return statistics.median(theirs / ours for theirs, ours in pairs)
+    return ratio_of(row["seconds_per_step"]["graph_pes"], row["seconds_per_step"]["lmp"])
 
 
 def _microseconds(row: dict[str, Any], key: str) -> str:
@@ -218,17 +212,13 @@ def _microseconds(row: dict[str, Any], key: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    data = HERE.parents[1] / "shared" / "data" / "graph_pes_painn"
+    parser = parser_of(__doc__, quick="small boxes, few steps", output=RESULTS, whole=True)
+    data = RESULTS.parents[2] / "shared" / "data" / "graph_pes_painn"
     parser.add_argument("--data", type=Path, default=data, help="folder of water.pt and silica.pt")
-    parser.add_argument("--quick", action="store_true", help="small boxes, few steps")
     parser.add_argument("--rounds", type=int, help="7 when left out")
     parser.add_argument("--core", type=int, help="which; the last when left out")
     parser.add_argument("--cache", type=Path, default=Path("build/peers"),
                         help="environments, as of benchmarks/peers")  # fmt: skip
-    parser.add_argument("--output", type=Path, default=HERE / "results")
     options = parser.parse_args(arguments)
     missing = [name for name in SYSTEMS if not (options.data / f"{name}.pt").is_file()]
     if missing:
@@ -258,7 +248,6 @@ def main(arguments: list[str] | None = None) -> None:
         "paper": PAPER,
         "systems": {},
     }
-    options.output.mkdir(parents=True, exist_ok=True)
     for name in SYSTEMS:
         row = report["systems"][name] = measure(name, options, python)
         print(
@@ -266,8 +255,7 @@ def main(arguments: list[str] | None = None) -> None:
             f"graph-pes {_microseconds(row, 'graph_pes')} µs per atom, {ratio(row):.1f}×",
             flush=True,
         )
-        (options.output / "graph_pes.json").write_text(json.dumps(report, indent=1) + "\n")
-        (options.output / "graph_pes.md").write_text(markdown(report))
+        write_report(options.output, "graph_pes", report, markdown(report))
     print(f"wrote graph_pes.json and graph_pes.md in {options.output}")
 
 

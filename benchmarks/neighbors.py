@@ -11,18 +11,20 @@ thread (default) the clock is the CPU time of the process, which other processes
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from benchmarks.common import RESULTS, in_turn, parser_of, processor, pyplot, save, write_report
 from mlff_distiller.ops import neighbor_list
 from mlff_distiller.ops.neighbors import Backend
 
@@ -30,7 +32,6 @@ SIZES = (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
 DENSITY = 0.1  # atoms / Å^3
 CUTOFF = 5.0  # Å
 LARGEST = {"ase": 10_000, "reference": 100_000, "matscipy": 100_000}  # slower than linear, or slow
-RESULTS = Path(__file__).parent / "results"
 
 Run = Callable[[NDArray, NDArray], int]
 
@@ -100,21 +101,17 @@ def measure(sizes: list[int], rounds: int, threads: int) -> list[dict[str, float
     for n_atoms in sizes:
         positions, cell = disordered_solid(n_atoms)
         racing = {k: run for k, run in programs().items() if n_atoms <= LARGEST.get(k, n_atoms)}
-        seconds: dict[str, list[float]] = {name: [] for name in racing}
         edges = {name: run(positions, cell) for name, run in racing.items()}  # warm-up
         if len(set(edges.values())) != 1:
             raise SystemExit(f"the programs disagree at {n_atoms} atoms: {edges}")
         # A program inherits the heap that its predecessor left: the order rotates, and small
         # systems are built several times per turn, as in molecular dynamics.
         builds = 3 if n_atoms <= 30_000 else 1
-        order = list(racing)
-        for _ in range(rounds if n_atoms < 300_000 else min(rounds, 3)):
-            order.append(order.pop(0))
-            for name in order:
-                for _ in range(builds):
-                    start = clock()
-                    racing[name](positions, cell)
-                    seconds[name].append(clock() - start)
+        builders = {
+            k: partial(seconds_of, clock, run, positions, cell) for k, run in racing.items()
+        }
+        few = rounds if n_atoms < 300_000 else min(rounds, 3)
+        seconds = in_turn(builders, few, repeats=builds, rotate=True)
         for name, values in seconds.items():
             median = statistics.median(values)
             rows.append(
@@ -130,6 +127,12 @@ def measure(sizes: list[int], rounds: int, threads: int) -> list[dict[str, float
     return rows
 
 
+def seconds_of(clock: Callable[[], float], run: Run, positions: NDArray, cell: NDArray) -> float:
+    start = clock()
+    run(positions, cell)
+    return clock() - start
+
+
 def print_rows(rows: list[dict[str, float | int | str]], n_atoms: int) -> None:
     current = {r["program"]: float(r["us_per_atom"]) for r in rows if r["n_atoms"] == n_atoms}
     native = current["native"]
@@ -137,31 +140,26 @@ def print_rows(rows: list[dict[str, float | int | str]], n_atoms: int) -> None:
     print(f"{n_atoms:>9,} atoms  {text}", flush=True)
 
 
-def plot(rows: list[dict[str, float | int | str]], path: Path, clock: str) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+def plot(report: dict[str, Any], path: Path) -> None:
+    rows = report["rows"]
+    figure, axes = pyplot().subplots(figsize=(6.4, 4.0), layout="constrained")
     for name in dict.fromkeys(r["program"] for r in rows):
         own = [r for r in rows if r["program"] == name]
         axes.loglog(
             [r["n_atoms"] for r in own], [r["us_per_atom"] for r in own], "o-", label=str(name)
         )
-    axes.set(xlabel="atoms", ylabel=f"µs per atom and build ({clock})", title="Neighbour list")
+    axes.set(xlabel="atoms", ylabel=f"µs per atom and build ({report['clock']})")
+    axes.set_title("Neighbour list")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=150)
+    save(figure, path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, quick="up to 10,000 atoms, three rounds", output=RESULTS)
     parser.add_argument("--max-atoms", type=int, default=SIZES[-1])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1, help="threads of the native list")
-    parser.add_argument("--quick", action="store_true", help="up to 10,000 atoms, three rounds")
-    parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.max_atoms, arguments.rounds = min(arguments.max_atoms, 10_000), 3
@@ -173,18 +171,16 @@ def main() -> None:
     clock = "CPU time" if arguments.threads == 1 else "wall time"
     print(f"µs per atom ({clock}, {arguments.threads} thread(s)), in brackets relative to native")
     rows = measure(sizes, arguments.rounds, arguments.threads)
-    arguments.output.mkdir(parents=True, exist_ok=True)
     report = {
         "cutoff": CUTOFF,
         "density": DENSITY,
         "threads": arguments.threads,
         "clock": clock,
-        "machine": platform.processor() or platform.machine(),
+        "machine": processor(),
         "torch": torch.__version__,
         "rows": rows,
     }
-    (arguments.output / "neighbors.json").write_text(json.dumps(report, indent=1))
-    plot(rows, arguments.output / "neighbors.png", clock)
+    write_report(arguments.output, "neighbors", report, plot=plot)
     print(f"wrote {arguments.output / 'neighbors.json'} and neighbors.png")
 
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import statistics
 import subprocess
@@ -28,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,10 @@ import numpy as np
 import openmm
 from numpy.typing import NDArray
 from openmm import app
-from openmm_report import PARTS, mass_text, plot, tables
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from benchmarks.common import in_turn, parser_of, processor, random_student, write_report
+from benchmarks.openmm_report import PARTS, mass_text, plot, tables
 from mlff_distiller.data import Structure
 from mlff_distiller.errors import InputError
 from mlff_distiller.openmm import painn_force
@@ -107,20 +109,10 @@ def context_of(
     return openmm.Context(system, integrator, openmm.Platform.getPlatform(name), properties)
 
 
-def random_student(path: Path, hidden_dim: int, num_interactions: int) -> None:
-    """Random weights: the time does not depend on them. Forces are weak, so that atoms fly on."""
-    import torch
-
-    from mlff_distiller.config import ModelConfig
-    from mlff_distiller.export import export_student
-    from mlff_distiller.models import StudentForceField
-
-    torch.manual_seed(0)
-    config = ModelConfig(hidden_dim=hidden_dim, num_interactions=num_interactions)
-    student = StudentForceField(config, [1, 6, 8])
-    with torch.no_grad():
-        student.painn.readout[2].weight.mul_(0.05)
-    export_student(student, path)
+def weak_student(path: Path, hidden_dim: int, num_interactions: int) -> None:
+    """Forces are weak, so that atoms fly on."""
+    network = {"hidden_dim": hidden_dim, "num_interactions": num_interactions}
+    random_student(path, (1, 6, 8), readout=0.05, **network)
 
 
 # --- overhead -------------------------------------------------------------------------------------
@@ -191,12 +183,12 @@ def measure_overhead(options: argparse.Namespace) -> dict[str, Any]:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         tiny, one = Path(folder) / "tiny.pt", Structure(np.array([8]), np.zeros((1, 3)))
-        random_student(tiny, 8, 1)
+        weak_student(tiny, 8, 1)
         call = engine_alone(tiny, one, [one.positions] * 200, 1)
         call_us = 1e6 * statistics.median(call(CLOCKS[options.clock]) for _ in range(20))
         for hidden, interactions in NETWORKS[: 1 if options.quick else None]:
             model = Path(folder) / f"{hidden}.pt"
-            random_student(model, hidden, interactions)
+            weak_student(model, hidden, interactions)
             for structure in (builtin("aspirin")[0], water_box(7)):
                 for threads in options.threads:
                     found = turns(model, structure, threads, call_us, options)
@@ -237,10 +229,9 @@ def turns(
         alive.append(runs)
         for run in runs.values():
             run(clock)
-        for _ in range(rounds):
-            generator.shuffle(keys)
-            for key in keys:
-                times[key].append(1e6 * runs[key](clock))
+        blocks = {key: partial(run, clock) for key, run in runs.items()}
+        for key, seconds in in_turn(blocks, rounds, shuffle=generator).items():
+            times[key] += [1e6 * value for value in seconds]
 
     rows = []
     alone = [value - call_us for value in times[engine]]
@@ -389,11 +380,10 @@ def measure_memory(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, quick="seconds instead of minutes", output=OUTPUT)
     parser.add_argument("--model", type=Path, default=Path("runs/demo_molecule/student.pt"))
     parser.add_argument("--structure", default="builtin:aspirin", help="molecule of the model")
     parser.add_argument("--only", nargs="*", default=list(PARTS), help="parts; none: draw again")
-    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes")
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--platforms", nargs="+", default=["CPU", "Reference"])
     parser.add_argument(
@@ -402,7 +392,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20, help="turns of the overhead")
     parser.add_argument("--picoseconds", type=float, help="of an NVE run (100; quick 1)")
     parser.add_argument("--trajectories", type=int, help="NVE runs a row (4; quick 2)")
-    parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--memory-worker", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_worker:
@@ -419,22 +408,20 @@ def main() -> None:
             f"drift and memory need a trained student, got {options.model}, which is no file; "
             "run `make demo DEMO=molecule`, or pass --model and --structure"
         )
-    options.output.mkdir(parents=True, exist_ok=True)
     saved = options.output / "openmm.json"
     report = json.loads(saved.read_text()) if saved.is_file() else {}
     measure = {"overhead": measure_overhead, "drift": measure_drift, "memory": measure_memory}
     for part in options.only:
         about = {
-            "machine": platform.processor() or platform.machine(),
+            "machine": processor(),
             "openmm": openmm.Platform.getOpenMMVersion(),
             "load": os.getloadavg()[0],
             "quick": options.quick,
         }
         report[part] = {"about": about, **measure[part](options)}
-        saved.write_text(json.dumps(report, indent=1))
+        write_report(options.output, "openmm", report)
     text = tables(report)
-    (options.output / "openmm.md").write_text(text)
-    plot(report, options.output / "openmm.png")
+    write_report(options.output, "openmm", report, text, plot)
     print("\n" + text)
     print(f"wrote openmm.json, openmm.md and openmm.png in {options.output}")
 

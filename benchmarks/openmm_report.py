@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.common import pyplot, save
+
 PARTS = ("overhead", "drift", "memory")
 #: (fewest and most atoms, back end, largest overhead, its unit)
 TARGETS = (
@@ -118,14 +120,9 @@ def tables(report: dict[str, Any]) -> str:
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     shown = [part for part in PARTS if part in report]
     widths = [{"overhead": 7.0, "drift": 5.5, "memory": 4.0}[part] for part in shown]
-    figure, grid = pyplot.subplots(
+    figure, grid = pyplot().subplots(
         1,
         len(shown),
         figsize=(sum(widths), 4.4),
@@ -138,7 +135,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
             axes, report[part]["rows"]
         )
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
+    save(figure, path)
 
 
 def plot_overhead(axes: Any, rows: list[dict[str, Any]]) -> None:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -29,8 +28,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from benchmarks.common import (
+    RESULTS,
+    parser_of,
+    processor,
+    pyplot,
+    random_student,
+    save,
+    water,
+    write_report,
+)
 from mlff_distiller.ops.engine import NativePotential, native_module
 
 WATERS_PER_SIDE = (3, 4, 6, 8, 12, 16, 24, 33)  # 81 ... 107,811 atoms
@@ -38,34 +47,11 @@ QUICK = (3, 4, 8)
 HIDDEN, INTERACTIONS = 128, 3
 SKIN = 0.3  # Å
 PHASES = ("geometry", "edges_forward", "dense_forward", "dense_backward", "edges_backward")
-RESULTS = Path(__file__).parent / "results"
-
-
-def water_box(per_side: int, seed: int = 0) -> tuple[NDArray, NDArray, NDArray]:
-    """Atomic numbers, positions and cell of 3 per_side³ atoms, Å."""
-    rng = np.random.default_rng(seed)
-    spacing, angle = 3.1043, np.deg2rad(104.52)
-    n = per_side**3
-    sites = np.stack(np.unravel_index(np.arange(n), (per_side,) * 3), axis=1) + 0.5
-    frames = np.linalg.qr(rng.normal(size=(n, 3, 3)))[0]
-    oxygen = sites * spacing + rng.normal(0, 0.1, (n, 3))
-    first = oxygen + 0.9572 * frames[:, 0]
-    second = oxygen + 0.9572 * (np.cos(angle) * frames[:, 0] + np.sin(angle) * frames[:, 1])
-    positions = np.stack([oxygen, first, second], axis=1).reshape(-1, 3)
-    return np.tile([8, 1, 1], n), positions, np.eye(3) * spacing * per_side
 
 
 def export_model(path: Path) -> None:
-    """A student with random weights: the time does not depend on them."""
-    import torch
-
-    from mlff_distiller.config import ModelConfig
-    from mlff_distiller.export import export_student
-    from mlff_distiller.models import StudentForceField
-
-    torch.manual_seed(0)
-    config = ModelConfig(hidden_dim=HIDDEN, num_interactions=INTERACTIONS)
-    export_student(StudentForceField(config, [1, 8]), path)
+    """The default network with random weights."""
+    random_student(path, hidden_dim=HIDDEN, num_interactions=INTERACTIONS)
 
 
 def multiply_adds(neighbors: float) -> dict[str, float]:
@@ -124,7 +110,7 @@ def per_atom(
 def measure(path: str, per_side: int, threads: int, rounds: int) -> dict[str, Any]:
     """One size, in this process."""
     clock = time.process_time if threads == 1 else time.perf_counter
-    numbers, positions, cell = water_box(per_side)
+    numbers, positions, cell = water(per_side)
     n, pbc = len(numbers), np.array([True] * 3)
     rng = np.random.default_rng(1)
     moved = [positions + rng.normal(0, 0.01, positions.shape) for _ in range(3)]
@@ -213,15 +199,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
-    try:
-        import matplotlib
-    except ImportError:
-        print("no matplotlib: the plot is left out (pip install 'mlff-distiller[plot]')")
-        return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure, (left, right) = pyplot().subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for threads in sorted({row["threads"] for row in report["rows"]}):
         rows = [row for row in report["rows"] if row["threads"] == threads]
         atoms = [row["atoms"] for row in rows]
@@ -241,15 +219,13 @@ def plot(report: dict[str, Any], path: Path) -> None:
     right.tick_params(axis="x", rotation=45)
     right.set_ylim(0, 1.35 * right.get_ylim()[1])
     right.legend(fontsize=8, ncol=3, loc="upper center")
-    figure.savefig(path, dpi=150)
+    save(figure, path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, quick="three sizes, few rounds", output=RESULTS)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--quick", action="store_true", help="three sizes, few rounds")
-    parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--worker", nargs=2, metavar=("MODEL", "SIDE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
@@ -274,17 +250,14 @@ def main() -> None:
                     f"{row['peak_kb_per_atom']:.1f} kB/atom"
                 )
     report = {
-        "machine": platform.processor() or platform.machine(),
+        "machine": processor(),
         "isa": rows[0]["isa"],
         "load": os.getloadavg()[0],
         "ceilings": best,
         "rows": rows,
     }
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / "scaling.json").write_text(json.dumps(report, indent=1))
     text = table(report)
-    (arguments.output / "scaling.md").write_text(text)
-    plot(report, arguments.output / "scaling.png")
+    write_report(arguments.output, "scaling", report, text, plot)
     print("\n" + text)
     print(f"wrote scaling.json, scaling.md and scaling.png in {arguments.output}")
 

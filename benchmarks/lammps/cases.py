@@ -6,13 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from launch import Case
-
-from mlff_distiller.config import ModelConfig
-from mlff_distiller.export import export_student
+from benchmarks.common import random_student
+from benchmarks.lammps.launch import Case
 from mlff_distiller.lammps import lammps_command
-from mlff_distiller.models import StudentForceField
 from mlff_distiller.sampling.builtin import water_box
 
 Result = dict[str, Any]
@@ -58,9 +54,7 @@ class Setup:
         name = "-".join(map(str, elements))
         path = self.folder / f"student-{name}{'-zbl' if zbl else ''}.pt"
         if not path.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            torch.manual_seed(0)
-            export_student(StudentForceField(ModelConfig(zbl=zbl), list(elements)), path)
+            random_student(path, elements, zbl=zbl)
         return path
 
     def water(self, per_side: int, *, zbl: bool = False, style: str = "", **options: Any) -> Case:

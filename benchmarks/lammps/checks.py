@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 from ase.build import bulk
-from cases import NotMeasuredError, Result, Setup, on_ranks
-from launch import OVERSUBSCRIBED, Case, run
 
+from benchmarks.lammps.cases import NotMeasuredError, Result, Setup, on_ranks
+from benchmarks.lammps.launch import OVERSUBSCRIBED, Case, run
 from mlff_distiller.lammps import lammps_command
 
 AGREEMENT_TARGET = 1e-8

@@ -15,19 +15,20 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
+import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cases import FULL, QUICK, NotMeasuredError, Result, Setup
-from checks import drift, flat_memory, large, ranks_agree
-from launch import LammpsError
-from tables import read_report, write_report
-from timings import beside_deepmd, beside_snap, over_the_engine, two_ranks
-
+sys.path.append(str(Path(__file__).resolve().parents[2]))
+from benchmarks.common import parser_of, processor, write_report
+from benchmarks.lammps.cases import FULL, QUICK, NotMeasuredError, Result, Setup
+from benchmarks.lammps.checks import drift, flat_memory, large, ranks_agree
+from benchmarks.lammps.launch import LammpsError
+from benchmarks.lammps.tables import NAME, markdown, plot, read_report
+from benchmarks.lammps.timings import beside_deepmd, beside_snap, over_the_engine, two_ranks
 from mlff_distiller.errors import InputError
 
 MEASUREMENTS: dict[int, tuple[str, Callable[[Setup], Result]]] = {
@@ -40,13 +41,6 @@ MEASUREMENTS: dict[int, tuple[str, Callable[[Setup], Result]]] = {
     7: ("100,000 atoms", large),
     8: ("memory over 10,000 steps", flat_memory),
 }
-
-
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.machine()
 
 
 def measure(number: int, setup: Setup) -> dict[str, Any]:
@@ -70,13 +64,10 @@ def numbers(text: str) -> list[int]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__, quick="small systems; nothing is installed",
+                       output=Path("build/lammps_benchmark"), whole=True)  # fmt: skip
     parser.add_argument("--only", type=numbers, default=list(MEASUREMENTS), metavar="1,2,...")
-    parser.add_argument("--quick", action="store_true", help="small systems; nothing is installed")
     parser.add_argument("--rounds", type=int, help="of what is timed")
-    parser.add_argument("--output", type=Path, default=Path("build/lammps_benchmark"))
     parser.add_argument("--trained", type=Path, default=Path("runs/demo/student.pt"),
                         help="a trained student of silicon, for the drift")  # fmt: skip
     parser.add_argument("--peers", type=Path, default=Path("build/peers"),
@@ -97,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
             "lammps": version("lammps"),
             "measurements": {key: found[key] for key in sorted(found)},
         }
-        write_report(report, output)
+        write_report(output, NAME, report, markdown(report), plot)
     print(f"wrote lammps.md, lammps.json and lammps.png in {options.output}")
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
-import sys
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from launch import Case
+from benchmarks.common import write_structure
+from benchmarks.lammps.launch import Case
+from benchmarks.peers.environments import python_of
 
 PEERS = Path(__file__).parents[1] / "peers"
 ENVIRONMENT = "deepmd"
@@ -70,9 +70,6 @@ def _environment(cache: Path, install: bool) -> Path:
     """Its interpreter, with LAMMPS beside it."""
     python = cache / "venvs" / ENVIRONMENT / "bin" / "python"
     if install:
-        sys.path.append(str(PEERS))
-        from environments import python_of
-
         python = python_of(ENVIRONMENT, cache)
         if not (python.parent / "lmp").exists():
             # The LAMMPS that its plugin was built for: updates of one version differ in layout.
@@ -88,16 +85,10 @@ def _environment(cache: Path, install: bool) -> Path:
 
 
 def _make_model(python: Path, case: Case, cache: Path, precision: str) -> None:
-    atoms = {
-        "numbers": case.atoms.numbers.tolist(),
-        "positions": case.atoms.positions.tolist(),
-        "cell": case.atoms.cell.array.tolist(),
-        "pbc": case.atoms.pbc.tolist(),
-    }
+    atoms = case.atoms
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     system = cache / "deepmd" / "system.json"
-    system.parent.mkdir(parents=True, exist_ok=True)
-    system.write_text(json.dumps(atoms))
+    write_structure(system, atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
     command = [str(python), "-c", MAKE_MODEL, str(PEERS), str(system), str(cache), precision]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:

@@ -8,22 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.common import BUSY, pyplot, save
+
 NAME = "lammps"
-BUSY = 0.9
-"""Below this share of a core, a timing says more about the machine than about the program."""
 
 
 def read_report(folder: Path) -> dict[str, Any]:
     """What earlier runs found, by the number of the measurement."""
     path = folder / f"{NAME}.json"
     return json.loads(path.read_text())["measurements"] if path.exists() else {}
-
-
-def write_report(report: dict[str, Any], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{NAME}.json").write_text(json.dumps(report, indent=1) + "\n")
-    (folder / f"{NAME}.md").write_text(markdown(report))
-    plot(report, folder / f"{NAME}.png")
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -74,11 +67,6 @@ def least_cpu(result: dict[str, Any]) -> float:
 
 def plot(report: dict[str, Any], path: Path) -> None:
     """Times, energies and memory, as far as they were measured."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     found = report["measurements"]
     panels = [(_draw_times, found)] if any("rows" in r for r in found.values()) else []
     for key, needed, draw in (
@@ -89,13 +77,12 @@ def plot(report: dict[str, Any], path: Path) -> None:
             panels.append((draw, found[key]))
     if not panels:
         return
-    figure, axes = pyplot.subplots(
+    figure, axes = pyplot().subplots(
         1, len(panels), figsize=(5.2 * len(panels) + 1.5, 4.2), squeeze=False, layout="constrained"
     )
     for axis, (draw, result) in zip(axes[0], panels, strict=True):
         draw(axis, result)
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+    save(figure, path, 130)
 
 
 def _draw_times(axis: Any, results: dict[str, Any]) -> None:

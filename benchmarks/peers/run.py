@@ -24,12 +24,15 @@ import select
 import signal
 import statistics
 import subprocess
+import sys
 import time
 from pathlib import Path
 
-from environments import PEERS, Peer, python_of
-from report import write_report
-from systems import SYSTEMS, write_system
+sys.path.append(str(Path(__file__).resolve().parents[2]))
+from benchmarks.common import parser_of, processor, random_student
+from benchmarks.peers.environments import PEERS, Peer, python_of
+from benchmarks.peers.report import write
+from benchmarks.peers.systems import SYSTEMS, write_system
 
 HERE = Path(__file__).resolve().parent
 MALLOC = {
@@ -150,7 +153,7 @@ class Benchmark:
             self.report["systems"][name] = {"label": SYSTEMS[name][1], **facts}
             for threads in self.options.threads:
                 self.measure(name, threads, wanted)
-                write_report(self.report, Path(self.options.output))
+                write(self.report, Path(self.options.output))
 
     def make_our_model(self, with_schnetpack: bool) -> None:
         """Our student is the import of SchNetPack's network, or one of random weights."""
@@ -172,11 +175,7 @@ class Benchmark:
             convert_model(source, target, "eV", "Ang", "H,C,O,Si")
             self.report["weights"] = "identical to SchNetPack's"
         else:
-            from mlff_distiller.config import ModelConfig
-            from mlff_distiller.export import export_student
-            from mlff_distiller.models import StudentForceField
-
-            export_student(StudentForceField(ModelConfig(), [1, 6, 8, 14]), target)
+            random_student(target, (1, 6, 8, 14))
             self.report["weights"] = "random"
 
     def measure(self, system: str, threads: int, peers: list[Peer]) -> None:
@@ -304,15 +303,8 @@ class Benchmark:
         )
 
 
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.machine()
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = parser_of(__doc__, quick="aspirin and small water, one thread")
     names = [p.name for p in PEERS]
     parser.add_argument("--peers", default=",".join(names), help="of: " + ", ".join(names))
     parser.add_argument("--systems", help="of: " + ", ".join(SYSTEMS))
@@ -323,7 +315,6 @@ def main() -> None:
     parser.add_argument("--memory", type=float, default=12.0, help="GB that one group may hold")
     parser.add_argument("--load-timeout", type=float, default=1200.0, help="s; some compile")
     parser.add_argument("--no-malloc-tuning", action="store_true")
-    parser.add_argument("--quick", action="store_true", help="aspirin and small water, one thread")
     parser.add_argument("--cache", default="build/peers", help="environments and models")
     parser.add_argument("--output", default="build/peers/report", help="folder of the report")
     options = parser.parse_args()

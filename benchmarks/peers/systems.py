@@ -6,13 +6,13 @@ of neighbours, not on the thermal history.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import ase
 from ase.build import bulk
 from ase.neighborlist import neighbor_list
 
+from benchmarks.common import write_structure
 from mlff_distiller.sampling.builtin import builtin, water_box
 
 
@@ -33,15 +33,8 @@ SYSTEMS = {
 def write_system(name: str, folder: Path) -> dict:
     """Write ``folder/NAME.json`` for the workers; returns what the report says about it."""
     atoms = SYSTEMS[name][0]()
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    content = {
-        "numbers": atoms.numbers.tolist(),
-        "positions": atoms.positions.tolist(),
-        "cell": atoms.cell.array.tolist(),
-        "pbc": atoms.pbc.tolist(),
-    }
-    path.write_text(json.dumps(content))
+    write_structure(path, atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
     distances = neighbor_list("d", atoms, 5.0)
     return {
         "path": str(path),
