@@ -16,6 +16,7 @@ from mlff_distiller.dynamics import single_point
 from mlff_distiller.errors import InputError
 from mlff_distiller.students.export import export_student
 from mlff_distiller.students.potential import native_is_built, open_potential
+from mlff_distiller.teachers import get_teacher
 from mlff_distiller.testing import CHECKS, check_contract, subject_of
 from mlff_distiller.testing.systems import crystal
 
@@ -98,10 +99,12 @@ def test_openmm(model, check, backend):
 
 
 def test_calculators_of_others():
-    """EMT: no cutoff that is told, no refusals; the rest holds."""
-    check_contract(
-        EMT(), [29], 8.0, skip=["one_atom", "beyond_the_cutoff", "bad_cell", "not_a_number"]
-    )
+    """ASE's EMT refuses neither bad cells nor NaN; the rest holds."""
+    check_contract(EMT(), [29], 8.0, skip=["one_atom", "bad_cell", "not_a_number"])
+
+
+def test_teachers():
+    check_contract(get_teacher("emt"), [29], 8.0, skip=["one_atom"], refusal=(InputError,))
 
 
 @pytest.mark.parametrize(

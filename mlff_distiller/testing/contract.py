@@ -20,12 +20,14 @@ import numpy as np
 from ase.calculators.calculator import Calculator
 
 from mlff_distiller.data import Structure
-from mlff_distiller.elements import MAX_Z
+from mlff_distiller.energy_model import EnergyModel
 from mlff_distiller.testing.systems import atoms_apart, cluster, crystal, random_rotation
 
 #: dtype -> (equal energies, eV/atom; equal forces, eV/Å, and stresses, eV/Å^3; step of a finite
 #: difference, Å; its error, relative to the largest value or 1)
 _TOLERANCES = {"float64": (1e-9, 1e-8, 1e-4, 1e-5), "float32": (1e-5, 2e-4, 1e-2, 2e-2)}
+#: Beyond, OpenMM and others have no names or masses.
+_URANIUM = 92
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ def subject_of(potential: Any, elements: Sequence[int], cutoff: float, **more: A
     """Make a :class:`Subject`.
 
     Args:
-        potential: an ASE calculator, an object with the ``compute`` of
+        potential: an ASE calculator, an :class:`mlff_distiller.energy_model.EnergyModel` (a
+            teacher, a student), an object with the ``compute`` of
             :class:`mlff_distiller.students.potential.Potential`, or a function that labels a
             Structure.
         elements: atomic numbers that it knows, at least one.
@@ -57,6 +60,8 @@ def subject_of(potential: Any, elements: Sequence[int], cutoff: float, **more: A
     """
     if isinstance(potential, Calculator):
         evaluate = _through_ase(potential)
+    elif isinstance(potential, EnergyModel):
+        evaluate = _through_model(potential)
     elif hasattr(potential, "compute"):
         evaluate = _through_compute(potential)
     else:
@@ -281,12 +286,12 @@ def not_a_number(subject: Subject) -> None:
 
 def unknown_element(subject: Subject) -> None:
     """An element that the potential does not know is refused."""
-    unknown = [z for z in range(1, MAX_Z + 1) if z not in subject.elements]
+    unknown = [z for z in range(1, _URANIUM + 1) if z not in subject.elements]
     if not unknown:
         return
     start = cluster(subject.elements)
     numbers = start.atomic_numbers.copy()
-    numbers[-1] = unknown[0]
+    numbers[-1] = unknown[-1]
     _refused(subject, replace(start, atomic_numbers=numbers))
 
 
@@ -367,6 +372,10 @@ def _through_ase(calculator: Calculator) -> Callable[[Structure], Structure]:
         return structure.with_labels(energy, forces, stress)
 
     return evaluate
+
+
+def _through_model(model: EnergyModel) -> Callable[[Structure], Structure]:
+    return lambda structure: model.label([structure])[0]
 
 
 def _through_compute(potential: Any) -> Callable[[Structure], Structure]:
