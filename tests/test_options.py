@@ -19,9 +19,9 @@ import yaml
 from ase.build import bulk
 from ase.calculators.lj import LennardJones
 from ase.io import read, write
-from cli_runner import run
-from labelled import TINY, emt_crystals
-from labelled import write as write_labelled
+from support.commands import run
+from support.labelled import TINY, emt_crystals
+from support.labelled import write as write_labelled
 
 from mlff_distiller import dynamics, training
 from mlff_distiller.config import (

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from labelled import TINY, emt_crystals, emt_molecules, tiny_config, write
+from support.labelled import TINY, emt_crystals, emt_molecules, tiny_config, write
 
 from mlff_distiller.config import DataConfig, TrainConfig, TrainingConfig
 from mlff_distiller.data import HDF5Dataset, collate
