@@ -2,47 +2,42 @@
 
 from mutants.mutation import Mutation
 
-_EXPORT = "export.py"
-_CHECKPOINT = "training/checkpoint.py"
-_FILES = "files.py"
-_TESTS = "test_export.py"
-
 MUTATIONS = [
     Mutation(
         "the portable form forgets the repulsion",
-        _EXPORT,
+        "students/export.py",
         "        self.repulsion = student.repulsion\n",
         "        self.repulsion = None\n",
-        _TESTS,
+        "test_export.py",
         "two forms of one file disagree",
     ),
     Mutation(
         "the portable form forgets the reference energies",
-        _EXPORT,
+        "students/export.py",
         " + self.reference_energies[species].to(torch.float64)",
         "",
-        _TESTS,
+        "test_export.py",
         "two forms of one file disagree",
     ),
     Mutation(
         "the portable form sums in single precision",
-        _EXPORT,
+        "students/export.py",
         "energies.to(torch.float64) + self.reference_energies[species].to(torch.float64)",
         "(energies + self.reference_energies[species].to(energies.dtype)).to(torch.float64)",
-        _TESTS,
+        "test_export.py",
         "large systems lose digits",
     ),
     Mutation(
         "the native part has no closest pair",
-        _EXPORT,
+        "students/export.py",
         'float(entries.get("min_distance") or 0.0)',
         "0.0",
-        f"{_TESTS} test_native_files.py test_native_engine.py",
+        "test_export.py test_native_files.py test_native_engine.py",
         "engines cannot warn of close contacts",
     ),
     Mutation(
         "the native part shifts no norm",
-        _EXPORT,
+        "students/native_parameters.py",
         'f"norm {epsilon!r} {shift!r}"',
         'f"norm {epsilon!r} 0.0"',
         "test_native_engine.py test_native_files.py",
@@ -50,7 +45,7 @@ MUTATIONS = [
     ),
     Mutation(
         "all interactions get the first basis",
-        _EXPORT,
+        "students/native_parameters.py",
         "basis = painn.bases[min(k, len(painn.bases) - 1)]",
         "basis = painn.bases[0]",
         "test_native_engine.py test_native_files.py test_export.py",
@@ -58,7 +53,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a cut repulsion is written as a switched one",
-        _EXPORT,
+        "students/native_parameters.py",
         'repulsion = "switched" if student.repulsion.switched else "cut"',
         'repulsion = "switched"',
         "test_native_engine.py test_smoothness.py::test_info_and_lammps_say_what_is_not_smooth",
@@ -66,25 +61,23 @@ MUTATIONS = [
     ),
     Mutation(
         "newer formats are read",
-        _EXPORT,
-        "if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:",
-        "if not isinstance(version, int):",
-        _TESTS,
+        "students/file.py",
+        'if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:\n        raise InputError(\n            f"{path} has format',
+        'if not isinstance(version, int):\n        raise InputError(\n            f"{path} has format',
+        "test_export.py",
         "nonsense instead of a request to upgrade",
     ),
     Mutation(
-        "a student loads with rounded reference energies",
-        _EXPORT,
-        '    student.set_reference_energies(metadata["reference_energies"])\n',
-        "",
-        f"{_TESTS} test_golden.py",
-        "meV are lost when the module was cast",
-        survives="the module keeps them in float64 on every path that a test can take; the line is "
-        "a second lock for files of other programs",
+        "files keep float32 of everything",
+        "students/student.py",
+        "{name: value.detach().cpu() for name, value in self.state_dict().items()}",
+        "{name: value.detach().cpu().float() for name, value in self.state_dict().items()}",
+        "test_checkpoint.py",
+        "reference energies are rounded",
     ),
     Mutation(
         "files are not synced before they are renamed",
-        _FILES,
+        "files.py",
         "            os.fsync(file.fileno())\n",
         "            pass\n",
         "test_files.py",
@@ -92,7 +85,7 @@ MUTATIONS = [
     ),
     Mutation(
         "files are written in place",
-        _FILES,
+        "files.py",
         "        yield temporary\n        with temporary.open",
         "        yield target\n        with temporary.open",
         "test_files.py",
@@ -100,7 +93,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a failed write leaves its temporary file",
-        _FILES,
+        "files.py",
         "        temporary.unlink(missing_ok=True)\n        if isinstance",
         "        if isinstance",
         "test_files.py test_checkpoint.py",
@@ -108,7 +101,7 @@ MUTATIONS = [
     ),
     Mutation(
         "files are readable by their owner alone",
-        _FILES,
+        "files.py",
         "        temporary.chmod(0o666 & ~umask)\n",
         "",
         "test_files.py",
@@ -116,7 +109,7 @@ MUTATIONS = [
     ),
     Mutation(
         "best and last change places",
-        _CHECKPOINT,
+        "students/checkpoint.py",
         "for name in (BEST, LAST):\n            if (path / name).exists():\n                return",
         "for name in (LAST, BEST):\n            if (path / name).exists():\n                return",
         "test_checkpoint.py",
@@ -124,23 +117,15 @@ MUTATIONS = [
     ),
     Mutation(
         "checkpoints run pickled code",
-        _CHECKPOINT,
+        "students/checkpoint.py",
         'torch.load(file, map_location="cpu", weights_only=True)',
         'torch.load(file, map_location="cpu", weights_only=False)',
         "test_checkpoint.py",
         "a file from the internet runs code",
     ),
     Mutation(
-        "checkpoints keep float32 of everything",
-        _CHECKPOINT,
-        "{k: v.detach().cpu() for k, v in student.state_dict().items()}",
-        "{k: v.detach().cpu().float() for k, v in student.state_dict().items()}",
-        "test_checkpoint.py",
-        "reference energies are rounded",
-    ),
-    Mutation(
         "old files are read with the norm of today",
-        "models/versions.py",
+        "students/versions.py",
         "        config = {**_PAPER, **config}\n",
         "        config = dict(config)\n",
         "test_golden.py",
@@ -148,7 +133,7 @@ MUTATIONS = [
     ),
     Mutation(
         "export ignores --dtype",
-        "distill.py",
+        "students/export.py",
         "        student.to(getattr(torch, dtype))\n",
         "        pass\n",
         "test_cli.py::test_export_carries_the_card",
@@ -156,7 +141,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the card calls training errors validation",
-        "distill.py",
+        "students/export.py",
         'metadata["accuracy"] = {"split": "valid", **metadata.pop("validation", {})}',
         'metadata["accuracy"] = {"split": "valid"}',
         "test_cli.py::test_export_carries_the_card test_options.py",

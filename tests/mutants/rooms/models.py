@@ -2,16 +2,10 @@
 
 from mutants.mutation import Mutation
 
-_PAINN = "models/painn.py"
-_RADIAL = "models/radial.py"
-_REPULSION = "models/repulsion.py"
-_PORTABLE = "portable.py"
-_CALCULATOR = "calculator.py"
-
 MUTATIONS = [
     Mutation(
         "filters have no bias",
-        _PAINN,
+        "students/painn.py",
         "torch.cat([self.filter.weight.t(), self.filter.bias.unsqueeze(0)])",
         "torch.cat([self.filter.weight.t(), 0 * self.filter.bias.unsqueeze(0)])",
         "test_engines.py test_golden.py test_native_engine.py",
@@ -19,7 +13,7 @@ MUTATIONS = [
     ),
     Mutation(
         "scales of species are ignored",
-        _PAINN,
+        "students/painn.py",
         "return self.readout(scalars).squeeze(-1) * self.scales[species]",
         "return self.readout(scalars).squeeze(-1)",
         "test_engines.py test_native_engine.py",
@@ -27,7 +21,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the norm is not shifted",
-        _PAINN,
+        "students/painn.py",
         "+ self.norm_epsilon) - self.norm_shift",
         "+ self.norm_epsilon)",
         "test_engines.py test_golden.py test_native_engine.py",
@@ -35,7 +29,7 @@ MUTATIONS = [
     ),
     Mutation(
         "vectors are not passed on",
-        _PAINN,
+        "students/painn.py",
         "        vectors = vectors + a_vv.unsqueeze(1) * mixed\n",
         "",
         "test_engines.py test_golden.py test_native_engine.py",
@@ -43,7 +37,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the repulsion counts each pair twice",
-        _REPULSION,
+        "students/repulsion.py",
         "index_add(0, edge_index[1], 0.5 * pair)",
         "index_add(0, edge_index[1], 1.0 * pair)",
         "test_models.py -k zbl",
@@ -51,7 +45,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the repulsion is not switched off",
-        _REPULSION,
+        "students/repulsion.py",
         "            switch = self.switch(reduced)\n",
         "            switch = (reduced < 1.0).to(reduced.dtype)\n",
         "test_models.py -k zbl",
@@ -59,7 +53,7 @@ MUTATIONS = [
     ),
     Mutation(
         "ZBL has another screening length",
-        _REPULSION,
+        "students/repulsion.py",
         "SCREENING_LENGTH = 0.46850",
         "SCREENING_LENGTH = 0.4685 * 1.01",
         "test_models.py -k zbl",
@@ -67,7 +61,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the polynomial has another exponent",
-        _RADIAL,
+        "students/radial.py",
         "return PolynomialCutoff(config.cutoff, config.cutoff_exponent)",
         "return PolynomialCutoff(config.cutoff, 6)",
         "test_native_engine.py test_engines.py test_smoothness.py::test_second_derivative_through_the_cutoff",
@@ -75,7 +69,7 @@ MUTATIONS = [
     ),
     Mutation(
         "cutoffs are not applied by the portable path",
-        _PORTABLE,
+        "students/portable.py",
         "inside = squared < self.cutoff**2",
         "inside = squared < (self.cutoff + self.skin) ** 2",
         "test_calculator.py",
@@ -84,7 +78,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the portable list is never built again",
-        _PORTABLE,
+        "students/portable.py",
         "                if moved <= (0.5 * self.skin) ** 2:",
         "                if True:",
         "test_calculator.py -k cached",
@@ -92,7 +86,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the portable list lives for twice the skin",
-        _PORTABLE,
+        "students/portable.py",
         "if moved <= (0.5 * self.skin) ** 2:",
         "if moved <= (2.0 * self.skin) ** 2:",
         "test_calculator.py -k cached",
@@ -100,7 +94,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a moved cell keeps its portable list",
-        _PORTABLE,
+        "students/portable.py",
         "            if same and np.array_equal(cell_0, cell):",
         "            if same:",
         "test_calculator.py",
@@ -108,15 +102,15 @@ MUTATIONS = [
     ),
     Mutation(
         "the portable virial has the wrong sign",
-        _PORTABLE,
-        "virial = -(vectors.detach().T @ gradient)",
-        "virial = vectors.detach().T @ gradient",
+        "students/portable.py",
+        "virial = -(vectors.detach().t() @ gradient)",
+        "virial = vectors.detach().t() @ gradient",
         "test_calculator.py -k stress",
         "pressure has the wrong sign",
     ),
     Mutation(
         "stress has the wrong sign",
-        _CALCULATOR,
+        "calculator.py",
         'stress = out["virial"] / -abs(_determinant(cell))',
         'stress = out["virial"] / abs(_determinant(cell))',
         "test_calculator.py -k stress",
@@ -124,7 +118,7 @@ MUTATIONS = [
     ),
     Mutation(
         "results are shared with the caller",
-        _CALCULATOR,
+        "calculator.py",
         "return result.copy() if isinstance(result, np.ndarray) else result",
         "return result",
         "test_calculator.py -k caller",
@@ -132,7 +126,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a changed cell is not a change",
-        _CALCULATOR,
+        "calculator.py",
         'names = ("numbers", "positions", "cell", "pbc")',
         'names = ("numbers", "positions")',
         "test_calculator.py",
@@ -140,7 +134,7 @@ MUTATIONS = [
     ),
     Mutation(
         "copies forget their skin",
-        _CALCULATOR,
+        "calculator.py",
         'keywords = {"backend": self.backend, "threads": self.threads, "skin": self.skin}',
         'keywords = {"backend": self.backend}',
         "test_calculator.py -k copies",
