@@ -1,4 +1,4 @@
-# make demo | make test | make install | make lint | make format | make docs | make cuda | make clean
+# make demo | make test | make mutants | make install | make lint | make format | make docs | make cuda | make clean
 #
 # Everything is installed into .venv; nothing outside this folder is touched. To use another
 # Python or torch:   make demo PYTHON=python3.12 TORCH=torch==2.14.1
@@ -21,6 +21,7 @@ CUDA_TESTS ?= $(addprefix tests/test_,cuda_build.py neighbors.py ops.py messages
 LINT_TOOLS ?= ruff==0.17.6 mypy==2.4.1 clang-format==23.1.5 types-PyYAML
 DEMO ?= silicon
 PYTEST_ARGS ?=
+MUTANTS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.mlff-installed
@@ -37,7 +38,7 @@ export MPLBACKEND ?= Agg
 # One quiet line a package instead of a page.
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: install demo test lint format docs cuda clean
+.PHONY: install demo test mutants lint format docs cuda clean
 
 install: $(STAMP)
 
@@ -65,6 +66,11 @@ demo: install
 
 test: install $(TEST_STAMP)
 	MLFF_NO_SKIPS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Wrong lines, one after the other, in a copy of the package: do the tests notice? About an hour; goes
+# on where it stopped. make mutants MUTANTS="--only training --jobs 4"
+mutants: install $(TEST_STAMP)
+	$(BIN)/python tests/mutants/run.py --write $(MUTANTS)
 
 $(TEST_STAMP): $(STAMP)
 	@echo "teachers for the tests (chgnet, orb-models)"

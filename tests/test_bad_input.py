@@ -18,7 +18,7 @@ import torch
 import yaml
 from ase.build import bulk
 from ase.io import write
-from cli_runner import run
+from support.commands import run
 
 from mlff_distiller.config import EnginesConfig, ModelConfig, SamplingConfig, TrainingConfig
 from mlff_distiller.data import HDF5Dataset

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from lammps_runner import make_student, needs_lammps
+from support.backends import needs_lammps
+from support.lammps import write_student
 
 pytest.importorskip("lammps")
 ROOT = Path(__file__).parents[1]
@@ -24,7 +25,7 @@ def figures(monkeypatch):
 @needs_lammps
 def test_quick_run(figures, tmp_path, capsys):
     trained = tmp_path / "si.pt"
-    make_student(trained, (14,), hidden_dim=8, num_interactions=2, dtype=torch.float32)
+    write_student(trained, (14,), hidden_dim=8, num_interactions=2, dtype=torch.float32)
     arguments = ["--quick", "--rounds", "2", "--output", str(tmp_path), "--trained", str(trained)]
     arguments += ["--peers", str(tmp_path / "no_peers")]
     figures.main(arguments)

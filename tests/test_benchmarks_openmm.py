@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from engine_systems import make_student
+from support.processes import clean_environment
+from support.students import make_student
 
 pytest.importorskip("openmm")
 
@@ -24,6 +25,7 @@ def run(*arguments):
         capture_output=True,
         text=True,
         check=False,
+        env=clean_environment(),
     )
 
 

@@ -17,14 +17,15 @@ from ase.io import read
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
-from engine_systems import direct, ethanol, make_student, silicon
+from support.arbiter import direct
+from support.backends import ASE_BACKENDS as BACKENDS
+from support.students import make_student
+from support.systems import ethanol, silicon
 
 from mlff_distiller.calculator import StudentCalculator
 from mlff_distiller.errors import InputError
 from mlff_distiller.export import export_student
 from mlff_distiller.potential import native_is_built
-
-BACKENDS = ["portable"] + (["native"] if native_is_built() else [])
 
 
 @pytest.fixture(scope="module")

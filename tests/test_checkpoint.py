@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from labelled import TINY
+from support.labelled import TINY
 
 from mlff_distiller import __version__
 from mlff_distiller.errors import InputError

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from cli_runner import run
+from support.commands import run
 
 from mlff_distiller.config import (
     DataConfig,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from native_models import export_to
+from support.students import export_to
 
 from mlff_distiller.errors import InputError
 from mlff_distiller.files import native_file

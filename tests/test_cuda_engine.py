@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from ase import Atoms
-from cuda_module import build, emulated, sanitizer_environment
-from native_models import ELEMENTS, SYSTEMS, export_to, random_system
+from support.cuda_module import build, emulated, sanitizer_environment
+from support.students import ELEMENTS, export_to
+from support.systems import SYSTEMS, random_system
 
 from mlff_distiller.calculator import StudentCalculator
 from mlff_distiller.errors import InputError
@@ -473,7 +474,11 @@ def test_openmm_python_force(with_gpu, models):
         system = openmm.System()
         for _ in numbers:
             system.addParticle(12.0)
-        system.addForce(painn_force(topology, models["zbl"], backend="python", device=device))
+        system.addForce(
+            painn_force(
+                topology, models["zbl"], backend="python", device=device, precision="double"
+            )
+        )
         context = openmm.Context(
             system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference")
         )
@@ -483,8 +488,8 @@ def test_openmm_python_force(with_gpu, models):
             (state.getPotentialEnergy()._value, state.getForces(asNumpy=True).value_in_unit(
                 unit.kilojoule_per_mole / unit.nanometer))
         )  # fmt: skip
-    np.testing.assert_allclose(states[0][0], states[1][0], rtol=1e-10)
-    np.testing.assert_allclose(states[0][1], states[1][1], atol=0.02)
+    np.testing.assert_allclose(states[0][0], states[1][0], rtol=1e-12)
+    np.testing.assert_allclose(states[0][1], states[1][1], rtol=1e-9, atol=1e-6)
 
 
 def test_devices_that_do_not_exist(with_gpu, models):
@@ -515,7 +520,7 @@ import sys
 sys.path[:0] = sys.argv[1:3]
 import numpy as np
 import _cuda_emulated as gpu
-from native_models import SYSTEMS
+from support.systems import SYSTEMS
 for path in sys.argv[3:]:
     for dtype in ("float32", "float64"):
         potential = gpu.GpuPotential(path, dtype=dtype)

@@ -6,10 +6,10 @@ import re
 import subprocess
 from pathlib import Path
 
-import cuda_host_build
 import pytest
+from support import cuda_host
 
-SELFTEST = cuda_host_build.EMULATION / "selftest"
+SELFTEST = cuda_host.EMULATION / "selftest"
 SOURCES = sorted(SELFTEST.glob("*.cpp"))
 CASES = sorted(
     name
@@ -28,7 +28,7 @@ REPORTED_EARLIER = {
     "shared_writes_out_of_bounds_are_found": "AddressSanitizer",
 }
 
-pytestmark = pytest.mark.skipif(cuda_host_build.compiler() is None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(cuda_host.compiler() is None, reason="no C++ compiler")
 
 
 MODES = ["plain", "sanitized", "races"]
@@ -41,7 +41,7 @@ def applies(mode: str, case: str) -> bool:
 
 
 def selftest(mode: str) -> Path:
-    return cuda_host_build.build_program("selftest", SOURCES, mode)
+    return cuda_host.build_program("selftest", SOURCES, mode)
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cuda_module import build, emulated, operators, sanitizer_environment
-from test_messages import derivatives, make
+from support.cuda_module import build, emulated, operators, sanitizer_environment
+from test_messages import check_training_gradients, derivatives, make
 from test_neighbors import System, to_edges
 from torch import Tensor
 
-from mlff_distiller.config import ModelConfig
-from mlff_distiller.models import PaiNN
 from mlff_distiller.ops import neighbor_list
 from mlff_distiller.ops.library import has_kernel, load_library
 from mlff_distiller.ops.messages import message, message_reference
@@ -168,26 +166,7 @@ def test_gradients_by_finite_differences(emulated_operators, parts):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_training_gradients_of_the_network(emulated_operators, monkeypatch, dtype):
-    torch.manual_seed(0)
-    config = ModelConfig(hidden_dim=16, num_rbf=6, cutoff=4.0)
-    painn = PaiNN(2, config).to(dtype)
-    species, edge_index = torch.randint(0, 2, (8,)), torch.randint(0, 8, (2, 60))
-    vectors = (1.5 * torch.randn(60, 3, dtype=dtype)).requires_grad_(True)
-
-    def gradients() -> list[Tensor]:
-        energies = painn(species, edge_index, vectors)
-        (forces,) = torch.autograd.grad(energies.sum(), vectors, create_graph=True)
-        loss = forces.square().mean() + energies.square().mean()
-        loss.backward(inputs=list(painn.parameters()))
-        found = [p.grad for p in painn.parameters() if p.grad is not None]
-        painn.zero_grad(set_to_none=True)
-        return [energies.detach(), forces.detach(), *found]
-
-    fused = gradients()
-    monkeypatch.setattr("mlff_distiller.ops.messages._available", lambda _: False)
-    for a, b in zip(fused, gradients(), strict=True):
-        scale = float(b.abs().max()) + 1e-30
-        assert float((a - b).abs().max()) / scale < (1e-4 if dtype == torch.float32 else 1e-12)
+    check_training_gradients(monkeypatch, dtype, atoms=8, edges=60)
 
 
 def test_bad_arguments_are_refused(emulated_operators):

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import test_cuda_engine
 import test_cuda_messages
-from cuda_module import build
-from native_models import export_to
+from support.cuda_module import build
+from support.students import export_to
 
 # More atoms than one round of a scan takes.
 LARGE = """

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from ase.build import bulk
 from ase.io import write
-from cli_runner import Outcome, run
+from support.commands import Outcome, run
 
 from mlff_distiller.config import (
     DataConfig,
@@ -86,7 +86,17 @@ def distill(folder: Path, *arguments: str) -> Outcome:
 
 @pytest.fixture(scope="module")
 def finished(folder: Path) -> Outcome:
+    """A finished run. Tests that change something take a copy of it."""
     return distill(folder)
+
+
+@pytest.fixture
+def copied(finished: Outcome, folder: Path, tmp_path: Path) -> Path:
+    """The finished run in a folder of the test's own; its structures stay where they were."""
+    shutil.copytree(folder / "run", tmp_path / "run")
+    content = {**settings(folder), "output": str(tmp_path / "run")}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    return tmp_path
 
 
 def test_everything_is_there(finished: Outcome, folder: Path) -> None:
@@ -140,31 +150,31 @@ def test_files_belong_together(finished: Outcome, folder: Path) -> None:
     assert load_config(run / "config.yaml", DistillConfig).structures.endswith("cu.extxyz")
 
 
-def test_second_run_skips_every_stage(finished: Outcome, folder: Path) -> None:
-    before = (folder / "run" / "student.pt").stat().st_mtime_ns
-    again = distill(folder, "--json")
+def test_second_run_skips_every_stage(copied: Path) -> None:
+    before = (copied / "run" / "student.pt").stat().st_mtime_ns
+    again = distill(copied, "--json")
     for stage in STAGES:
         assert f"[{stage}] done before" in again.stderr
-    assert (folder / "run" / "student.pt").stat().st_mtime_ns == before
-    assert json.loads(again.stdout) == json.loads((folder / "run" / "metrics.json").read_text())
+    assert (copied / "run" / "student.pt").stat().st_mtime_ns == before
+    assert json.loads(again.stdout) == json.loads((copied / "run" / "metrics.json").read_text())
 
 
-def test_lost_file_is_made_again(finished: Outcome, folder: Path) -> None:
-    (folder / "run" / "parity.png").unlink()
-    again = distill(folder)
+def test_lost_file_is_made_again(copied: Path) -> None:
+    (copied / "run" / "parity.png").unlink()
+    again = distill(copied)
     assert "[evaluate]\n" in again.stderr
     assert "[train] done before" in again.stderr
-    assert (folder / "run" / "parity.png").exists()
+    assert (copied / "run" / "parity.png").exists()
 
 
-def test_changed_settings_redo_what_depends_on_them(finished: Outcome, folder: Path) -> None:
-    config = from_dict(DistillConfig, settings(folder))
+def test_changed_settings_redo_what_depends_on_them(copied: Path) -> None:
+    config = load_config(copied / "config.yaml", DistillConfig)
     shorter = dataclasses.replace(
         config, engines=dataclasses.replace(config.engines, nve_steps=40, npt_steps=0)
     )
-    student = (folder / "run" / "student.pt").read_bytes()
+    student = (copied / "run" / "student.pt").read_bytes()
     metrics = run_distillation(shorter, quiet=True)
-    assert (folder / "run" / "student.pt").read_bytes() == student
+    assert (copied / "run" / "student.pt").read_bytes() == student
     assert {r["ensemble"] for r in metrics["engines"]["runs"]} == {"nve"}
 
 

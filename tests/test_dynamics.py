@@ -14,8 +14,8 @@ import torch
 from ase import units
 from ase.build import bulk
 from scipy.optimize import brentq
+from support.students import make_student
 
-from mlff_distiller.config import ModelConfig
 from mlff_distiller.data import Structure
 from mlff_distiller.dynamics import MDSettings, Trajectory, run_md
 from mlff_distiller.dynamics.common import initial_velocities
@@ -38,15 +38,8 @@ def engine(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def network() -> StudentForceField:
     """Silicon; the network has a tenth of the forces of its repulsion."""
-    torch.manual_seed(3)
-    config = ModelConfig(hidden_dim=8, num_interactions=1, num_rbf=4, cutoff=2.6, zbl=True)
-    student = StudentForceField(config, [14], [-5.0]).to(torch.float64)
-    with torch.no_grad():
-        for parameter in student.parameters():
-            if parameter.ndim == 1:
-                parameter.normal_(0.0, 0.1)
-        student.painn.readout[-1].weight.mul_(0.1)
-    return student
+    size = {"hidden_dim": 8, "num_interactions": 1, "num_rbf": 4, "cutoff": 2.6}
+    return make_student([14], energies=[-5.0], scale=0.1, **size)
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,13 @@
 """Every script of examples/ runs at small size and ends with its table or picture."""
 
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from engine_systems import make_student
+from support.processes import clean_environment
+from support.students import make_student
 
 from mlff_distiller.export import export_student
 from mlff_distiller.potential import native_is_built
@@ -26,7 +26,7 @@ def run_example(name, folder, *arguments):
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / name), *map(str, arguments)],
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "OPENMM_CPU_THREADS": "1"},
+        env=clean_environment(OPENMM_CPU_THREADS="1"),
         capture_output=True,
         text=True,
         timeout=300,

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 from ase.build import bulk, molecule
-from labelled import TINY
+from support.labelled import TINY
+from support.processes import clean_environment
 
 from mlff_distiller import __version__
 from mlff_distiller.config import from_dict, to_dict
@@ -103,7 +104,9 @@ def test_runs_in_a_process_that_knows_nothing_of_this_package(exported, tmp_path
         "assert not any(name.startswith('mlff') for name in sys.modules); print(repr(e.item()))"
     )
     command = [sys.executable, "-W", "ignore", "-c", code, str(exported)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, check=True, env=clean_environment()
+    )
     pair = Structure([8, 1], [[0, 0, 0], [0.9, 0, 0]])
     student = make()
     expected = student.compute(collate([pair], student.cutoff))["energy"].item()

@@ -19,7 +19,7 @@ import pytest
 import torch
 import yaml
 from ase import Atoms
-from engine_systems import openmm_context, openmm_results
+from support.openmm import openmm_context, openmm_results
 
 from mlff_distiller import StudentCalculator, StudentForceField, export
 from mlff_distiller.config import (

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from native_models import export_to, water_box
+from support.students import export_to
+from support.systems import water_box
 
 from mlff_distiller.ops.engine import gpu_count
 
@@ -28,7 +29,7 @@ def roofline(monkeypatch):
 
 def emulated_step(path, dtype="float32", side=3):
     """A system after two steps, and what the emulation counted in the second."""
-    from cuda_module import emulated
+    from support.cuda_module import emulated
 
     gpu = emulated()
     numbers, positions, cell, pbc = water_box(side)
@@ -67,7 +68,7 @@ def test_launches_bus_and_memory_are_the_engines(roofline, tmp_path, channels, i
 
 def test_products_are_the_engines(roofline, tmp_path):
     """Their shapes, as cuBLAS gets them, and their sum, as benchmarks/scaling.py has it for the CPU."""
-    from cuda_module import emulated
+    from support.cuda_module import emulated
 
     kernels, _, report = roofline
     path = export_to(tmp_path, hidden_dim=64, num_interactions=3, num_rbf=6, cutoff=3.0)[1]
@@ -185,7 +186,7 @@ def test_one_line_where_there_is_no_gpu(tmp_path):
 
 
 def test_one_line_where_cuda_finds_no_gpu(gpu, monkeypatch, capsys):
-    from cuda_module import emulated
+    from support.cuda_module import emulated
 
     module = emulated()
     monkeypatch.setattr(gpu.engine, "gpu_module", lambda: module)
@@ -200,7 +201,7 @@ def test_one_line_where_cuda_finds_no_gpu(gpu, monkeypatch, capsys):
 
 def test_measures_under_emulation(gpu, tmp_path, monkeypatch, capsys):
     """The whole program where the "GPU" is the emulation: checks pass, every row has its figures."""
-    from cuda_module import emulated
+    from support.cuda_module import emulated
 
     config = {"hidden_dim": 8, "num_interactions": 2, "num_rbf": 4, "cutoff": 3.0}
     path = Path(export_to(tmp_path, **config)[1])

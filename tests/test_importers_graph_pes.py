@@ -1,7 +1,7 @@
 """Import of graph-pes' PaiNN: exact, in every engine, and without running what a file asks for.
 
 graph-pes is not installed. Files are written under its class names, from the weights of a ``Spec`` (see
-``graph_pes_files``); the arbiter computes the published formulas from the same weights and shares nothing with
+``support.graph_pes_files``); the arbiter computes the published formulas from the same weights and shares nothing with
 the package: not its network, nor its neighbour list.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from graph_pes_files import (
+from support.graph_pes_files import (
     NAMES,
     ZBL,
     GraphPes,

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lammps_runner import (
+from support.backends import needs_lammps
+from support.lammps import (
     Run,
     assert_same,
     evaluate,
-    make_student,
-    needs_lammps,
-    random_system,
+    glass_of,
     read_result,
     reference,
     run_lmp,
     script_of,
+    write_student,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -105,8 +105,8 @@ def test_stand_alone_build_and_another_update_of_lammps(tmp_path):
     assert done.returncode == 0, done.stderr
     subprocess.run([CMAKE, "--build", build, "-j", "2"], check=True, capture_output=True)
     path = tmp_path / "student.pt"
-    student = make_student(path, num_interactions=2)
-    system = random_system(20, [8.0, 8.0, 8.0])
+    student = write_student(path, num_interactions=2)
+    system = glass_of(20, [8.0, 8.0, 8.0])
     load = f"plugin unload pair painn\nplugin load {build}/painnplugin.so"
     values = evaluate([Run("own", system, path, before=load)], tmp_path, 2)
     assert_same(values["own"], reference(student, system))
@@ -155,12 +155,12 @@ def test_plugin_for_another_lammps(other_lammps, tmp_path):
     subprocess.run([CMAKE, "--build", build, "-j", "2"], check=True, capture_output=True)
 
     path = tmp_path / "student.pt"
-    student = make_student(path)
+    student = write_student(path)
     load = f"plugin load {build}/painnplugin.so"
     systems = {
-        "bulk": random_system(40, [10.0, 9.0, 8.0]),
-        "tilted": random_system(20, np.array([[7.0, 0, 0], [3.0, 6.5, 0], [-2.0, 3.0, 6.0]])),
-        "open": random_system(20, [9.0, 8.0, 8.0], pbc=(True, True, False)),
+        "bulk": glass_of(40, [10.0, 9.0, 8.0]),
+        "tilted": glass_of(20, np.array([[7.0, 0, 0], [3.0, 6.5, 0], [-2.0, 3.0, 6.0]])),
+        "open": glass_of(20, [9.0, 8.0, 8.0], pbc=(True, True, False)),
     }
     bin_folder = other_lammps / "bin"
     for ranks in (1, 2, 4):

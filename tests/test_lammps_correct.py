@@ -13,19 +13,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lammps_runner import (
+from support.backends import needs_lammps
+from support.lammps import (
     EXACT,
     Run,
-    System,
     assert_same,
     evaluate,
-    make_student,
-    needs_lammps,
-    random_system,
+    glass_of,
     reference,
     run_lmp,
     script_of,
+    write_student,
 )
+from support.systems import System
 
 pytestmark = needs_lammps
 
@@ -37,8 +37,8 @@ GRID = "processors {0} 1 1"
 
 def systems() -> dict[str, System]:
     """Every geometry that is compared with the reference."""
-    glass = random_system(36, TRICLINIC)
-    corner = random_system(9, [6.0, 6.0, 6.0], pbc=(False, False, False), seed=5)
+    glass = glass_of(36, TRICLINIC)
+    corner = glass_of(9, [6.0, 6.0, 6.0], pbc=(False, False, False), seed=5)
     far = System(
         np.array([14, 8, 14]),
         np.array([[1.0, 9, 9], [2.6, 9, 9], [20.0, 9, 9]]),
@@ -46,25 +46,25 @@ def systems() -> dict[str, System]:
     )
     return {
         "glass": glass,
-        "cubic": random_system(24, [8.2, 8.6, 9.0], seed=2),
-        "tiny": random_system(3, [3.1, 2.9, 3.3], min_distance=1.2, seed=3),
-        "tinytilt": random_system(
-            3, [[3.1, 0, 0], [1.4, 2.9, 0], [-1.2, 1.3, 3.3]], min_distance=1.2, seed=4
+        "cubic": glass_of(24, [8.2, 8.6, 9.0], seed=2),
+        "tiny": glass_of(3, [3.1, 2.9, 3.3], distance=1.2, seed=3),
+        "tinytilt": glass_of(
+            3, [[3.1, 0, 0], [1.4, 2.9, 0], [-1.2, 1.3, 3.3]], distance=1.2, seed=4
         ),
         "one": System(np.array([14]), np.array([[0.3, 0.4, 0.5]]), np.diag([1.9, 2.2, 2.4])),
-        "tilted": random_system(12, TILTED, seed=6),
+        "tilted": glass_of(12, TILTED, seed=6),
         "molecule": replace(corner, cell=np.diag([14.0, 15.0, 16.0])),
-        "slab": random_system(20, [7.0, 7.5, 12.0], pbc=(True, True, False), seed=7),
+        "slab": glass_of(20, [7.0, 7.5, 12.0], pbc=(True, True, False), seed=7),
         "isolated": System(np.array([8]), np.array([[10.0, 10, 10]]), np.diag([20.0] * 3)),
         "pieces": far,
-        "half": random_system(14, [16.0, 7.0, 7.0], seed=8, region=(0.02, 0.4)),
+        "half": glass_of(14, [16.0, 7.0, 7.0], seed=8, region=(0.02, 0.4)),
     }
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "student.pt"
-    student = make_student(path)
+    student = write_student(path)
     return path, student
 
 
@@ -338,7 +338,7 @@ def crystal() -> System:
 @pytest.fixture(scope="module")
 def soft_model(tmp_path_factory):
     path = tmp_path_factory.mktemp("soft") / "soft.pt"
-    make_student(path, num_interactions=2, zbl=True, seed=3)
+    write_student(path, num_interactions=2, zbl=True, seed=3)
     return path
 
 
@@ -489,7 +489,7 @@ def test_threads_agree(model, tmp_path):
 
 def test_float32_model_runs_in_single_by_default(tmp_path):
     path = tmp_path / "f32.pt"
-    student = make_student(path, dtype=torch.float32, seed=2)
+    student = write_student(path, dtype=torch.float32, seed=2)
     system = systems()["glass"]
     values = evaluate(
         [Run("default", system, path, style=""), Run("double", system, path, style=EXACT)], tmp_path

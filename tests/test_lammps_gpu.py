@@ -7,17 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from cuda_module import plugin
-from lammps_runner import (
-    Run,
-    assert_same,
-    evaluate,
-    make_student,
-    needs_lammps,
-    reference,
-    run_lmp,
-    script_of,
-)
+from support.backends import needs_lammps
+from support.cuda_module import plugin
+from support.lammps import Run, assert_same, evaluate, reference, run_lmp, script_of, write_student
 from test_lammps_correct import crystal, systems, trajectory, variations
 
 pytestmark = needs_lammps
@@ -34,7 +26,7 @@ def prefix():
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "student.pt"
-    return path, make_student(path)
+    return path, write_student(path)
 
 
 @pytest.mark.parametrize("ranks", RANKS)
@@ -73,7 +65,7 @@ def test_single_precision(model, prefix, tmp_path):
 @pytest.fixture(scope="module")
 def soft_model(tmp_path_factory):
     path = tmp_path_factory.mktemp("soft") / "soft.pt"
-    make_student(path, num_interactions=2, zbl=True, seed=3)
+    write_student(path, num_interactions=2, zbl=True, seed=3)
     return path
 
 
@@ -120,7 +112,7 @@ def test_errors_stop_all_ranks(model, prefix, tmp_path, style, after, message, r
 
 def test_short_pairs_are_reported(tmp_path, prefix):
     path = tmp_path / "m.pt"
-    make_student(path, metadata={"min_distance": 2.0})
+    write_student(path, metadata={"min_distance": 2.0})
     for extrapolation, expected in (("warn", "WARNING"), ("stop", "ERROR"), ("ignore", "")):
         style = f"device gpu extrapolation {extrapolation}"
         run = Run("x", systems()["glass"], path, style=style, centroid=False)

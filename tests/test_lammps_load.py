@@ -5,7 +5,6 @@ Test names carry the numbers of the cases in lammps_plugin/README.md.
 
 from __future__ import annotations
 
-import os
 import re
 import resource
 import subprocess
@@ -18,18 +17,19 @@ import ase.io
 import numpy as np
 import pytest
 import torch
-from case_tables import readme_with_cases
-from lammps_runner import (
+from support.backends import needs_lammps
+from support.case_tables import readme_with_cases
+from support.lammps import (
     EXACT,
     OVERSUBSCRIBED,
     Run,
-    make_student,
-    needs_lammps,
-    random_system,
+    glass_of,
     reference,
     run_lmp,
     script_of,
+    write_student,
 )
+from support.processes import clean_environment
 
 from mlff_distiller import lammps as face
 from mlff_distiller.errors import InputError
@@ -56,7 +56,13 @@ def test_plugin_directory_never_raises_and_imports_no_torch(monkeypatch):
         "import sys; from mlff_distiller.lammps import plugin_directory; plugin_directory(); "
         "print([m for m in ('torch', 'numpy', 'ase') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=clean_environment(),
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -79,7 +85,7 @@ def test_lammps_command(monkeypatch):
 @needs_lammps
 def test_case_40_a_million_atoms_on_a_small_stack(tmp_path):
     path = tmp_path / "student.pt"
-    make_student(path, (14,), hidden_dim=8, num_interactions=1, cutoff=2.6, dtype=torch.float32)
+    write_student(path, (14,), hidden_dim=8, num_interactions=1, cutoff=2.6, dtype=torch.float32)
     script = f"""
 units metal
 lattice sc 2.5
@@ -111,8 +117,8 @@ print "PER ATOM $(pe/atoms:%.17g) $(atoms:%.0f)"
 @needs_lammps
 def test_case_40_memory_is_flat_over_10000_steps(tmp_path):
     path = tmp_path / "student.pt"
-    make_student(path, num_interactions=2, hidden_dim=8, zbl=True, dtype=torch.float32)
-    system = random_system(8, [6.0, 6.0, 6.0], min_distance=1.9)
+    write_student(path, num_interactions=2, hidden_dim=8, zbl=True, dtype=torch.float32)
+    system = glass_of(8, [6.0, 6.0, 6.0], distance=1.9)
     steps = (
         "fix 1 all nve\nfix 2 all langevin 300 300 0.1 7\ntimestep 0.0005\n"
         "neigh_modify every 1 delay 0 check yes\n"
@@ -131,9 +137,9 @@ def test_case_40_partitions(tmp_path):
     elements = ((14, 8), (14, 8))
     paths = [tmp_path / "a.pt", tmp_path / "b.pt"]
     students = [
-        make_student(p, e, seed=k) for k, (p, e) in enumerate(zip(paths, elements, strict=True))
+        write_student(p, e, seed=k) for k, (p, e) in enumerate(zip(paths, elements, strict=True))
     ]
-    system = random_system(20, [8.0, 8.0, 8.0])
+    system = glass_of(20, [8.0, 8.0, 8.0])
     run = Run("p", system, Path("${file}"), centroid=False)
     script = f"variable file world {paths[0]} {paths[1]}\nvariable part world 0 1\n"
     script += script_of(run, tmp_path).replace("p.dump", "p${part}.dump")
@@ -150,11 +156,11 @@ def test_case_40_partitions(tmp_path):
 @needs_lammps
 def test_case_40_two_live_instances_in_python(tmp_path):
     pytest.importorskip("lammps")
-    system = random_system(20, [8.0, 8.0, 8.0])
+    system = glass_of(20, [8.0, 8.0, 8.0])
     wanted = []
     for k in range(2):
         path = tmp_path / f"s{k}.pt"
-        wanted.append(reference(make_student(path, seed=k), system).energy)
+        wanted.append(reference(write_student(path, seed=k), system).energy)
         script = script_of(
             replace(Run(f"r{k}", system, path), centroid=False, steps="run 0 post no"), tmp_path
         )
@@ -181,7 +187,7 @@ b.close()
     code.write_text(program)
     done = subprocess.run(
         [sys.executable, code.name], cwd=tmp_path, capture_output=True, text=True, timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+        env=clean_environment(), check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     rounds = re.findall(r"^ENERGIES (\S+) (\S+)$", done.stdout, re.MULTILINE)
@@ -195,8 +201,8 @@ b.close()
 @needs_lammps
 def test_banner_once(tmp_path):
     path = tmp_path / "student.pt"
-    make_student(path)
-    system = random_system(20, [8.0, 8.0, 8.0])
+    write_student(path)
+    system = glass_of(20, [8.0, 8.0, 8.0])
     run = Run("b", system, path, style=f"{EXACT} threads 2", steps="run 2 post no\nrun 2 post no")
     for ranks in (1, 2):
         output = run_lmp(tmp_path, script_of(run, tmp_path), ranks).output
@@ -216,7 +222,7 @@ def run_example(name: str, folder: Path, ranks: int, *variables: str) -> str:
     done = subprocess.run(
         [*lammps_command(ranks), "-in", str(EXAMPLES / name), "-log", "none", *arguments],
         cwd=folder, capture_output=True, text=True, timeout=180, check=False,
-        env={**os.environ, **OVERSUBSCRIBED, "OMP_NUM_THREADS": "1"},
+        env=clean_environment(**OVERSUBSCRIBED),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     return done.stdout
@@ -225,7 +231,7 @@ def run_example(name: str, folder: Path, ranks: int, *variables: str) -> str:
 @pytest.fixture(scope="module")
 def silicon(tmp_path_factory):
     path = tmp_path_factory.mktemp("silicon") / "si.pt"
-    student = make_student(path, (14,), num_interactions=2, zbl=True, dtype=torch.float32)
+    student = write_student(path, (14,), num_interactions=2, zbl=True, dtype=torch.float32)
     return path, student
 
 
@@ -242,7 +248,7 @@ def test_example_silicon(silicon, tmp_path):
 @needs_lammps
 def test_example_water_on_two_ranks(tmp_path):
     path = tmp_path / "water.pt"
-    make_student(path, (1, 8), num_interactions=2, zbl=True, dtype=torch.float32)
+    write_student(path, (1, 8), num_interactions=2, zbl=True, dtype=torch.float32)
     water = ase.build.molecule("H2O", cell=[3.1, 3.1, 3.1], pbc=True)
     water.center()
     ase.io.write(
@@ -259,7 +265,7 @@ def test_example_water_on_two_ranks(tmp_path):
 @needs_lammps
 def test_example_molecule(tmp_path):
     path = tmp_path / "molecule.pt"
-    make_student(path, (1, 6, 8), num_interactions=2, zbl=True, dtype=torch.float64)
+    write_student(path, (1, 6, 8), num_interactions=2, zbl=True, dtype=torch.float64)
     ethanol = ase.build.molecule("CH3CH2OH", vacuum=6.0)
     ase.io.write(
         tmp_path / "molecule.data", ethanol, format="lammps-data", specorder=["H", "C", "O"],
@@ -281,6 +287,6 @@ def test_example_hybrid_zbl(silicon, tmp_path):
 def test_readme_lists_every_case():
     readme = ROOT / "lammps_plugin" / "README.md"
     text = readme.read_text()
-    assert text == readme_with_cases(readme), "run: python tests/case_tables.py"
+    assert text == readme_with_cases(readme), "run: python tests/support/case_tables.py"
     table = text.split("<!-- cases:")[1]
     assert re.findall(r"^\| (\d+) \|", table, re.MULTILINE) == [str(n) for n in range(1, 41)]

@@ -11,20 +11,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from lammps_runner import (
+from support.backends import needs_lammps
+from support.lammps import (
     EXACT,
     UNITS,
     Run,
     assert_same,
     evaluate,
-    make_student,
-    needs_lammps,
+    glass_of,
     nine,
-    random_system,
     reference,
     run_lmp,
     script_of,
     six,
+    write_student,
 )
 
 from mlff_distiller.ops.reference import neighbor_list_reference
@@ -44,22 +44,22 @@ OVERLAYS = {
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "student.pt"
-    return path, make_student(path)
+    return path, write_student(path)
 
 
 @pytest.fixture(scope="module")
 def glass():
-    return random_system(30, [[9.3, 0, 0], [2.1, 8.4, 0], [-1.3, 1.7, 9.9]])
+    return glass_of(30, [[9.3, 0, 0], [2.1, 8.4, 0], [-1.3, 1.7, 9.9]])
 
 
 @pytest.fixture(scope="module")
 def results(model, glass, tmp_path_factory):
     path = model[0]
     wide = tmp_path_factory.mktemp("wide") / "wide.pt"
-    student = make_student(wide, hidden_dim=128, num_interactions=2, cutoff=3.2)
+    student = write_student(wide, hidden_dim=128, num_interactions=2, cutoff=3.2)
     charges = np.where(np.arange(30) % 2 == 0, 0.4, -0.4)
     charged = {"atom_style": "charge", "charges": tuple(charges)}
-    box = replace(random_system(30, [9.0, 9.2, 9.4], seed=2))
+    box = replace(glass_of(30, [9.0, 9.2, 9.4], seed=2))
     coulomb = "pair_coeff * * coul/long\n"
     runs = [
         Run("plain", glass, path),
@@ -161,8 +161,8 @@ def energies_printed(output: str, label: str) -> list[float]:
 
 def test_case_29_minimize_rerun_restart(tmp_path):
     path = tmp_path / "soft.pt"
-    make_student(path, num_interactions=2, zbl=True, seed=3)
-    system = random_system(24, [9.0, 9.0, 9.0], min_distance=1.9, seed=4)
+    write_student(path, num_interactions=2, zbl=True, seed=3)
+    system = glass_of(24, [9.0, 9.0, 9.0], distance=1.9, seed=4)
     steps = """
 minimize 0.0 1e-3 6 50
 print "MINIMUM $(pe:%.17g)"
@@ -237,9 +237,9 @@ def heat_virials(student, system, reach: int) -> np.ndarray:
 
 def test_case_25_centroid_virials_are_the_exact_heat_flux(tmp_path):
     path = tmp_path / "student.pt"
-    student = make_student(path, num_interactions=3, cutoff=3.0, zbl=True).to(torch.float64)
-    tilted = random_system(16, [[7.0, 0, 0], [2.1, 6.4, 0], [-1.3, 1.7, 6.9]], min_distance=1.3)
-    small = random_system(3, [3.1, 2.9, 3.3], min_distance=1.2, seed=3)
+    student = write_student(path, num_interactions=3, cutoff=3.0, zbl=True).to(torch.float64)
+    tilted = glass_of(16, [[7.0, 0, 0], [2.1, 6.4, 0], [-1.3, 1.7, 6.9]], distance=1.3)
+    small = glass_of(3, [3.1, 2.9, 3.3], distance=1.2, seed=3)
     want = {"tilted": heat_virials(student, tilted, 2), "small": heat_virials(student, small, 4)}
     runs = [
         Run("tilted", tilted, path),

@@ -84,13 +84,13 @@ def test_threads_change_rounding_only_and_runs_repeat_bit_for_bit():
             assert float((a - b).abs().max() / b.abs().max()) < 1e-5
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_training_gradients_of_the_network_do_not_depend_on_the_path(monkeypatch, dtype):
+def check_training_gradients(monkeypatch, dtype: torch.dtype, atoms: int, edges: int) -> None:
+    """Energies, forces and gradients of a loss of both by the fused path and by the reference."""
     torch.manual_seed(0)
     config = ModelConfig(hidden_dim=16, num_rbf=6, cutoff=4.0)
     painn = PaiNN(2, config).to(dtype)
-    species, edge_index = torch.randint(0, 2, (20,)), torch.randint(0, 20, (2, 300))
-    vectors = (1.5 * torch.randn(300, 3, dtype=dtype)).requires_grad_(True)
+    species, edge_index = torch.randint(0, 2, (atoms,)), torch.randint(0, atoms, (2, edges))
+    vectors = (1.5 * torch.randn(edges, 3, dtype=dtype)).requires_grad_(True)
 
     def gradients() -> list[Tensor]:
         energies = painn(species, edge_index, vectors)
@@ -106,6 +106,11 @@ def test_training_gradients_of_the_network_do_not_depend_on_the_path(monkeypatch
     for a, b in zip(fused, gradients(), strict=True):
         scale = float(b.abs().max()) + 1e-30
         assert float((a - b).abs().max()) / scale < (1e-4 if dtype == torch.float32 else 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_training_gradients_of_the_network_do_not_depend_on_the_path(monkeypatch, dtype):
+    check_training_gradients(monkeypatch, dtype, atoms=20, edges=300)
 
 
 def test_without_the_library_the_reference_is_used(monkeypatch):

@@ -10,6 +10,7 @@ import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.data import covalent_radii
+from support.students import make_student
 
 from mlff_distiller.config import ModelConfig
 from mlff_distiller.data import Structure, collate
@@ -21,14 +22,8 @@ ELEMENTS = [1, 6, 8, 14]
 ENERGIES = [-13.6, -1030.0, -2042.0, -150.0]
 
 
-def make_student(config: ModelConfig, dtype: torch.dtype = torch.float64) -> StudentForceField:
-    torch.manual_seed(11)
-    student = StudentForceField(config, ELEMENTS, ENERGIES)
-    with torch.no_grad():
-        # Biases start at zero and would hide errors in their terms.
-        for parameter in student.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return student.to(dtype)
+def student_of(config: ModelConfig, dtype: torch.dtype = torch.float64) -> StudentForceField:
+    return make_student(ELEMENTS, config, energies=ENERGIES, seed=12, dtype=dtype)
 
 
 CONFIGS = {
@@ -59,7 +54,7 @@ CONFIGS = {
 
 @pytest.fixture(scope="module", params=CONFIGS)
 def student(request):
-    return make_student(CONFIGS[request.param])
+    return student_of(CONFIGS[request.param])
 
 
 def silicon() -> Structure:
@@ -271,7 +266,7 @@ def test_forward_equals_compute_and_is_differentiable(student, system):
 
 def test_second_derivatives_that_training_needs():
     """d(loss)/d(weight) of a loss on forces and stress against finite differences."""
-    student = make_student(CONFIGS["gaussian"])
+    student = student_of(CONFIGS["gaussian"])
     batch = collate([silicon(), alcohol()], student.cutoff, torch.float64)
 
     def loss() -> torch.Tensor:
@@ -352,15 +347,15 @@ def test_isolated_atoms(student):
     assert not result["forces"].any()
     assert not result["stress"].any()
     with torch.no_grad():  # without neighbours the network depends on the element alone
-        zero = make_student(student.config)
+        zero = student_of(student.config)
         for parameter in zero.painn.readout[-1].parameters():
             parameter.zero_()
     assert compute(zero, *systems[:4])["energy"].tolist() == ENERGIES
 
 
 def test_float32_is_close_to_float64(system):
-    exact = make_student(CONFIGS["gaussian"])
-    rounded = make_student(CONFIGS["gaussian"], torch.float32)
+    exact = student_of(CONFIGS["gaussian"])
+    rounded = student_of(CONFIGS["gaussian"], torch.float32)
     a, b = compute(exact, system), compute(rounded, system)
     n = len(system)
     assert b["energy"] / n == pytest.approx(a["energy"] / n, abs=2e-6)
@@ -462,7 +457,7 @@ def test_first_interaction_leaves_out_only_zeros():
 
 
 def test_unknown_elements_and_bad_construction():
-    student = make_student(CONFIGS["gaussian"])
+    student = student_of(CONFIGS["gaussian"])
     with pytest.raises(InputError, match=r"knows H C O Si, got Fe U"):
         compute(student, Structure([26, 92, 1], np.eye(3)))
     with pytest.raises(InputError, match="one for each"):

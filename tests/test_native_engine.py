@@ -3,17 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from native_models import (
-    ELEMENTS,
-    SYSTEMS,
-    arbiter,
-    export_to,
-    graph_of,
-    random_system,
-    student_of,
-    water_box,
-)
+from support.arbiter import arbiter
+from support.students import ELEMENTS, export_to, make_student
+from support.systems import SYSTEMS, graph_of, random_system, water_box
 
+from mlff_distiller.config import ModelConfig
 from mlff_distiller.errors import InputError
 from mlff_distiller.export import export_student
 from mlff_distiller.ops.engine import NativePotential, available_isas
@@ -82,7 +76,9 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_the_network_agrees_with_autograd(directory, form, isa):
     """Norms, cutoff functions, bases per interaction, readouts, energy scales, repulsion."""
-    student = student_of(5, **{"hidden_dim": 24, "cutoff": 4.0, "num_rbf": 7, **FORMS[form]})
+    student = make_student(
+        config=ModelConfig(**{"hidden_dim": 24, "cutoff": 4.0, "num_rbf": 7, **FORMS[form]})
+    )
     with torch.no_grad():
         student.painn.scales.copy_(torch.tensor([1.0, 0.6, -1.4]))
         for k, basis in enumerate(student.painn.bases):  # as if each had been trained
@@ -107,7 +103,9 @@ def test_every_form_of_the_network_agrees_with_autograd(directory, form, isa):
 def test_any_function_of_the_distance_can_be_a_filter(directory):
     """What is no basis of the format, here an exponential and a sine, is projected on polynomials."""
     cutoff, terms = 4.0, 32
-    student = student_of(1, hidden_dim=8, cutoff=cutoff, num_rbf=terms, rbf="chebyshev")
+    student = make_student(
+        config=ModelConfig(hidden_dim=8, cutoff=cutoff, num_rbf=terms, rbf="chebyshev")
+    )
 
     def functions(x):
         return torch.stack([torch.exp(-x) * torch.sin((1 + k % 6) * x) for k in range(24)], dim=1)
@@ -177,7 +175,7 @@ def test_every_instruction_set_gives_the_same(small, directory):
 @pytest.mark.parametrize("tabulate", [False, True])
 def test_forces_and_virial_are_derivatives_of_the_energy(small, tabulate):
     potential = NativePotential(small[1], dtype="float64", tabulate=tabulate, threads=1)
-    numbers, positions, cell, pbc = random_system(14, 5.0, (True, True, True), seed=8)
+    numbers, positions, cell, pbc = random_system(14, 5.5, distance=1.3, seed=8)
     result = potential.compute(numbers, positions, cell, pbc)
 
     def energy(x, box):
@@ -262,8 +260,8 @@ def test_dimer_is_smooth_at_the_cutoff(small):
 
 def test_repulsion_dominates_close_pairs(directory):
     """The ZBL pair energy by hand, with the network's own contribution subtracted."""
-    student = student_of(hidden_dim=8, num_interactions=1, cutoff=3.0, zbl=True)
-    plain = student_of(hidden_dim=8, num_interactions=1, cutoff=3.0, zbl=False)
+    student = make_student(hidden_dim=8, num_interactions=1, cutoff=3.0)
+    plain = make_student(hidden_dim=8, num_interactions=1, cutoff=3.0, zbl=False)
     plain.painn.load_state_dict(student.painn.state_dict())
     energies = []
     pair = (

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from native_models import export_to, graph_of, random_system
+from support.students import export_to
+from support.systems import graph_of, random_system
 
 from mlff_distiller.errors import InputError
 from mlff_distiller.ops.engine import NativePotential

@@ -1,6 +1,5 @@
 """openmm_plugin by CMake alone, without pip, and its use where there is no mlff_distiller."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -11,15 +10,12 @@ import pytest
 
 openmm = pytest.importorskip("openmm")
 
-from engine_systems import (  # noqa: E402
-    EV,
-    direct,
-    ethanol,
-    make_student,
-    openmm_context,
-    openmm_system,
-    topology_of,
-)
+from support.arbiter import direct  # noqa: E402
+from support.backends import needs_openmm_plugin  # noqa: E402
+from support.openmm import EV, openmm_context, openmm_system, topology_of  # noqa: E402
+from support.processes import clean_environment  # noqa: E402
+from support.students import make_student  # noqa: E402
+from support.systems import ethanol  # noqa: E402
 
 import mlff_distiller.openmm.native as native  # noqa: E402
 from mlff_distiller.export import export_student  # noqa: E402
@@ -51,7 +47,7 @@ def energy_of(library, folder, **environment):
     """eV, in a process that knows nothing of mlff_distiller."""
     run = subprocess.run(
         [sys.executable, "-c", _RUN, library, folder / "system.xml", folder / "positions.npy"],
-        env={**os.environ, **environment},
+        env=clean_environment(**environment),
         capture_output=True,
         text=True,
         check=False,
@@ -60,7 +56,7 @@ def energy_of(library, folder, **environment):
     return float(run.stdout.split()[-1]) / EV
 
 
-@pytest.mark.skipif(not native.plugin_is_built(), reason="the native force writes the XML")
+@needs_openmm_plugin
 @pytest.mark.slow
 def test_stand_alone_build(tmp_path, monkeypatch):
     build = tmp_path / "build"

@@ -12,26 +12,22 @@ import torch
 openmm = pytest.importorskip("openmm")
 
 from ase import Atoms  # noqa: E402
-from case_tables import readme_with_cases  # noqa: E402
-from engine_systems import (  # noqa: E402
-    direct,
-    ethanol,
-    make_student,
-    openmm_context,
-    openmm_results,
-    openmm_system,
-    topology_of,
-)
 from openmm import app, unit  # noqa: E402
+from support.arbiter import direct  # noqa: E402
+from support.backends import OPENMM_BACKENDS, PLATFORMS, needs_openmm_plugin  # noqa: E402
+from support.case_tables import readme_with_cases  # noqa: E402
+from support.openmm import openmm_context, openmm_results, openmm_system, topology_of  # noqa: E402
+from support.processes import clean_environment  # noqa: E402
+from support.students import make_student  # noqa: E402
+from support.systems import ethanol, water  # noqa: E402
 
 import mlff_distiller.openmm.native as native  # noqa: E402
 from mlff_distiller.errors import InputError  # noqa: E402
 from mlff_distiller.export import export_student  # noqa: E402
 from mlff_distiller.openmm import keep_molecules_whole, painn_force  # noqa: E402
 
-BACKENDS = ["python"] + (["native"] if native.plugin_is_built() else [])
-each_backend = pytest.mark.parametrize("backend", BACKENDS)
-each_platform = pytest.mark.parametrize("platform", ["Reference", "CPU"])
+each_backend = pytest.mark.parametrize("backend", OPENMM_BACKENDS)
+each_platform = pytest.mark.parametrize("platform", PLATFORMS)
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +180,7 @@ def test_case_27b_xml_round_trip_keeps_all_options(model, backend):
             assert item in text.replace('skin="0.55"', 'skin=".55"')
 
 
-@pytest.mark.skipif("native" not in BACKENDS, reason="PainnForce is not built")
+@needs_openmm_plugin
 def test_case_27c_mended_xml(model):
     """What the constructor of the C++ force and its Context check, as XML may come from anywhere."""
     atoms = ethanol()
@@ -310,6 +306,7 @@ def test_case_30_fresh_process(model, backend, imports):
         pytest.importorskip("openmmml")
     run = subprocess.run(
         [sys.executable, "-P", "-c", imports + _RUN, str(model), backend],
+        env=clean_environment(),
         capture_output=True,
         text=True,
         check=False,
@@ -320,7 +317,7 @@ def test_case_30_fresh_process(model, backend, imports):
     assert float(run.stdout.split()[-1]) == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("backend", [*BACKENDS, "auto"])
+@pytest.mark.parametrize("backend", [*OPENMM_BACKENDS, "auto"])
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
@@ -410,11 +407,10 @@ def test_torch_module_equals_the_model(model):
 
 
 def test_torch_module_with_a_box(model):
-    from engine_systems import water_box
 
     from mlff_distiller.openmm.torch_force import scripted_module
 
-    atoms = water_box()
+    atoms = water()
     module = scripted_module(
         model,
         atomic_numbers=atoms.numbers.tolist(),
@@ -432,6 +428,6 @@ def test_torch_module_with_a_box(model):
 def test_readme_lists_every_case():
     readme = Path(__file__).parents[1] / "openmm_plugin" / "README.md"
     text = readme.read_text()
-    assert text == readme_with_cases(readme), "run: python tests/case_tables.py"
+    assert text == readme_with_cases(readme), "run: python tests/support/case_tables.py"
     table = text.split("<!-- cases:")[1]
     assert re.findall(r"^\| (\d+) \|", table, re.MULTILINE) == [str(n) for n in range(1, 34)]

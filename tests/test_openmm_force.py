@@ -1,43 +1,27 @@
 """painn_force over backend × platform: cases 1-15, energies, boxes and barostats."""
 
-import importlib.util
-
 import numpy as np
 import pytest
 
 openmm = pytest.importorskip("openmm")
 
 from ase import Atoms  # noqa: E402
-from engine_systems import (  # noqa: E402
-    EV,
-    bonds_of,
-    direct,
-    ethanol,
-    make_student,
-    openmm_context,
-    openmm_results,
-    openmm_system,
-    silicon,
-    topology_of,
-    water_box,
-)
 from openmm import unit  # noqa: E402
 from scipy.spatial.transform import Rotation  # noqa: E402
+from support.arbiter import direct  # noqa: E402
+from support.backends import OPENMM_BACKENDS, PLATFORMS, needs_openmm_torch  # noqa: E402
+from support.openmm import EV, openmm_context, openmm_results, openmm_system, topology_of  # noqa: E402
+from support.students import make_student  # noqa: E402
+from support.systems import bonds_of, ethanol, silicon, water  # noqa: E402
 
 from mlff_distiller.calculator import StudentCalculator  # noqa: E402
 from mlff_distiller.export import export_student  # noqa: E402
 from mlff_distiller.openmm import keep_molecules_whole, painn_force  # noqa: E402
-from mlff_distiller.openmm.native import plugin_is_built  # noqa: E402
-
-BACKENDS = ["python"]
-if plugin_is_built():
-    BACKENDS.append("native")
-if importlib.util.find_spec("openmmtorch"):
-    BACKENDS.append("torch")
-PLATFORMS = ["Reference", "CPU"]
 
 pytestmark = [
-    pytest.mark.parametrize("backend", BACKENDS),
+    pytest.mark.parametrize(
+        "backend", [*OPENMM_BACKENDS, pytest.param("torch", marks=needs_openmm_torch)]
+    ),
     pytest.mark.parametrize("platform", PLATFORMS),
 ]
 
@@ -64,7 +48,7 @@ def evaluate(atoms, model, backend, platform, **keywords):
     return openmm_results(make_context(atoms, model, backend, platform, **keywords))
 
 
-@pytest.mark.parametrize("system", [ethanol, silicon, water_box, lambda: Atoms("O")])
+@pytest.mark.parametrize("system", [ethanol, silicon, water, lambda: Atoms("O")])
 def test_case_01_equals_the_direct_model(student, model, backend, platform, system):
     atoms = system()
     energy, forces, _ = direct(student, atoms)
@@ -185,7 +169,7 @@ def test_case_11_new_box_vectors(student, model, backend, platform):
 
 
 def water_system(model, backend, barostat=None, per_side=3):
-    atoms = water_box(per_side)
+    atoms = water(per_side)
     topology = topology_of(atoms, bonds_of(atoms))
     force = painn_force(topology, model, backend=backend, precision="double")
     system = openmm_system(topology, force)

@@ -8,29 +8,20 @@ import pytest
 openmm = pytest.importorskip("openmm")
 openmmml = pytest.importorskip("openmmml")
 
-from engine_systems import (  # noqa: E402
-    EV,
-    direct,
-    ethanol,
-    make_student,
-    openmm_context,
-    openmm_results,
-    openmm_system,
-    topology_of,
-    water_box,
-)
 from openmm import app, unit  # noqa: E402
+from support.arbiter import direct  # noqa: E402
+from support.backends import OPENMM_BACKENDS, PLATFORMS  # noqa: E402
+from support.openmm import EV, openmm_context, openmm_results, openmm_system, topology_of  # noqa: E402
+from support.students import make_student  # noqa: E402
+from support.systems import ethanol, water  # noqa: E402
 
 from mlff_distiller.errors import InputError  # noqa: E402
 from mlff_distiller.export import export_student  # noqa: E402
 from mlff_distiller.openmm import painn_force  # noqa: E402
-from mlff_distiller.openmm.native import plugin_is_built  # noqa: E402
-
-BACKENDS = ["python"] + (["native"] if plugin_is_built() else [])
 
 pytestmark = [
-    pytest.mark.parametrize("backend", BACKENDS),
-    pytest.mark.parametrize("platform", ["Reference", "CPU"]),
+    pytest.mark.parametrize("backend", OPENMM_BACKENDS),
+    pytest.mark.parametrize("platform", PLATFORMS),
 ]
 
 ML_MOLECULES = (2, 11)
@@ -52,7 +43,7 @@ def model(student, tmp_path_factory):
 @pytest.fixture(scope="module")
 def waters():
     """ASE atoms, topology and flexible-water force field of a small periodic box."""
-    atoms = water_box(4)
+    atoms = water(4)
     topology = app.Topology()
     chain = topology.addChain()
     for _ in range(len(atoms) // 3):

@@ -19,9 +19,9 @@ import yaml
 from ase.build import bulk
 from ase.calculators.lj import LennardJones
 from ase.io import read, write
-from cli_runner import run
-from labelled import TINY, emt_crystals
-from labelled import write as write_labelled
+from support.commands import run
+from support.labelled import TINY, emt_crystals
+from support.labelled import write as write_labelled
 
 from mlff_distiller import dynamics, training
 from mlff_distiller.config import (
@@ -37,7 +37,7 @@ from mlff_distiller.errors import InputError
 from mlff_distiller.evaluation import engines as engines_module
 from mlff_distiller.evaluation import speed
 from mlff_distiller.evaluation.engines import headline, run_engines
-from mlff_distiller.evaluation.metrics import verdicts
+from mlff_distiller.evaluation.targets import measured
 from mlff_distiller.export import export_student
 from mlff_distiller.models import StudentForceField
 
@@ -162,7 +162,7 @@ def _emt_forces(atoms: Any) -> np.ndarray:
 def test_train_passes_its_options_on(tmp_path: Path, monkeypatch) -> None:
     seen: list[tuple[Any, Path, Any]] = []
 
-    def fit(config: Any, output: Path, *, resume: Any) -> dict[str, Any]:
+    def fit(config: Any, output: Path, *, resume: Any, **others: Any) -> dict[str, Any]:
         seen.append((config, output, resume))
         return {
             "stopped": "max_epochs", "epochs": 1, "best_epoch": 1, "validation": {},
@@ -266,10 +266,13 @@ def test_the_headline_is_the_worst_drift_and_the_ratio_to_the_teacher() -> None:
     assert found["speedup_vs_teacher"] == {"lammps": pytest.approx(50), "ase": pytest.approx(2)}
     assert found["speedup_vs_teacher_lammps"] == pytest.approx(50)
     assert found["engines_max_force_diff_ev_per_ang"] == 2e-9
-    rows = {row[0]: row[-1] for row in verdicts(found)}
+    rows = {target.key: target.passed(value) for target, value in measured(found)}
     assert rows["speedup_vs_teacher_lammps"] is True
     assert rows["stress_mae_gpa"] is None
-    slow = {row[0]: row[-1] for row in verdicts({**found, "speedup_vs_teacher_lammps": 2.0})}
+    slow = {
+        target.key: target.passed(value)
+        for target, value in measured({**found, "speedup_vs_teacher_lammps": 2.0})
+    }
     assert slow["speedup_vs_teacher_lammps"] is False
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.processes import clean_environment
 
 from mlff_distiller.config import ModelConfig
 from mlff_distiller.export import export_student
@@ -48,7 +48,7 @@ def test_readme_block(language: str, code: str, folder: Path) -> None:
         text=True,
         timeout=300,
         check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=clean_environment(),
     )
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
     assert run.stdout.strip()

@@ -16,14 +16,15 @@ import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.spacegroup import crystal
-from cuda_module import emulated
-from engine_systems import openmm_context, openmm_results, openmm_system, topology_of
-from lammps_runner import EXACT, Run, System, evaluate, run_lmp, script_of
+from support.cuda_module import emulated
+from support.lammps import EXACT, Run, evaluate, run_lmp, script_of
+from support.openmm import openmm_context, openmm_results, openmm_system, topology_of
+from support.students import make_student
+from support.systems import System
 from typer.testing import CliRunner
 
 from mlff_distiller.calculator import StudentCalculator
 from mlff_distiller.cli import app
-from mlff_distiller.config import ModelConfig
 from mlff_distiller.export import export_student
 from mlff_distiller.models import StudentForceField
 
@@ -59,22 +60,15 @@ SYSTEMS = {
 }
 
 
-def make_student(seed: int = 0, **config) -> StudentForceField:
-    """Random weights, biases included, forces of some eV/Å."""
-    torch.manual_seed(seed)
-    settings = {"hidden_dim": 16, "num_interactions": 3, "num_rbf": 8, "cutoff": 4.0, **config}
-    student = StudentForceField(ModelConfig(**settings), ELEMENTS, [-2.0 * z for z in ELEMENTS])
-    with torch.no_grad():
-        for parameter in student.parameters():
-            if parameter.ndim == 1:
-                parameter.normal_(0.0, 0.2)
-        student.painn.readout[-1].weight.mul_(2.0)
-    return student.to(torch.float64)
+def strong_student(seed: int = 0, **config) -> StudentForceField:
+    """Forces of some eV/Å."""
+    settings = {"num_interactions": 3, "zbl": False, **config}
+    return make_student(ELEMENTS, seed=seed, scale=2.0, **settings)
 
 
 @pytest.fixture(scope="module")
 def student():
-    return make_student()
+    return strong_student()
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +203,7 @@ def test_force_constants_do_not_depend_on_the_step(student, model, system, engin
 @pytest.mark.parametrize("seed", [1, 2])
 def test_narrow_norms_and_other_random_networks(tmp_path, scale, seed):
     """The tip has the width of the norm's scale; below it, all is as smooth."""
-    student = make_student(seed, norm_scale=scale)
+    student = strong_student(seed, norm_scale=scale)
     export_student(student, tmp_path / "student.pt")
     steps = [step for step in STEPS if step < scale / 20]
     for make, sites in SYSTEMS.values():
@@ -224,7 +218,7 @@ def test_narrow_norms_and_other_random_networks(tmp_path, scale, seed):
 
 def test_the_paper_s_norm_does_not_pass(tmp_path):
     """What all this is about: otherwise the same network has a cone on the sites of silicon."""
-    student = make_student(norm="paper")
+    student = strong_student(norm="paper")
     export_student(student, tmp_path / "student.pt")
     atoms = SYSTEMS["Si"][0]()
     found = force_constants(ENGINES["native"], tmp_path / "student.pt", tmp_path, atoms, 0)
@@ -287,7 +281,7 @@ def stiffness(engine, model, folder, distances, step=1e-4):
 @pytest.mark.parametrize("kind", CUTOFFS)
 def test_second_derivative_through_the_cutoff(tmp_path, kind, engine):
     model = tmp_path / "student.pt"
-    export_student(make_student(num_interactions=2, **CUTOFFS[kind]), model)
+    export_student(strong_student(num_interactions=2, **CUTOFFS[kind]), model)
     gaps = np.array([4e-2, 2e-2, 1e-2, 0.0, -1e-2])
     found = stiffness(ENGINES[engine], model, tmp_path, 4.0 - gaps)
     before = stiffness(ENGINES[engine], model, tmp_path, [3.0])
@@ -301,7 +295,7 @@ def test_second_derivative_through_the_cutoff(tmp_path, kind, engine):
 
 def test_the_cosine_s_second_derivative_jumps(tmp_path):
     model = tmp_path / "student.pt"
-    export_student(make_student(num_interactions=2, cutoff_function="cosine"), model)
+    export_student(strong_student(num_interactions=2, cutoff_function="cosine"), model)
     inside, outside = stiffness(ENGINES["native"], model, tmp_path, [4.0 - 1e-3, 4.0 + 1e-3])
     nearer = stiffness(ENGINES["native"], model, tmp_path, [4.0 - 5e-4])[0]
     assert abs(inside) > 1e-3
@@ -317,7 +311,7 @@ def test_the_cosine_s_second_derivative_jumps(tmp_path):
 def test_stretching_a_bond_makes_no_steps(tmp_path, engine, zbl):
     """C-H of benzene from 0.5 to 1.5 of its length: forces are continuous, and so are their slopes."""
     model, run = tmp_path / "student.pt", ENGINES[engine]
-    student = make_student(zbl=zbl)
+    student = strong_student(zbl=zbl)
     export_student(student, model)
     atoms = benzene()
     bond = atoms.positions[6] - atoms.positions[0]
@@ -357,7 +351,7 @@ def test_stretching_a_bond_makes_no_steps(tmp_path, engine, zbl):
 def test_info_and_lammps_say_what_is_not_smooth(tmp_path, kind):
     """`info` and the banner have the same words, and none for a student of today's defaults."""
     options = {"paper": {"norm": "paper"}, "cut": {"zbl": True, "zbl_switched": False}}
-    student = make_student(**options.get(kind, {}))
+    student = strong_student(**options.get(kind, {}))
     export_student(student, tmp_path / "student.pt")
     caveat = student.config.caveat
     shown = CliRunner().invoke(app, ["info", str(tmp_path / "student.pt")]).output

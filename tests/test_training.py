@@ -3,7 +3,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import shutil
 import signal
 import subprocess
@@ -15,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from labelled import TINY, emt_crystals, emt_molecules, tiny_config, write
+from support.labelled import TINY, emt_crystals, emt_molecules, tiny_config, write
+from support.processes import clean_environment
 
 from mlff_distiller import __version__
 from mlff_distiller.config import ModelConfig, TrainConfig, TrainingConfig, load_config
@@ -199,7 +199,7 @@ def test_every_epoch_can_be_a_stop(data, tmp_path, schedule):
 SCRIPT = """
 import sys
 from pathlib import Path
-from labelled import tiny_config
+from support.labelled import tiny_config
 from mlff_distiller.training import train
 train(tiny_config(Path(sys.argv[1]), max_epochs=int(sys.argv[3])), sys.argv[2])
 """
@@ -210,7 +210,7 @@ def test_ctrl_c_keeps_the_state_and_resume_equals_uninterrupted(data, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(data), str(tmp_path / "run"), str(epochs)],
         cwd=Path(__file__).parent,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=clean_environment(),
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -452,14 +452,16 @@ def test_plain_lines_where_there_is_no_terminal(data, tmp_path, capfd):
     assert "\x1b" not in err
 
 
-def test_two_processes_equal_one(data, finished, tmp_path):
+def test_two_processes_equal_one(data, tmp_path):
     """Each takes half of every batch; only the order of sums differs."""
-    train(tiny_config(data, devices=2), tmp_path / "two", progress=False)
-    one, two = history(finished[0]), history(tmp_path / "two")
+    for devices, name in ((1, "one"), (2, "two")):
+        config = tiny_config(data, devices=devices, precision="float64")
+        train(config, tmp_path / name, progress=False)
+    one, two = history(tmp_path / "one"), history(tmp_path / "two")
     assert len(one) == len(two) == 4
     for a, b in zip(one, two, strict=True):
         assert {k: float(v) for k, v in b.items()} == pytest.approx(
-            {k: float(v) for k, v in a.items()}, rel=2e-3
+            {k: float(v) for k, v in a.items()}, rel=1e-9
         )
     with pytest.raises(InputError, match="start without --resume") as error:
         train(tiny_config(data, devices=2), tmp_path / "no", resume=True, progress=False)
@@ -472,9 +474,6 @@ def test_two_processes_equal_one(data, finished, tmp_path):
 def test_schedules():
     config = TrainingConfig(max_epochs=10, warmup_steps=5, learning_rate=1.0, max_minutes=2.0)
     cosine = Schedule(config, steps_per_epoch=10)
-    assert [cosine.learning_rate(i, 0.0) for i in range(2)] == pytest.approx(
-        [0.2, 0.4 * cosine.learning_rate(1, 0.0) / 0.4], rel=1e-3
-    )
     half = 0.01 + 0.99 * 0.5
     assert cosine.learning_rate(50, 0.0) == pytest.approx(half)
     assert cosine.learning_rate(50, 60.0) == pytest.approx(half)

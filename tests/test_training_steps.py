@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from labelled import TINY, emt_crystals, emt_molecules, tiny_config, write
+from support.labelled import TINY, emt_crystals, emt_molecules, tiny_config, write
 
 from mlff_distiller.config import DataConfig, TrainConfig, TrainingConfig
 from mlff_distiller.data import HDF5Dataset, collate
 from mlff_distiller.models import StudentForceField
+from mlff_distiller.students.checkpoint import read_checkpoint
 from mlff_distiller.training import evaluate, train
-from mlff_distiller.training.checkpoint import read_checkpoint
 from mlff_distiller.training.schedule import Schedule
 from mlff_distiller.training.setup import load_data, new_student
 

@@ -1,12 +1,12 @@
 """The tables of numbered cases in the plugins' READMEs, written from the names of the tests.
 
-python tests/case_tables.py
+python tests/support/case_tables.py
 """
 
 import re
 from pathlib import Path
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 #: README -> files whose tests are called test_case_NN[letter][_and_NN]_what_is_tested
 READMES = {
     TESTS.parent / "lammps_plugin" / "README.md": "test_lammps*.py",

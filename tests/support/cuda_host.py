@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EMULATION = ROOT / "tests/cuda_host"
 CSRC = ROOT / "mlff_distiller/csrc"
 CACHE = ROOT / "build/cuda_host"

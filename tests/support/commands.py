@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from mlff_distiller.cli import app
+from support.processes import clean_environment
 
 COMMAND = [sys.executable, "-m", "mlff_distiller.cli"]
 
 
 def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", **more}
+    return clean_environment(NO_COLOR="1", **more)
 
 
 @dataclass

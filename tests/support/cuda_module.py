@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from support.processes import clean_environment
+
+ROOT = Path(__file__).resolve().parents[2]
 NAME = "_cuda_emulated"
 
 
@@ -68,10 +69,8 @@ def sanitizer_environment() -> dict[str, str]:
         ).stdout.strip()
         for name in ("libasan.so", "libubsan.so", "libstdc++.so")
     ]
-    return {
-        **os.environ,
-        "LD_PRELOAD": " ".join(libraries),
-        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
-        "UBSAN_OPTIONS": "print_stacktrace=1",
-        "OMP_NUM_THREADS": "1",
-    }
+    return clean_environment(
+        LD_PRELOAD=" ".join(libraries),
+        ASAN_OPTIONS="detect_leaks=0:detect_stack_use_after_return=0",
+        UBSAN_OPTIONS="print_stacktrace=1",
+    )

@@ -1,32 +1,24 @@
-"""What the LAMMPS tests share: students, systems, the reference, and running the real ``lmp``.
-
-The reference is the pure-torch network with autograd and the pure-torch neighbour list; it shares
-neither kernels nor neighbour search nor message passing with the plugin.
-"""
+"""Students and systems for LAMMPS, and running the real ``lmp`` on them."""
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pytest
-import torch
 from ase.data import atomic_masses, chemical_symbols
 
-from mlff_distiller.config import ModelConfig
 from mlff_distiller.export import export_student
-from mlff_distiller.lammps import lammps_command, plugin_path
+from mlff_distiller.lammps import lammps_command
 from mlff_distiller.models import StudentForceField
-from mlff_distiller.ops.reference import neighbor_list_reference
 from mlff_distiller.units import BOHR_IN_ANGSTROM, ELEMENTARY_CHARGE, HARTREE_IN_EV, energy_in_ev
-
-needs_lammps = pytest.mark.skipif(
-    plugin_path() is None, reason="painnplugin.so was not built: no lammps package"
-)
+from support.arbiter import arbiter
+from support.processes import clean_environment
+from support.students import make_student
+from support.systems import PERIODIC, System, random_system
 
 #: Exact filters: what double precision is compared with at 1e-8.
 EXACT = "precision double tabulate off"
@@ -49,93 +41,19 @@ _VOIGT = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 _NINE = (*_VOIGT, (1, 0), (2, 0), (2, 1))
 
 
-# --- students ---------------------------------------------------------------------------------
-def make_student(
-    path: Path,
-    elements: tuple[int, ...] = (14, 8),
-    *,
-    hidden_dim: int = 16,
-    num_interactions: int = 3,
-    cutoff: float = 4.0,
-    dtype: torch.dtype = torch.float64,
-    seed: int = 0,
-    metadata: dict | None = None,
-    **config: object,
+def write_student(
+    path: Path, elements: tuple[int, ...] = (14, 8), *, metadata: dict | None = None, **changes: Any
 ) -> StudentForceField:
-    """Export an untrained student whose forces are of the order of 1 eV/Å, and return it."""
-    torch.manual_seed(seed)
-    student = StudentForceField(
-        ModelConfig(
-            hidden_dim=hidden_dim,
-            num_interactions=num_interactions,
-            num_rbf=8,
-            cutoff=cutoff,
-            **config,  # type: ignore[arg-type]
-        ),
-        elements,
-        [-1.0 - 0.1 * z for z in elements],
-    )
-    with torch.no_grad():  # biases would otherwise be zero and hide a mistake with them
-        for parameter in student.parameters():
-            if parameter.ndim == 1:
-                parameter.normal_(0.0, 0.1)
-        student.painn.readout[-1].weight.mul_(2.0)
-    student = student.to(dtype)
+    """Export a student whose forces are of the order of 1 eV/Å, and return it."""
+    changes = {"seed": 0, "num_interactions": 3, "zbl": False, **changes}
+    student = make_student(elements, scale=2.0, **changes)
     export_student(student, path, metadata or {})
     return student
 
 
-# --- systems ----------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class System:
-    """Atoms in a LAMMPS-like box: rows of ``cell`` are lattice vectors, lower triangular, Å."""
-
-    numbers: np.ndarray
-    positions: np.ndarray
-    cell: np.ndarray
-    pbc: tuple[bool, bool, bool] = (True, True, True)
-
-    def strained(self, strain: np.ndarray) -> System:
-        change = np.eye(3) + strain
-        return replace(self, positions=self.positions @ change, cell=self.cell @ change)
-
-
-def random_system(
-    n_atoms: int,
-    cell: np.ndarray | list,
-    *,
-    elements: tuple[int, ...] = (14, 8),
-    pbc: tuple[bool, bool, bool] = (True, True, True),
-    min_distance: float = 1.4,
-    seed: int = 1,
-    region: tuple[float, float] = (0.0, 1.0),
-) -> System:
-    """Random positions (fractional in ``region`` along x) that keep ``min_distance``, Å."""
-    rng = np.random.default_rng(seed)
-    cell = np.diag(cell) if np.ndim(cell) == 1 else np.asarray(cell, dtype=float)
-    images = np.array(
-        [
-            [a, b, c]
-            for a in ((-1, 0, 1) if pbc[0] else (0,))
-            for b in ((-1, 0, 1) if pbc[1] else (0,))
-            for c in ((-1, 0, 1) if pbc[2] else (0,))
-        ]
-    )
-    shifts = images @ cell
-    accepted: list[np.ndarray] = []
-    for _ in range(100000):
-        fraction = rng.random(3) * 0.98 + 0.01
-        fraction[0] = region[0] + fraction[0] * (region[1] - region[0])
-        candidate = fraction @ cell
-        others = [p + s for p in accepted for s in shifts]
-        if not others or np.linalg.norm(np.array(others) - candidate, axis=1).min() > min_distance:
-            accepted.append(candidate)
-        if len(accepted) == n_atoms:
-            break
-    else:
-        raise RuntimeError("the cell is too small for so many atoms")
-    numbers = np.array(elements)[rng.integers(0, len(elements), n_atoms)]
-    return System(numbers, np.array(accepted), cell, pbc)
+def glass_of(n_atoms: int, cell: Any, pbc: Any = PERIODIC, **keywords: Any) -> System:
+    """Silicon and oxygen at random, 1.4 Å apart; see ``random_system``."""
+    return random_system(n_atoms, cell, pbc, **{"elements": (14, 8), "distance": 1.4, **keywords})
 
 
 # --- the reference ----------------------------------------------------------------------------
@@ -155,29 +73,8 @@ class Values:
 
 def reference(student: StudentForceField, system: System) -> Values:
     """Energy, forces and virial from autograd, float64."""
-    student = student.to(torch.float64)
-    numbers = torch.as_tensor(system.numbers, dtype=torch.int64)
-    base = torch.as_tensor(system.positions, dtype=torch.float64)
-    base_cell = torch.as_tensor(system.cell, dtype=torch.float64)
-    positions = base.clone().requires_grad_(True)
-    strain = torch.zeros(3, 3, dtype=torch.float64, requires_grad=True)
-    change = torch.eye(3, dtype=torch.float64) + strain
-    edge_index, shifts = neighbor_list_reference(
-        base, base_cell, torch.tensor(system.pbc), student.cutoff
-    )
-    vectors = positions[edge_index[0]] - positions[edge_index[1]]
-    vectors = (vectors + shifts.to(torch.float64) @ base_cell) @ change
-    energies = student.atomic_energies(numbers, edge_index, vectors)
-    gradient, strain_gradient = torch.autograd.grad(
-        energies.sum(), [positions, strain], allow_unused=True
-    )
-    zero = np.zeros_like(system.positions)
-    return Values(
-        float(energies.detach().sum()),
-        zero if gradient is None else -gradient.numpy(),
-        np.zeros((3, 3)) if strain_gradient is None else -strain_gradient.numpy(),
-        energies.detach().numpy(),
-    )
+    want = arbiter(student, *system)
+    return Values(want["energy"], want["forces"], want["virial"], want["energies"])
 
 
 # --- lmp ----------------------------------------------------------------------------------------
@@ -207,7 +104,7 @@ def run_lmp(
     """Run the real ``lmp`` in ``folder`` on an input script. Raises when it hangs."""
     path = folder / "in.lammps"
     path.write_text(script)
-    environment = {**os.environ, **OVERSUBSCRIBED, "OMP_NUM_THREADS": str(threads)}
+    environment = clean_environment(**OVERSUBSCRIBED, OMP_NUM_THREADS=str(threads))
     done = subprocess.run(
         [*(command or lammps_command(ranks)), "-in", path.name, "-log", "none", *arguments],
         cwd=folder,

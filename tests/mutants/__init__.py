@@ -1,0 +1,1 @@
+"""Mutations of the package, and what kills them. See run.py."""

@@ -1,0 +1,36 @@
+"""The mutations, one file for each room of the package."""
+
+from __future__ import annotations
+
+from mutants.mutation import Mutation
+from mutants.rooms import (
+    data,
+    dynamics,
+    evaluation,
+    export,
+    importers,
+    labelling,
+    models,
+    sampling,
+    training,
+)
+
+ALL: dict[str, list[Mutation]] = {
+    "training": training.MUTATIONS,
+    "sampling": sampling.MUTATIONS,
+    "labelling": labelling.MUTATIONS,
+    "dynamics": dynamics.MUTATIONS,
+    "evaluation": evaluation.MUTATIONS,
+    "export": export.MUTATIONS,
+    "importers": importers.MUTATIONS,
+    "data": data.MUTATIONS,
+    "models": models.MUTATIONS,
+}
+
+
+def every() -> list[Mutation]:
+    """All rooms in a row."""
+    found = [m for mutations in ALL.values() for m in mutations]
+    names = [m.name for m in found]
+    assert len(set(names)) == len(names), "two mutations have one name"
+    return found
