@@ -15,7 +15,7 @@ from ase import units
 
 from mlff_distiller.constants import MAX_THREADS, PRECISIONS
 from mlff_distiller.data import Structure, check_structure
-from mlff_distiller.elements import check_elements
+from mlff_distiller.elements import symbols, unknown_elements
 from mlff_distiller.errors import InputError
 from mlff_distiller.settings import Settings, setting
 from mlff_distiller.students.energy_model import ExportedModel
@@ -255,7 +255,12 @@ def _module(engine: str) -> Any:
 
 def _check(model: str | Path, structure: Structure) -> None:
     check_structure(structure)
-    check_elements(structure.atomic_numbers, read_metadata(model)["elements"], str(model))
+    known = read_metadata(model)["elements"]
+    if unknown := unknown_elements(structure.atomic_numbers, known):
+        raise InputError(
+            f"{model} knows {symbols(known)}, the structure holds {symbols(unknown)}; "
+            "train with these elements in the data"
+        )
 
 
 def _check_sane(trajectory: Trajectory) -> None:
