@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 from ase.calculators.emt import EMT
-from engine_systems import make_student, openmm_context, openmm_results, openmm_system, topology_of
+from support.backends import ASE_BACKENDS, OPENMM_BACKENDS, needs_lammps, needs_openmm_torch
+from support.openmm import openmm_context, openmm_results, openmm_system, topology_of
+from support.students import make_student
 
 from mlff_distiller import StudentCalculator
 from mlff_distiller.dynamics import single_point
 from mlff_distiller.errors import InputError
 from mlff_distiller.students.export import export_student
-from mlff_distiller.students.potential import native_is_built, open_potential
+from mlff_distiller.students.potential import open_potential
 from mlff_distiller.teachers import get_teacher
 from mlff_distiller.testing import CHECKS, check_contract, subject_of
 from mlff_distiller.testing.systems import crystal
 
 ELEMENTS, CUTOFF = [6, 14], 4.0
-BACKENDS = ["portable", "native"]
-OPENMM_BACKENDS = ["native", "python", *(["torch"] if find_spec("openmmtorch") else [])]
 each_check = pytest.mark.parametrize("check", CHECKS)
 each_dtype = pytest.mark.parametrize("dtype", ["float64", "float32"])
-each_backend = pytest.mark.parametrize("backend", BACKENDS)
+each_backend = pytest.mark.parametrize("backend", ASE_BACKENDS)
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +43,6 @@ def check_it(check, potential, **more):
 @each_dtype
 @each_backend
 def test_ase(model, check, dtype, backend):
-    if backend == "native" and not native_is_built():
-        pytest.skip("the native engine is not built")
     check_it(check, StudentCalculator(model, dtype=dtype, backend=backend, threads=1), dtype=dtype)
 
 
@@ -53,28 +50,28 @@ def test_ase(model, check, dtype, backend):
 @each_dtype
 @each_backend
 def test_potentials(model, check, dtype, backend):
-    if backend == "native" and not native_is_built():
-        pytest.skip("the native engine is not built")
     check_it(check, open_potential(model, dtype=dtype, backend=backend, threads=1), dtype=dtype)
 
 
 @each_check
 @each_dtype
 def test_emulated_gpu(model, check, dtype):
-    from cuda_module import emulated
+    from support.cuda_module import emulated
 
     check_it(check, emulated().GpuPotential(str(model), dtype=dtype), dtype=dtype)
 
 
 @each_check
+@needs_lammps
 def test_engine_lammps(model, check):
-    pytest.importorskip("lammps")
     check_it(check, lambda structure: single_point("lammps", model, structure, "float64"))
 
 
 # OpenMM has its own rule for boxes, which no bad one passes.
 @pytest.mark.parametrize("check", [name for name in CHECKS if name != "bad_cell"])
-@pytest.mark.parametrize("backend", OPENMM_BACKENDS)
+@pytest.mark.parametrize(
+    "backend", [*OPENMM_BACKENDS, pytest.param("torch", marks=needs_openmm_torch)]
+)
 def test_openmm(model, check, backend):
     openmm = pytest.importorskip("openmm")
     from mlff_distiller.openmm import painn_force

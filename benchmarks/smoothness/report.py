@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.common import pyplot, save
 from benchmarks.smoothness.crystal import change
 from benchmarks.smoothness.datasets import SYSTEMS
 from benchmarks.smoothness.study import (
@@ -270,15 +271,10 @@ def demo_table(found: dict[str, Measured]) -> str:
 
 def plot(report: dict[str, Any], path: Path) -> None:
     """Force constant and C44 against the amplitude, one line a form."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     forms = forms_of(report, "silicon")
     if not forms or "teacher" not in report:
         return
-    figure, axes = pyplot.subplots(
+    figure, axes = pyplot().subplots(
         2, 2, figsize=(9.5, 6), sharex="col", height_ratios=(1, 1.2), layout="constrained"
     )
     panels = (("on-site k", DISPLACEMENTS, "displacement, Å", "on-site k, eV/Å²", 10.0),
@@ -300,8 +296,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
     figure.suptitle(
         "Perfect silicon: a second derivative must not depend on the step (below: detail)"
     )
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+    save(figure, path, 130)
 
 
 def _yes(met: bool) -> str:
