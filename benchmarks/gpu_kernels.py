@@ -299,7 +299,7 @@ def memory_bytes(shapes: Shapes) -> dict[str, int]:
         for k in range(shapes.interactions)
     )  # fmt: skip
     matrices += inner * (2 * (f * f + 3 * f * f) + 4 * f)  # message
-    matrices += 2 * f * h + 2 * h  # readout
+    matrices += 2 * f * h + (1 + kinds) * h  # readout, one last layer per species
     matrices += kinds * 3 * f  # embedding, features of species
     table = 2 * (shapes.intervals + 2) * f * (2 + 3 * inner)
     fixed = b * (matrices + table) + 8 * (kinds + TOTALS * 64 + TOTALS)
