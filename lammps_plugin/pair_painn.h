@@ -16,8 +16,7 @@
 // owns it: most ghosts of a small domain are images, so this moves several times fewer bytes than
 // a row for each ghost would. (The exact heat flux does need to tell images apart and takes a row
 // for each ghost, in LAMMPS' order, filled by comm->forward_comm().) See pair_painn_exchange.cpp.
-#ifndef LMP_PAIR_PAINN_H
-#define LMP_PAIR_PAINN_H
+#pragma once
 
 #include <cstdint>
 #include <memory>
@@ -168,5 +167,3 @@ class PairPaiNN : public Pair {
 };
 
 }  // namespace LAMMPS_NS
-
-#endif

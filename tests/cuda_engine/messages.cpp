@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
-#include "../../mlff_distiller/csrc/cuda/device_memory.h"
-#include "../../mlff_distiller/csrc/cuda/message.h"
+#include "cuda/device_memory.h"
+#include "cuda/message.h"
 
 namespace py = pybind11;
 namespace gpu = mlff::gpu;

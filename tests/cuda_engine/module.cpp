@@ -8,11 +8,11 @@
 #include <string>
 #include <vector>
 
-#include "../../mlff_distiller/csrc/cuda/dense.h"
-#include "../../mlff_distiller/csrc/cuda/potential.h"
+#include "bindings/gpu_python.h"
+#include "core/error.h"
+#include "cuda/dense.h"
+#include "cuda/potential.h"
 #include "cuda_host.h"
-#include "error.h"
-#include "gpu_python.h"
 
 namespace py = pybind11;
 

@@ -1,11 +1,11 @@
-#include "gpu_python.h"
+#include "bindings/gpu_python.h"
 
 #include <memory>
 #include <mutex>
 #include <string>
 
-#include "../cuda/potential.h"
-#include "arrays.h"
+#include "bindings/arrays.h"
+#include "cuda/potential.h"
 
 using namespace mlff_bindings;
 

@@ -28,7 +28,7 @@
 #include <tuple>
 #include <vector>
 
-#include "message_inputs.h"
+#include "bindings/message_inputs.h"
 
 namespace {
 
@@ -42,22 +42,21 @@ using at::Tensor;
 #endif
 #define MLFF_INLINE inline __attribute__((always_inline))
 
-constexpr std::int64_t kEdgesPerThread = 256;
+constexpr int64_t kEdgesPerThread = 256;
 
 template <typename T>
 struct Edges {
-  std::int64_t channels;  // F
-  bool vectors;           // whether v, hv and the third term exist
-  const std::int64_t* senders;
-  const std::int64_t* receivers;
+  int64_t channels;  // F
+  bool vectors;      // whether v, hv and the third term exist
+  const int64_t* senders;
+  const int64_t* receivers;
   const T *x, *v, *w, *r;  // rows: (2|3)F, 3F, (2|3)F, 3
 };
 
 template <typename T>
-MLFF_INLINE void forward_loop(const Edges<T>& e, std::int64_t begin, std::int64_t end, T* s_out,
-                              T* v_out) {
-  const std::int64_t f = e.channels, width = (e.vectors ? 3 : 2) * f;
-  for (std::int64_t k = begin; k < end; ++k) {
+MLFF_INLINE void forward_loop(const Edges<T>& e, int64_t begin, int64_t end, T* s_out, T* v_out) {
+  const int64_t f = e.channels, width = (e.vectors ? 3 : 2) * f;
+  for (int64_t k = begin; k < end; ++k) {
     const T* __restrict__ x = e.x + e.senders[k] * width;
     const T* __restrict__ w = e.w + k * width;
     const T rx = e.r[3 * k], ry = e.r[3 * k + 1], rz = e.r[3 * k + 2];
@@ -66,7 +65,7 @@ MLFF_INLINE void forward_loop(const Edges<T>& e, std::int64_t begin, std::int64_
     if (e.vectors) {
       const T* __restrict__ v = e.v + e.senders[k] * 3 * f;
 #pragma omp simd
-      for (std::int64_t c = 0; c < f; ++c) {
+      for (int64_t c = 0; c < f; ++c) {
         const T m1 = w[f + c] * x[f + c], m2 = w[2 * f + c] * x[2 * f + c];
         s[c] += w[c] * x[c];
         o[c] += m1 * rx + m2 * v[c];
@@ -75,7 +74,7 @@ MLFF_INLINE void forward_loop(const Edges<T>& e, std::int64_t begin, std::int64_
       }
     } else {
 #pragma omp simd
-      for (std::int64_t c = 0; c < f; ++c) {
+      for (int64_t c = 0; c < f; ++c) {
         const T m1 = w[f + c] * x[f + c];
         s[c] += w[c] * x[c];
         o[c] += m1 * rx;
@@ -87,11 +86,10 @@ MLFF_INLINE void forward_loop(const Edges<T>& e, std::int64_t begin, std::int64_
 }
 
 template <typename T>
-MLFF_INLINE void backward_loop(const Edges<T>& e, std::int64_t begin, std::int64_t end,
-                               const T* g_in, const T* G_in, T* x_out, T* v_out, T* w_out,
-                               T* r_out) {
-  const std::int64_t f = e.channels, width = (e.vectors ? 3 : 2) * f;
-  for (std::int64_t k = begin; k < end; ++k) {
+MLFF_INLINE void backward_loop(const Edges<T>& e, int64_t begin, int64_t end, const T* g_in,
+                               const T* G_in, T* x_out, T* v_out, T* w_out, T* r_out) {
+  const int64_t f = e.channels, width = (e.vectors ? 3 : 2) * f;
+  for (int64_t k = begin; k < end; ++k) {
     const T* __restrict__ x = e.x + e.senders[k] * width;
     const T* __restrict__ w = e.w + k * width;
     const T* __restrict__ g = g_in + e.receivers[k] * f;
@@ -101,7 +99,7 @@ MLFF_INLINE void backward_loop(const Edges<T>& e, std::int64_t begin, std::int64
     T* __restrict__ dw = w_out + k * width;
     T sx = 0, sy = 0, sz = 0;
 #pragma omp simd reduction(+ : sx, sy, sz)
-    for (std::int64_t c = 0; c < f; ++c) {
+    for (int64_t c = 0; c < f; ++c) {
       const T a = G[c] * rx + G[f + c] * ry + G[2 * f + c] * rz;
       const T m1 = w[f + c] * x[f + c];
       dw[c] = g[c] * x[c];
@@ -119,7 +117,7 @@ MLFF_INLINE void backward_loop(const Edges<T>& e, std::int64_t begin, std::int64
       const T* __restrict__ v = e.v + e.senders[k] * 3 * f;
       T* __restrict__ dv = v_out + e.senders[k] * 3 * f;
 #pragma omp simd
-      for (std::int64_t c = 0; c < f; ++c) {
+      for (int64_t c = 0; c < f; ++c) {
         const T b = G[c] * v[c] + G[f + c] * v[f + c] + G[2 * f + c] * v[2 * f + c];
         const T m2 = w[2 * f + c] * x[2 * f + c];
         dw[2 * f + c] = b * x[2 * f + c];
@@ -141,11 +139,11 @@ struct Second {
 };
 
 template <typename T>
-MLFF_INLINE void double_backward_loop(const Edges<T>& e, std::int64_t begin, std::int64_t end,
+MLFF_INLINE void double_backward_loop(const Edges<T>& e, int64_t begin, int64_t end,
                                       const Second<T>& d) {
-  const std::int64_t f = e.channels, width = (e.vectors ? 3 : 2) * f;
-  for (std::int64_t k = begin; k < end; ++k) {
-    const std::int64_t i = e.receivers[k], j = e.senders[k];
+  const int64_t f = e.channels, width = (e.vectors ? 3 : 2) * f;
+  for (int64_t k = begin; k < end; ++k) {
+    const int64_t i = e.receivers[k], j = e.senders[k];
     const T* __restrict__ x = e.x + j * width;
     const T* __restrict__ hx = d.hx + j * width;
     const T* __restrict__ w = e.w + k * width;
@@ -160,7 +158,7 @@ MLFF_INLINE void double_backward_loop(const Edges<T>& e, std::int64_t begin, std
     T* __restrict__ dw = d.w_out + k * width;
     T sx = 0, sy = 0, sz = 0;
 #pragma omp simd reduction(+ : sx, sy, sz)
-    for (std::int64_t c = 0; c < f; ++c) {
+    for (int64_t c = 0; c < f; ++c) {
       dg[c] += w[c] * hx[c] + hw[c] * x[c];
       dx[c] += g[c] * hw[c];
       dw[c] = g[c] * hx[c];
@@ -184,8 +182,8 @@ MLFF_INLINE void double_backward_loop(const Edges<T>& e, std::int64_t begin, std
       const T* __restrict__ hv = d.hv + j * 3 * f;
       T* __restrict__ dv = d.v_out + j * 3 * f;
 #pragma omp simd
-      for (std::int64_t c = 0; c < f; ++c) {
-        const std::int64_t c2 = 2 * f + c;
+      for (int64_t c = 0; c < f; ++c) {
+        const int64_t c2 = 2 * f + c;
         const T b = G[c] * v[c] + G[f + c] * v[f + c] + G[c2] * v[c2];
         const T hb = G[c] * hv[c] + G[f + c] * hv[f + c] + G[c2] * hv[c2];
         const T p = w[c2] * hx[c2] + hw[c2] * x[c2], q = w[c2] * x[c2];
@@ -203,18 +201,16 @@ MLFF_INLINE void double_backward_loop(const Edges<T>& e, std::int64_t begin, std
 }
 
 // One function for each type, because clones of templates are not supported everywhere.
-#define MLFF_INSTANTIATE(T)                                                                   \
-  MLFF_CLONES void run_forward(const Edges<T>& e, std::int64_t begin, std::int64_t end, T* s, \
-                               T* v) {                                                        \
-    forward_loop<T>(e, begin, end, s, v);                                                     \
-  }                                                                                           \
-  MLFF_CLONES void run_backward(const Edges<T>& e, std::int64_t begin, std::int64_t end,      \
-                                const T* g, const T* G, T* x, T* v, T* w, T* r) {             \
-    backward_loop<T>(e, begin, end, g, G, x, v, w, r);                                        \
-  }                                                                                           \
-  MLFF_CLONES void run_double(const Edges<T>& e, std::int64_t begin, std::int64_t end,        \
-                              const Second<T>& d) {                                           \
-    double_backward_loop<T>(e, begin, end, d);                                                \
+#define MLFF_INSTANTIATE(T)                                                                        \
+  MLFF_CLONES void run_forward(const Edges<T>& e, int64_t begin, int64_t end, T* s, T* v) {        \
+    forward_loop<T>(e, begin, end, s, v);                                                          \
+  }                                                                                                \
+  MLFF_CLONES void run_backward(const Edges<T>& e, int64_t begin, int64_t end, const T* g,         \
+                                const T* G, T* x, T* v, T* w, T* r) {                              \
+    backward_loop<T>(e, begin, end, g, G, x, v, w, r);                                             \
+  }                                                                                                \
+  MLFF_CLONES void run_double(const Edges<T>& e, int64_t begin, int64_t end, const Second<T>& d) { \
+    double_backward_loop<T>(e, begin, end, d);                                                     \
   }
 MLFF_INSTANTIATE(float)
 MLFF_INSTANTIATE(double)
@@ -222,13 +218,13 @@ MLFF_INSTANTIATE(double)
 // Rows of nodes that all threads add to: one block for each, the first of them is the result.
 class Rows {
  public:
-  Rows(at::IntArrayRef shape, const Tensor& like, std::int64_t copies) {
-    std::vector<std::int64_t> sizes{copies};
+  Rows(at::IntArrayRef shape, const Tensor& like, int64_t copies) {
+    std::vector<int64_t> sizes{copies};
     sizes.insert(sizes.end(), shape.begin(), shape.end());
     all_ = at::zeros(sizes, like.options());
   }
   template <typename T>
-  T* block(std::int64_t copy) {
+  T* block(int64_t copy) {
     return all_.numel() ? all_.select(0, copy).mutable_data_ptr<T>() : nullptr;
   }
   Tensor sum() const { return all_.size(0) == 1 ? all_.select(0, 0) : all_.sum(0); }
@@ -237,15 +233,15 @@ class Rows {
   Tensor all_;
 };
 
-std::int64_t num_chunks(std::int64_t num_edges) {
-  const std::int64_t most = (num_edges + kEdgesPerThread - 1) / kEdgesPerThread;
-  return std::clamp<std::int64_t>(most, 1, at::get_num_threads());
+int64_t num_chunks(int64_t num_edges) {
+  const int64_t most = (num_edges + kEdgesPerThread - 1) / kEdgesPerThread;
+  return std::clamp<int64_t>(most, 1, at::get_num_threads());
 }
 
 template <typename Work>
-void for_chunks(std::int64_t num_edges, std::int64_t chunks, const Work& work) {
-  at::parallel_for(0, chunks, 1, [&](std::int64_t first, std::int64_t last) {
-    for (std::int64_t c = first; c < last; ++c) {
+void for_chunks(int64_t num_edges, int64_t chunks, const Work& work) {
+  at::parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
+    for (int64_t c = first; c < last; ++c) {
       work(c, num_edges * c / chunks, num_edges * (c + 1) / chunks);
     }
   });
@@ -255,15 +251,15 @@ struct Inputs : mlff_bindings::MessageInputs {
   Inputs(const Tensor& x, const Tensor& v, const Tensor& w, const Tensor& r, const Tensor& ei)
       : MessageInputs(x, v, w, r, ei) {
     if (edges) {
-      TORCH_CHECK_VALUE(edge_index.min().item<std::int64_t>() >= 0 &&
-                            edge_index.max().item<std::int64_t>() < atoms,
-                        "edge_index must be within 0..", atoms - 1);
+      TORCH_CHECK_VALUE(
+          edge_index.min().item<int64_t>() >= 0 && edge_index.max().item<int64_t>() < atoms,
+          "edge_index must be within 0..", atoms - 1);
     }
   }
 
   template <typename T>
   Edges<T> pointers() const {
-    const std::int64_t* index = edge_index.const_data_ptr<std::int64_t>();
+    const int64_t* index = edge_index.const_data_ptr<int64_t>();
     return {channels,
             vectors,
             index,
@@ -278,12 +274,12 @@ struct Inputs : mlff_bindings::MessageInputs {
 std::tuple<Tensor, Tensor> message(const Tensor& x, const Tensor& v, const Tensor& w,
                                    const Tensor& r, const Tensor& edge_index) {
   const Inputs in(x, v, w, r, edge_index);
-  const std::int64_t chunks = num_chunks(in.edges);
+  const int64_t chunks = num_chunks(in.edges);
   Rows s_out({in.atoms, in.channels}, in.x, chunks),
       v_out({in.atoms, 3, in.channels}, in.x, chunks);
   AT_DISPATCH_FLOATING_TYPES(in.x.scalar_type(), "message", [&] {
     const Edges<scalar_t> e = in.pointers<scalar_t>();
-    for_chunks(in.edges, chunks, [&](std::int64_t c, std::int64_t begin, std::int64_t end) {
+    for_chunks(in.edges, chunks, [&](int64_t c, int64_t begin, int64_t end) {
       run_forward(e, begin, end, s_out.block<scalar_t>(c), v_out.block<scalar_t>(c));
     });
   });
@@ -296,14 +292,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> message_backward(const Tensor& g_, co
                                                             const Tensor& edge_index) {
   const Inputs in(x, v, w, r, edge_index);
   const Tensor g = in.grad_scalars(g_), G = in.grad_vectors(G_);
-  const std::int64_t chunks = num_chunks(in.edges);
+  const int64_t chunks = num_chunks(in.edges);
   Rows x_out({in.atoms, in.width}, in.x, chunks);
   Rows v_out({in.atoms, 3, in.channels}, in.x, in.vectors ? chunks : 1);
   Tensor w_out = at::empty_like(in.w), r_out = at::empty_like(in.r);
   AT_DISPATCH_FLOATING_TYPES(in.x.scalar_type(), "message_backward", [&] {
     using T = scalar_t;
     const Edges<T> e = in.pointers<T>();
-    for_chunks(in.edges, chunks, [&](std::int64_t c, std::int64_t begin, std::int64_t end) {
+    for_chunks(in.edges, chunks, [&](int64_t c, int64_t begin, int64_t end) {
       run_backward(e, begin, end, g.const_data_ptr<T>(), G.const_data_ptr<T>(), x_out.block<T>(c),
                    v_out.block<T>(in.vectors ? c : 0), w_out.mutable_data_ptr<T>(),
                    r_out.mutable_data_ptr<T>());
@@ -318,7 +314,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> message_double_backwa
     const Tensor& edge_index) {
   const Inputs in(x, v, w, r, edge_index);
   const mlff_bindings::MessageUpstream up(in, hx_, hv_, hw_, hr_, g_, G_);
-  const std::int64_t chunks = num_chunks(in.edges);
+  const int64_t chunks = num_chunks(in.edges);
   Rows g_out({in.atoms, in.channels}, in.x, chunks),
       G_out({in.atoms, 3, in.channels}, in.x, chunks);
   Rows x_out({in.atoms, in.width}, in.x, chunks);
@@ -327,7 +323,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> message_double_backwa
   AT_DISPATCH_FLOATING_TYPES(in.x.scalar_type(), "message_double_backward", [&] {
     using T = scalar_t;
     const Edges<T> e = in.pointers<T>();
-    for_chunks(in.edges, chunks, [&](std::int64_t c, std::int64_t begin, std::int64_t end) {
+    for_chunks(in.edges, chunks, [&](int64_t c, int64_t begin, int64_t end) {
       const Second<T> d{up.g.const_data_ptr<T>(),    up.G.const_data_ptr<T>(),
                         up.hx.const_data_ptr<T>(),   up.hv.const_data_ptr<T>(),
                         up.hw.const_data_ptr<T>(),   up.hr.const_data_ptr<T>(),

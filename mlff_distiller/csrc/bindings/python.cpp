@@ -6,14 +6,14 @@
 #include <string>
 #include <vector>
 
-#include "arrays.h"
-#include "ceilings.h"
-#include "engine.h"
-#include "error.h"
-#include "model_file.h"
-#include "potential.h"
+#include "bindings/arrays.h"
+#include "core/ceilings.h"
+#include "core/engine.h"
+#include "core/error.h"
+#include "core/model_file.h"
+#include "core/potential.h"
 #if defined(MLFF_CUDA)
-#include "gpu_python.h"
+#include "bindings/gpu_python.h"
 #endif
 
 using namespace mlff_bindings;

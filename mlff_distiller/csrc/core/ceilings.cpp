@@ -1,13 +1,13 @@
-#include "ceilings.h"
+#include "core/ceilings.h"
 
 #include <algorithm>
 #include <chrono>
 #include <vector>
 
-#include "engine.h"
-#include "gemm.h"
-#include "kernels.h"
-#include "memory.h"
+#include "core/engine.h"
+#include "core/gemm.h"
+#include "core/kernels.h"
+#include "core/memory.h"
 
 namespace mlff {
 namespace {

@@ -1,4 +1,4 @@
-#include "edges.h"
+#include "core/edges.h"
 
 #include <algorithm>
 #include <cmath>
@@ -9,8 +9,8 @@
 #include <omp.h>
 #endif
 
-#include "error.h"
-#include "tables.h"
+#include "core/error.h"
+#include "core/tables.h"
 
 namespace mlff {
 namespace {

@@ -1,4 +1,4 @@
-#include "engine.h"
+#include "core/engine.h"
 
 #include <chrono>
 #include <string>
@@ -7,10 +7,10 @@
 #include <omp.h>
 #endif
 
-#include "edges.h"
-#include "error.h"
-#include "kernels.h"
-#include "network.h"
+#include "core/edges.h"
+#include "core/error.h"
+#include "core/kernels.h"
+#include "core/network.h"
 
 namespace mlff {
 namespace {

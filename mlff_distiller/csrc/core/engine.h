@@ -3,15 +3,14 @@
 // Species and edge vectors in, atomic energies and pair gradients out. The engine knows neither
 // cells nor neighbour search nor message passing between processes: potential.h adds the first
 // two, a GhostExchange (LAMMPS ranks) the third.
-#ifndef MLFF_CORE_ENGINE_H_
-#define MLFF_CORE_ENGINE_H_
+#pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string>
 
-#include "model_file.h"
+#include "core/model_file.h"
 
 namespace mlff {
 
@@ -149,5 +148,3 @@ class Engine {
 };
 
 }  // namespace mlff
-
-#endif  // MLFF_CORE_ENGINE_H_

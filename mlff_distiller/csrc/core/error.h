@@ -1,6 +1,5 @@
 // Errors that a user can act on.
-#ifndef MLFF_CORE_ERROR_H_
-#define MLFF_CORE_ERROR_H_
+#pragma once
 
 #include <stdexcept>
 #include <string>
@@ -15,5 +14,3 @@ class InputError : public std::runtime_error {
 };
 
 }  // namespace mlff
-
-#endif  // MLFF_CORE_ERROR_H_

@@ -2,8 +2,7 @@
 //
 // Arrays are 64-byte aligned, and F below is the padded number of channels: a multiple of 64 bytes
 // whose padding channels are zero in every weight and stay zero throughout.
-#ifndef MLFF_CORE_KERNELS_H_
-#define MLFF_CORE_KERNELS_H_
+#pragma once
 
 #include <cstdint>
 
@@ -140,5 +139,3 @@ template <typename T>
 const Kernels<T>* avx512_kernels();
 
 }  // namespace mlff
-
-#endif  // MLFF_CORE_KERNELS_H_

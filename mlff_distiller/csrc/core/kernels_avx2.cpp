@@ -3,9 +3,9 @@
 #define MLFF_ISA_NAMESPACE avx2
 #define MLFF_VECTOR_BYTES 32
 #define MLFF_KERNELS_FUNCTION avx2_kernels
-#include "kernels_instance.inc"
+#include "core/kernels_instance-inl.h"
 #else
-#include "kernels.h"
+#include "core/kernels.h"
 
 namespace mlff {
 template <>

@@ -2,4 +2,4 @@
 #define MLFF_ISA_NAMESPACE portable
 #define MLFF_VECTOR_BYTES 16
 #define MLFF_KERNELS_FUNCTION portable_kernels
-#include "kernels_instance.inc"
+#include "core/kernels_instance-inl.h"

@@ -1,11 +1,11 @@
-#include "lattice.h"
+#include "core/lattice.h"
 
 #include <cmath>
 #include <cstdlib>
 #include <limits>
 #include <string>
 
-#include "error.h"
+#include "core/error.h"
 
 namespace mlff {
 
@@ -53,16 +53,16 @@ Lattice::Lattice(const double* cell, const std::array<bool, 3>& pbc) : periodic(
   }
 }
 
-Shift Lattice::to_given(const std::array<std::int64_t, 3>& shift) const {
+Shift Lattice::to_given(const std::array<int64_t, 3>& shift) const {
   Shift result{};
   for (int l = 0; l < 3; ++l) {
-    std::int64_t sum = 0;
+    int64_t sum = 0;
     for (int k = 0; k < 3; ++k) sum += shift[k] * transform[k][l];
-    if (std::abs(sum) > std::numeric_limits<std::int32_t>::max() / 4) {
+    if (std::abs(sum) > std::numeric_limits<int32_t>::max() / 4) {
       throw InputError("expected positions within 5e8 cells of the origin, got an atom " +
                        std::to_string(sum) + " lattice vectors away; wrap the positions");
     }
-    result[l] = static_cast<std::int32_t>(sum);
+    result[l] = static_cast<int32_t>(sum);
   }
   return result;
 }
@@ -103,7 +103,7 @@ void Lattice::reduce() {
         const double ratio = dot(reduced[k], reduced[l]) / dot(reduced[l], reduced[l]);
         // Strictly above one half: every step shortens a vector, so the loop ends.
         if (std::abs(ratio) < 0.5 + 1e-6 || std::abs(ratio) > 1e9) continue;
-        const auto m = static_cast<std::int64_t>(std::llround(ratio));
+        const auto m = static_cast<int64_t>(std::llround(ratio));
         for (int x = 0; x < 3; ++x) {
           transform[k][x] -= m * transform[l][x];
           reduced[k][x] -= static_cast<double>(m) * reduced[l][x];

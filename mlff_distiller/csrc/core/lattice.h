@@ -7,7 +7,7 @@
 namespace mlff {
 
 using Vec3 = std::array<double, 3>;
-using Shift = std::array<std::int32_t, 3>;
+using Shift = std::array<int32_t, 3>;
 
 inline double dot(const Vec3& a, const Vec3& b) { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]; }
 
@@ -25,7 +25,7 @@ struct Lattice {
   std::array<Vec3, 3> given{};    // Å, rows; zero for open directions
   std::array<Vec3, 3> reduced{};  // Å, reduced[k] = Σ_l transform[k][l] given[l]
   std::array<Vec3, 3> dual{};     // 1/Å, reduced[k]·dual[l] = δ_kl; zero for open directions
-  std::array<std::array<std::int64_t, 3>, 3> transform{};
+  std::array<std::array<int64_t, 3>, 3> transform{};
 
   // cell: 9, rows; rows of open directions are not read. Throws InputError when the periodic rows
   // are not finite, singular, or (all three periodic) left-handed.
@@ -33,7 +33,7 @@ struct Lattice {
 
   // A shift counted in reduced vectors, counted in given ones. Throws InputError when it leaves
   // the range of int32 with room for sums.
-  Shift to_given(const std::array<std::int64_t, 3>& shift) const;
+  Shift to_given(const std::array<int64_t, 3>& shift) const;
 
  private:
   void check() const;

@@ -1,6 +1,5 @@
 // Work buffers that are aligned, kept, and backed by huge pages where the system offers them.
-#ifndef MLFF_CORE_MEMORY_H_
-#define MLFF_CORE_MEMORY_H_
+#pragma once
 
 #include <cstddef>
 #include <cstdint>
@@ -67,5 +66,3 @@ class Buffer {
 };
 
 }  // namespace mlff
-
-#endif  // MLFF_CORE_MEMORY_H_

@@ -1,4 +1,4 @@
-#include "model_file.h"
+#include "core/model_file.h"
 
 #include <algorithm>
 #include <cmath>
@@ -7,9 +7,9 @@
 #include <limits>
 #include <sstream>
 
-#include "error.h"
-#include "units.h"
-#include "zip.h"
+#include "core/error.h"
+#include "core/units.h"
+#include "core/zip.h"
 
 namespace mlff {
 namespace {

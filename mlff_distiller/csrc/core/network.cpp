@@ -1,4 +1,4 @@
-#include "network.h"
+#include "core/network.h"
 
 #include <algorithm>
 #include <chrono>

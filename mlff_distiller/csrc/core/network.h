@@ -9,19 +9,18 @@
 //   forward 0 ... K-1     the last one turns around: readout, its adjoint, update adjoint
 //   backward K-1 ... 1    edges gather adjoints, message adjoint, update adjoint below
 //   backward 0            edges only
-#ifndef MLFF_CORE_NETWORK_H_
-#define MLFF_CORE_NETWORK_H_
+#pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "edges.h"
-#include "engine.h"
-#include "kernels.h"
-#include "memory.h"
-#include "model_file.h"
-#include "tables.h"
-#include "weights.h"
+#include "core/edges.h"
+#include "core/engine.h"
+#include "core/kernels.h"
+#include "core/memory.h"
+#include "core/model_file.h"
+#include "core/tables.h"
+#include "core/weights.h"
 
 namespace mlff {
 
@@ -111,5 +110,3 @@ extern template class Network<float>;
 extern template class Network<double>;
 
 }  // namespace mlff
-
-#endif  // MLFF_CORE_NETWORK_H_

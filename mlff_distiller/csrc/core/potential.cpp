@@ -1,4 +1,4 @@
-#include "potential.h"
+#include "core/potential.h"
 
 #include <algorithm>
 #include <chrono>
@@ -10,11 +10,11 @@
 #include <omp.h>
 #endif
 
-#include "error.h"
-#include "memory.h"
-#include "neighbors.h"
-#include "spatial_order.h"
-#include "units.h"
+#include "core/error.h"
+#include "core/memory.h"
+#include "core/neighbors.h"
+#include "core/spatial_order.h"
+#include "core/units.h"
 
 namespace mlff {
 namespace {

@@ -1,6 +1,5 @@
 // Screened nuclear repulsion, students/repulsion.py, one source for host and device.
-#ifndef MLFF_CORE_REPULSION_H_
-#define MLFF_CORE_REPULSION_H_
+#pragma once
 
 #include <cmath>
 
@@ -49,5 +48,3 @@ MLFF_HOST_DEVICE inline void pair_repulsion(const RepulsionPair& pair, const Scr
 }
 
 }  // namespace mlff
-
-#endif  // MLFF_CORE_REPULSION_H_

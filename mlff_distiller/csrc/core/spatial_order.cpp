@@ -1,4 +1,4 @@
-#include "spatial_order.h"
+#include "core/spatial_order.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,6 +1,5 @@
 // The order of atoms in memory.
-#ifndef MLFF_CORE_SPATIAL_ORDER_H_
-#define MLFF_CORE_SPATIAL_ORDER_H_
+#pragma once
 
 #include <array>
 #include <cstdint>
@@ -18,5 +17,3 @@ void spatial_order(int64_t n, const double* positions, const std::array<double, 
                    std::vector<int64_t>& order);
 
 }  // namespace mlff
-
-#endif  // MLFF_CORE_SPATIAL_ORDER_H_

@@ -1,6 +1,6 @@
-#include "units.h"
+#include "core/units.h"
 
-#include "error.h"
+#include "core/error.h"
 
 namespace mlff {
 namespace {

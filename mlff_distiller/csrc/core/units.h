@@ -1,6 +1,5 @@
 // Unit conversions and element symbols; the engine itself knows eV and Angstrom only.
-#ifndef MLFF_CORE_UNITS_H_
-#define MLFF_CORE_UNITS_H_
+#pragma once
 
 #include <string>
 
@@ -32,5 +31,3 @@ std::string element_symbol(int atomic_number);
 int atomic_number_of(const std::string& symbol);
 
 }  // namespace mlff
-
-#endif  // MLFF_CORE_UNITS_H_

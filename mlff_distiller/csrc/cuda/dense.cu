@@ -5,13 +5,13 @@
 // for what rounding to tf32 or bfloat16 does to results; tensor cores come from cuBLAS.
 #include <cstring>
 
-#include "dense.h"
+#include "cuda/dense.h"
 
 #if !defined(_WIN32)
 #include <dlfcn.h>
 #endif
 
-#include "error.h"
+#include "core/error.h"
 
 namespace mlff {
 namespace gpu {

@@ -1,12 +1,11 @@
 // Matrix products on the device: cuBLAS where it can be loaded, else a kernel of our own.
-#ifndef MLFF_CUDA_DENSE_H_
-#define MLFF_CUDA_DENSE_H_
+#pragma once
 
 #include <cstdint>
 #include <string>
 
-#include "device_memory.h"
-#include "gpu.h"
+#include "cuda/device_memory.h"
+#include "cuda/gpu.h"
 
 namespace mlff {
 namespace gpu {
@@ -67,5 +66,3 @@ class Dense {
 
 }  // namespace gpu
 }  // namespace mlff
-
-#endif  // MLFF_CUDA_DENSE_H_

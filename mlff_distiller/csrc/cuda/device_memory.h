@@ -1,13 +1,12 @@
 // Memory on the device, and page-locked memory of the host, that grow and never shrink.
-#ifndef MLFF_CUDA_DEVICE_MEMORY_H_
-#define MLFF_CUDA_DEVICE_MEMORY_H_
+#pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <utility>
 #include <vector>
 
-#include "gpu.h"
+#include "cuda/gpu.h"
 
 namespace mlff {
 namespace gpu {
@@ -91,5 +90,3 @@ inline unsigned blocks_for(int64_t count, int64_t threads) {
 
 }  // namespace gpu
 }  // namespace mlff
-
-#endif  // MLFF_CUDA_DEVICE_MEMORY_H_

@@ -9,7 +9,7 @@
 // the table, 198 kB with 256 intervals, most of which an A100's or H100's L1 holds. With few atoms
 // the chain record, sender's row, sum is what counts; the next record is therefore loaded ahead.
 // The sums are in benchmarks/gpu_roofline.py; nothing was measured.
-#include "edges.h"
+#include "cuda/edges.h"
 
 namespace mlff {
 namespace gpu {

@@ -4,14 +4,13 @@
 // a warp: [row][F / 32][blocks][32]. A warp has one centre and one chunk, keeps that centre's sums
 // in registers and gathers over its edges, forward and in reverse (the list is symmetric,
 // KERNELS.md), so feature passes need no atomics and give the same bits in every run.
-#ifndef MLFF_CUDA_EDGES_H_
-#define MLFF_CUDA_EDGES_H_
+#pragma once
 
 #include <cstdint>
 
-#include "gpu.h"
-#include "neighbors.h"
-#include "repulsion.h"
+#include "core/repulsion.h"
+#include "cuda/gpu.h"
+#include "cuda/neighbors.h"
 
 namespace mlff {
 namespace gpu {
@@ -115,5 +114,3 @@ void sum_totals(int64_t n_local, const double* energies, const double* sums, dou
 
 }  // namespace gpu
 }  // namespace mlff
-
-#endif  // MLFF_CUDA_EDGES_H_

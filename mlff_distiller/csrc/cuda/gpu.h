@@ -6,8 +6,7 @@
 //   MLFF_LAUNCH(kernel, grid, block, shared_bytes, stream, arguments...)
 //   MLFF_SHARED_ARRAY(type, name)      the dynamic shared memory of the block as `type* name`.
 // HIP is kept possible (no PTX, no vendor library in here) but was never compiled.
-#ifndef MLFF_CUDA_GPU_H_
-#define MLFF_CUDA_GPU_H_
+#pragma once
 
 #include <cstddef>
 #include <stdexcept>
@@ -99,7 +98,7 @@ inline void check(cudaError_t error, const char* what) {
 // Queues the kernel on the stream, converting arguments to the kernel's parameter types. Throws
 // Error naming the kernel when the device refuses the launch.
 template <class... P, class... A>
-void launch(const char* name, void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared_bytes,
+void launch(const char* name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
             cudaStream_t stream, A&&... arguments) {
   static_assert(sizeof...(P) == sizeof...(A), "wrong number of kernel arguments");
 #if defined(MLFF_CUDA_HOST)
@@ -131,5 +130,3 @@ void launch(const char* name, void (*kernel)(P...), dim3 grid, dim3 block, std::
   extern __shared__ __align__(16) unsigned char mlff_shared_bytes[]; \
   type* name = reinterpret_cast<type*>(mlff_shared_bytes)
 #endif
-
-#endif  // MLFF_CUDA_GPU_H_

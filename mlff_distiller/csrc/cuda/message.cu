@@ -13,8 +13,8 @@
 // against one or two operations per number read: all are bound by memory. A step of force matching
 // runs forward once, backward twice, double backward once: 136F bytes, with F = 128 17 kB per edge
 // and layer, 9 ns at an A100's 2 TB/s.
-#include "device_memory.h"
-#include "message.h"
+#include "cuda/device_memory.h"
+#include "cuda/message.h"
 
 namespace mlff {
 namespace gpu {

@@ -3,12 +3,11 @@
 // Formulas: bindings/message_ops.cpp, the twin on the CPU. Every sum over edges is gathered: by the
 // warp of a receiver, of a sender, or of the edge itself. No atomics, and the order of each sum is
 // that of the grouped edges, so results are the same bits in every run.
-#ifndef MLFF_CUDA_MESSAGE_H_
-#define MLFF_CUDA_MESSAGE_H_
+#pragma once
 
 #include <cstdint>
 
-#include "gpu.h"
+#include "cuda/gpu.h"
 
 namespace mlff {
 namespace gpu {
@@ -48,5 +47,3 @@ void message_double_backward(const MessagePass<T>& pass, cudaStream_t stream);
 
 }  // namespace gpu
 }  // namespace mlff
-
-#endif  // MLFF_CUDA_MESSAGE_H_

@@ -13,9 +13,9 @@
 #include <cmath>
 #include <cstring>
 
-#include "error.h"
-#include "lattice.h"
-#include "neighbors.h"
+#include "core/error.h"
+#include "core/lattice.h"
+#include "cuda/neighbors.h"
 
 namespace mlff {
 namespace gpu {

@@ -1,12 +1,11 @@
 // Neighbour list on the device: cell list, skin, and the decision to rebuild, without the host.
-#ifndef MLFF_CUDA_NEIGHBORS_H_
-#define MLFF_CUDA_NEIGHBORS_H_
+#pragma once
 
 #include <array>
 #include <cstdint>
 
-#include "device_memory.h"
-#include "gpu.h"
+#include "cuda/device_memory.h"
+#include "cuda/gpu.h"
 
 namespace mlff {
 namespace gpu {
@@ -133,5 +132,3 @@ class NeighborList {
 
 }  // namespace gpu
 }  // namespace mlff
-
-#endif  // MLFF_CUDA_NEIGHBORS_H_

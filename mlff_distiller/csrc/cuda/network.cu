@@ -1,11 +1,11 @@
 #include <cmath>
 #include <string>
 
-#include "../core/edges.h"
-#include "error.h"
-#include "network.h"
-#include "tables.h"
-#include "weights.h"
+#include "core/edges.h"
+#include "core/error.h"
+#include "core/tables.h"
+#include "core/weights.h"
+#include "cuda/network.h"
 
 namespace mlff {
 namespace gpu {

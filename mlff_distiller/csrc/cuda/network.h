@@ -1,17 +1,16 @@
 // The network on the device: the passes of core/network.h over all atoms at once.
-#ifndef MLFF_CUDA_NETWORK_H_
-#define MLFF_CUDA_NETWORK_H_
+#pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "dense.h"
-#include "device_memory.h"
-#include "edges.h"
-#include "engine.h"
-#include "model_file.h"
-#include "neighbors.h"
-#include "pointwise.h"
+#include "core/engine.h"
+#include "core/model_file.h"
+#include "cuda/dense.h"
+#include "cuda/device_memory.h"
+#include "cuda/edges.h"
+#include "cuda/neighbors.h"
+#include "cuda/pointwise.h"
 
 namespace mlff {
 namespace gpu {
@@ -100,5 +99,3 @@ extern template class Network<double>;
 
 }  // namespace gpu
 }  // namespace mlff
-
-#endif  // MLFF_CUDA_NETWORK_H_

@@ -1,8 +1,8 @@
 // All of these are bound by memory: each reads its arguments once and writes its results once, and
 // neighbouring threads touch neighbouring numbers. Together they move about a third of what the
 // passes over edges do.
-#include "device_memory.h"
-#include "pointwise.h"
+#include "cuda/device_memory.h"
+#include "cuda/pointwise.h"
 
 namespace mlff {
 namespace gpu {

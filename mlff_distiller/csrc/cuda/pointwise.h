@@ -1,10 +1,9 @@
 // Element-wise kernels between the matrix products, one thread per atom and channel.
-#ifndef MLFF_CUDA_POINTWISE_H_
-#define MLFF_CUDA_POINTWISE_H_
+#pragma once
 
 #include <cstdint>
 
-#include "gpu.h"
+#include "cuda/gpu.h"
 
 namespace mlff {
 namespace gpu {
@@ -75,5 +74,3 @@ void copy_ghosts(int64_t n_local, int64_t count, int width, const int* owners, T
 
 }  // namespace gpu
 }  // namespace mlff
-
-#endif  // MLFF_CUDA_POINTWISE_H_

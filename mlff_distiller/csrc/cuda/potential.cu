@@ -2,9 +2,9 @@
 #include <cstring>
 #include <vector>
 
-#include "../core/spatial_order.h"
-#include "error.h"
-#include "potential.h"
+#include "core/error.h"
+#include "core/spatial_order.h"
+#include "cuda/potential.h"
 
 namespace mlff {
 namespace gpu {

@@ -4,10 +4,10 @@
 #include <sstream>
 #include <string>
 
-#include "device_memory.h"
-#include "error.h"
-#include "network.h"
-#include "system.h"
+#include "core/error.h"
+#include "cuda/device_memory.h"
+#include "cuda/network.h"
+#include "cuda/system.h"
 
 namespace mlff {
 namespace gpu {

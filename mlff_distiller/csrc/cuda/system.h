@@ -3,17 +3,16 @@
 // A step without ghosts of other processes is one sequence of asynchronous work with a single wait
 // at its end, whether or not the neighbour list is rebuilt, and can be captured in a graph. What
 // crosses the bus: positions and cell up; forces, energies and 10 sums down.
-#ifndef MLFF_CUDA_SYSTEM_H_
-#define MLFF_CUDA_SYSTEM_H_
+#pragma once
 
 #include <array>
 #include <cstdint>
 #include <memory>
 
-#include "dense.h"
-#include "engine.h"
-#include "model_file.h"
-#include "neighbors.h"
+#include "core/engine.h"
+#include "core/model_file.h"
+#include "cuda/dense.h"
+#include "cuda/neighbors.h"
 
 namespace mlff {
 namespace gpu {
@@ -102,5 +101,3 @@ class System {
 
 }  // namespace gpu
 }  // namespace mlff
-
-#endif  // MLFF_CUDA_SYSTEM_H_

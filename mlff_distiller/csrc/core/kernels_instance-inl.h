@@ -1,9 +1,9 @@
 // Fills the table of one instruction set; the includer defines MLFF_ISA_NAMESPACE,
 // MLFF_VECTOR_BYTES and MLFF_KERNELS_FUNCTION.
-#include "kernels_ceilings.inc"
-#include "kernels_edges.inc"
-#include "kernels_gemm.inc"
-#include "kernels_update.inc"
+#include "core/kernels_ceilings-inl.h"
+#include "core/kernels_edges-inl.h"
+#include "core/kernels_gemm-inl.h"
+#include "core/kernels_update-inl.h"
 
 namespace mlff {
 namespace MLFF_ISA_NAMESPACE {
