@@ -1,4 +1,4 @@
-"""The one exception that users are meant to read."""
+"""The exceptions that users are meant to read: one line each, with what to do."""
 
 from __future__ import annotations
 
@@ -8,4 +8,12 @@ class InputError(ValueError):
 
     The message is one line and says what was expected, what was found and how to mend it. The
     command line prints it without a traceback and exits with status 2.
+    """
+
+
+class DeviceError(RuntimeError):
+    """A GPU failed at good input: its memory is full, it is lost, or its driver is.
+
+    The message is one line and says what was being done, what the device answered and what to try.
+    The command line prints it without a traceback and exits with status 1.
     """

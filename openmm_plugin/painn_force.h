@@ -23,8 +23,8 @@ class PainnForce : public OpenMM::Force {
     std::string sha256;  // of that file, lower-case hexadecimal; "" accepts any content
     bool double_precision = false;
     bool periodic = false;
-    int threads = 0;    // 0: OpenMP's default, but not more than the CPU platform's `Threads`
-    double skin = 0.3;  // Angstrom
+    int threads = 0;  // 0: OpenMP's default, but not more than the CPU platform's `Threads`
+    double skin = kDefaultSkin;  // Angstrom
     // Number of particles that the System must hold; 0 accepts any that has all `particles`.
     int num_particles = 0;
     std::vector<int> particles;              // seen by the model, in the order of atomic_numbers

@@ -112,7 +112,7 @@ std::tuple<Tensor, Tensor> build_list(const mlff_bindings::NeighborInputs& in, d
   Device device(in.points);
   const cudaStream_t stream = device.stream();
   gpu::NeighborList& list = list_for(in.points.size(0), cutoff, device);
-  *list.host_box() = gpu::make_box(in.rows.const_data_ptr<double>(), in.periodic);
+  *list.host_box() = gpu::make_box(in.rows.const_data_ptr<double>(), in.periodic, cutoff);
   list.upload(device.readable(in.points), stream);
   for (;;) {
     list.update(stream);  // without a skin it builds every time
@@ -155,7 +155,7 @@ std::tuple<Tensor, Tensor> neighbor_list(const Tensor& positions, const Tensor& 
       return build_list(in, cutoff);
     } catch (const mlff::InputError& error) {
       TORCH_CHECK_VALUE(false, error.what());
-    } catch (const gpu::Error& error) {  // torch may hold the memory that we lack
+    } catch (const mlff::DeviceError& error) {  // torch may hold the memory that we lack
       reason = error.what();
       kept_list() = KeptList();
       Device::release_cached_memory();
@@ -199,8 +199,8 @@ struct Inputs : mlff_bindings::MessageInputs {
   Groups by_sender() const { return Groups(edge_index.select(0, 0), atoms); }
 
   template <typename T>
-  gpu::MessagePass<T> pass() const {
-    gpu::MessagePass<T> p;
+  gpu::MessageCall<T> pass() const {
+    gpu::MessageCall<T> p;
     p.atoms = atoms, p.num_edges = edges, p.channels = channels, p.vectors = vectors;
     p.senders = edge_index.const_data_ptr<int64_t>();
     p.receivers = p.senders + edges;
@@ -217,7 +217,7 @@ void on_device(const Inputs& in, const Launch& launch) {
     try {
       const Device device(in.x);
       launch(in.pass<scalar_t>(), device.stream());
-    } catch (const gpu::Error& error) {
+    } catch (const mlff::DeviceError& error) {
       TORCH_CHECK(false, error.what());
     }
   });

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/engine.h"
+#include "core/graph.h"
 #include "core/kernels.h"
 #include "core/memory.h"
 #include "core/model_file.h"

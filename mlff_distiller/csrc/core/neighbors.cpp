@@ -49,7 +49,6 @@ namespace {
 constexpr int64_t kBlock = 64;           // centres per block, the unit of work of a thread
 constexpr int64_t kRankSortLimit = 256;  // more neighbours than this go through std::sort
 constexpr int64_t kMaxImages = std::numeric_limits<int32_t>::max();
-constexpr double kMaxCodes = 1 << 24;  // image shifts; some hundred cells within the cutoff
 
 // Uniform bins over a box; coordinates outside of the box fall into the outermost bins.
 struct Grid {
@@ -205,14 +204,7 @@ class Builder {
 
   // All shifts that can bring an atom of the reduced cell within reach of another.
   void list_codes() {
-    std::array<int64_t, 3> repeats{};
-    double count = 1.0;
-    for (int k = 0; k < 3; ++k) {
-      const double repeat = std::ceil(reach_ * std::sqrt(dot(lattice_.dual[k], lattice_.dual[k])));
-      count *= 2.0 * repeat + 1.0;
-      if (count > kMaxCodes) refuse_images();
-      repeats[k] = static_cast<int64_t>(repeat);
-    }
+    const std::array<int64_t, 3> repeats = lattice_.repeats(reach_);
     struct Code {
       Shift given;
       Vec3 vector;
@@ -242,12 +234,6 @@ class Builder {
     }
   }
 
-  [[noreturn]] void refuse_images() const {
-    throw InputError("cutoff " + std::to_string(cutoff_) +
-                     " Å reaches too many images of this cell for one neighbour list; "
-                     "reduce the cutoff");
-  }
-
   void list_images() {
     list_codes();
     Vec3 lower = work_.wrapped[0], upper = work_.wrapped[0];
@@ -273,7 +259,10 @@ class Builder {
         }
         work_.unsorted.push_back(i << 32 | static_cast<int64_t>(code));
       }
-      if (static_cast<int64_t>(work_.unsorted.size()) > kMaxImages) refuse_images();
+      if (static_cast<int64_t>(work_.unsorted.size()) > kMaxImages) {
+        throw InputError("cutoff " + std::to_string(cutoff_) +
+                         " Å reaches more than 2147483647 images of the atoms; reduce the cutoff");
+      }
     }
     set_grid(lower, upper);
   }

@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "core/edges.h"
-#include "core/engine.h"
+#include "core/graph.h"
 #include "core/kernels.h"
 #include "core/memory.h"
 #include "core/model_file.h"

@@ -10,12 +10,13 @@
 #include <vector>
 
 #include "core/engine.h"
+#include "core/skin.h"
 
 namespace mlff {
 
 struct PotentialOptions {
   EngineOptions engine;
-  double skin = 0.3;  // Angstrom; the list is rebuilt when an atom moved more than half of it
+  double skin = kDefaultSkin;  // Angstrom
 };
 
 struct PotentialResult {

@@ -3,11 +3,7 @@
 
 #include <cmath>
 
-#ifdef __CUDACC__
-#define MLFF_HOST_DEVICE __host__ __device__
-#else
-#define MLFF_HOST_DEVICE
-#endif
+#include "core/host_device.h"
 
 namespace mlff {
 

@@ -14,6 +14,9 @@ constexpr double kMeterPerAngstrom = 1e-10;
 // Coulomb constant e^2/(4 pi eps0), as used by ZBL.
 constexpr double kCoulombEvAngstrom = 14.399645;
 
+// The heaviest element, Og.
+constexpr int kNumElements = 118;
+
 // Factors that turn our units into those of a LAMMPS unit style:
 // x_lammps = x_ours * length, E_lammps = E_ours * energy.
 struct UnitStyle {

@@ -83,6 +83,22 @@ using DeviceMemory = Memory<T, Where::kDevice>;
 template <typename T>
 using PinnedMemory = Memory<T, Where::kPinned>;
 
+// Owners of buffers list them once, each_...(f) with f(buffer, count), for these two:
+// makes room for `count` items; a buffer that is not needed has the count -1,
+constexpr auto require = [](auto& buffer, int64_t count) {
+  if (count >= 0) buffer.require(count);
+};
+// and counts what there is on the device.
+struct BytesOnDevice {
+  size_t total = 0;
+  template <typename T>
+  void operator()(const DeviceMemory<T>& buffer, int64_t) {
+    total += buffer.bytes();
+  }
+  template <typename T>
+  void operator()(const PinnedMemory<T>&, int64_t) {}
+};
+
 // Blocks of `threads` that cover `count` items.
 inline unsigned blocks_for(int64_t count, int64_t threads) {
   return static_cast<unsigned>(count > 0 ? (count + threads - 1) / threads : 1);

@@ -21,7 +21,7 @@ struct EdgeGroups {
 // Arrays on the device, dense, rows of nodes unless marked otherwise. With `vectors` a width of 3F,
 // else of 2F, and then v and hv are not read and v_out becomes zero.
 template <typename T>
-struct MessagePass {
+struct MessageCall {
   int64_t atoms = 0, num_edges = 0, channels = 0;  // channels: F, any number
   bool vectors = false;
   const int64_t *senders = nullptr, *receivers = nullptr;  // [edges], within 0 .. atoms - 1
@@ -39,11 +39,11 @@ struct MessagePass {
 };
 
 template <typename T>
-void message_forward(const MessagePass<T>& pass, cudaStream_t stream);
+void message_forward(const MessageCall<T>& pass, cudaStream_t stream);
 template <typename T>
-void message_backward(const MessagePass<T>& pass, cudaStream_t stream);
+void message_backward(const MessageCall<T>& pass, cudaStream_t stream);
 template <typename T>
-void message_double_backward(const MessagePass<T>& pass, cudaStream_t stream);
+void message_double_backward(const MessageCall<T>& pass, cudaStream_t stream);
 
 }  // namespace gpu
 }  // namespace mlff

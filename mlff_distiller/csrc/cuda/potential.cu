@@ -29,7 +29,7 @@ void Potential::State::set_atoms(int64_t n, const int64_t* atomic_numbers, const
                                  const double* cell, const std::array<bool, 3>& pbc) {
   known = false;
   check_atoms(model, n, atomic_numbers, positions);
-  const Box box = make_box(cell, pbc);
+  const Box box = make_box(cell, pbc, model.cutoff + skin);
   std::array<double, 9> basis, to_fraction;
   for (size_t a = 0; a < 3; ++a) {
     for (size_t b = 0; b < 3; ++b) {

@@ -14,7 +14,7 @@ namespace gpu {
 
 class Potential {
  public:
-  // Loads an exported student. Throws InputError, and Error if the device fails.
+  // Loads an exported student. Throws InputError, and DeviceError if the device fails.
   Potential(const std::string& path, const SystemOptions& options);
   ~Potential();
   Potential(const Potential&) = delete;
