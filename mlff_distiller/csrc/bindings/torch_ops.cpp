@@ -35,9 +35,9 @@ std::tuple<Tensor, Tensor> neighbor_list_cpu(const Tensor& positions, const Tens
                                              const Tensor& pbc, double cutoff) {
   const mlff_bindings::NeighborInputs in(positions, cell, pbc);
 
-  // Kept between calls, unless it is large: a list of a million atoms should not stay forever.
+  // Kept between the calls of a thread, so that they need not allocate; not if it is large.
   static thread_local mlff::NeighborList list;
-  constexpr size_t kKeptEdges = 1 << 22;
+  constexpr size_t kKeptBytes = size_t{128} << 20;
   const int64_t n = in.points.size(0);
   try {
     mlff::build_neighbor_list(n, in.points.const_data_ptr<double>(),
@@ -64,7 +64,7 @@ std::tuple<Tensor, Tensor> neighbor_list_cpu(const Tensor& positions, const Tens
       }
     }
   });
-  if (list.senders.capacity() > kKeptEdges) list = mlff::NeighborList();
+  if (list.bytes() > kKeptBytes) list = mlff::NeighborList();
   return {edge_index, shifts};
 }
 

@@ -189,7 +189,10 @@ void EdgeGeometry<T>::prepare(const Graph& graph, int64_t tile, double cutoff,
 
 template <typename T>
 size_t EdgeGeometry<T>::bytes() const {
-  return counts_.bytes() + slots_.bytes() + records_.bytes() + inverse_distances_.bytes();
+  Bytes bytes;
+  bytes(counts_), bytes(slots_), bytes(records_), bytes(inverse_distances_);
+  for (const Scratch& scratch : scratch_) bytes(scratch.edges), bytes(scratch.bins);
+  return bytes.total;
 }
 
 template class EdgeGeometry<float>;

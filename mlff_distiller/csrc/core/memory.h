@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <new>
 #include <utility>
+#include <vector>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -63,6 +64,24 @@ class Buffer {
 
   T* data_ = nullptr;
   size_t bytes_ = 0;
+};
+
+// Owners of buffers list them once, as each(f) with f(buffer, count), for these two: `require`
+// makes room for count items (-1: the buffer is not needed), and Bytes counts what there is.
+constexpr auto require = [](auto& buffer, int64_t count) {
+  if (count >= 0) buffer.require(count);
+};
+
+struct Bytes {
+  size_t total = 0;
+  template <typename T>
+  void operator()(const Buffer<T>& buffer, int64_t = 0) {
+    total += buffer.bytes();
+  }
+  template <typename T>
+  void operator()(const std::vector<T>& values, int64_t = 0) {
+    total += values.capacity() * sizeof(T);
+  }
 };
 
 }  // namespace mlff

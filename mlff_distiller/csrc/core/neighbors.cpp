@@ -14,13 +14,8 @@
 // Centres are visited in the order of bins, whatever their order in memory, and handled in blocks;
 // what a block finds depends on nothing but the input, so neither does the result.
 
-// The twin in Python rounds after every operation; so must this file.
-#if defined(__clang__)
-#pragma STDC FP_CONTRACT OFF
-#elif defined(__GNUC__)
-#pragma GCC optimize("fp-contract=off")
-#endif
-
+// The twin in Python rounds after every operation; so must this file: CMakeLists.txt forbids the
+// compiler to contract a multiplication and an addition.
 #include "core/neighbors.h"
 
 #include <algorithm>
@@ -30,21 +25,60 @@
 #include <string>
 
 #include "core/error.h"
+#include "core/isa.h"
 #include "core/lattice.h"
+#include "core/memory.h"
 
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
-// The loops below gain from wide vectors; the dispatch keeps one binary for every x86-64.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__gnu_linux__)
-#define MLFF_WIDE_VECTORS __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
-#else
-#define MLFF_WIDE_VECTORS
-#endif
-
 namespace mlff {
+
+struct NeighborList::Workspace {
+  // An image and where it is; one cache line holds two.
+  struct Image {
+    double x, y, z;
+    int64_t key;  // atom << 32 | code
+  };
+
+  std::vector<Vec3> wrapped;       // n
+  std::vector<Shift> wraps;        // n, lattice vectors added to wrap an atom
+  std::vector<Shift> code_shifts;  // image shifts in lexicographic order
+  std::vector<Vec3> code_vectors;  // and the translations that belong to them
+  std::vector<int64_t> unsorted;   // images as atom << 32 | code
+  std::vector<int32_t> image_bins;
+  std::vector<int32_t> bin_starts;
+  std::vector<Image> images;                  // in the order of bins
+  std::vector<int32_t> centres;               // atoms in the order of bins
+  std::vector<std::vector<int32_t>> found;    // per block of centres, indices of images
+  std::vector<std::vector<int64_t>> scratch;  // per thread
+
+  template <typename F>
+  void each(F&& f) const {
+    f(wrapped), f(wraps), f(code_shifts), f(code_vectors), f(unsorted), f(image_bins);
+    f(bin_starts), f(images), f(centres), f(found), f(scratch);
+    for (const auto& block : found) f(block);
+    for (const auto& keys : scratch) f(keys);
+  }
+};
+
+NeighborList::NeighborList() : work(std::make_unique<Workspace>()) {}
+NeighborList::~NeighborList() = default;
+NeighborList::NeighborList(NeighborList&&) noexcept = default;
+NeighborList& NeighborList::operator=(NeighborList&&) noexcept = default;
+
+size_t NeighborList::bytes() const {
+  Bytes bytes;
+  bytes(offsets), bytes(senders), bytes(shifts);
+  work->each(bytes);
+  return bytes.total;
+}
+
 namespace {
+
+using Workspace = NeighborList::Workspace;
+using Image = Workspace::Image;
 
 constexpr int64_t kBlock = 64;           // centres per block, the unit of work of a thread
 constexpr int64_t kRankSortLimit = 256;  // more neighbours than this go through std::sort
@@ -61,38 +95,6 @@ struct Grid {
   }
   int64_t size() const { return int64_t{bins[0]} * bins[1] * bins[2]; }
 };
-
-// An image and where it is; one cache line holds two.
-struct Image {
-  double x, y, z;
-  int64_t key;  // atom << 32 | code
-};
-
-// Work buffers, kept from call to call.
-struct Workspace {
-  std::vector<Vec3> wrapped;       // n
-  std::vector<Shift> wraps;        // n, lattice vectors added to wrap an atom
-  std::vector<Shift> code_shifts;  // image shifts in lexicographic order
-  std::vector<Vec3> code_vectors;  // and the translations that belong to them
-  std::vector<int64_t> unsorted;   // images as atom << 32 | code
-  std::vector<int32_t> image_bins;
-  std::vector<int32_t> bin_starts;
-  std::vector<Image> images;                  // in the order of bins
-  std::vector<int32_t> centres;               // atoms in the order of bins
-  std::vector<std::vector<int32_t>> found;    // per block of centres, indices of images
-  std::vector<std::vector<int64_t>> scratch;  // per thread
-};
-
-// Order by rank: n²/vector width comparisons without a branch beat any sort for a shell of
-// neighbours. Keys are distinct.
-MLFF_WIDE_VECTORS void rank_sort(const int64_t* keys, int64_t n, int64_t* sorted) {
-  for (int64_t a = 0; a < n; ++a) {
-    const int64_t key = keys[a];
-    int64_t rank = 0;
-    for (int64_t b = 0; b < n; ++b) rank += keys[b] < key;
-    sorted[rank] = key;
-  }
-}
 
 class Builder {
  public:
@@ -147,7 +149,7 @@ class Builder {
     int64_t* sorted = keys + n_found;
     for (int64_t k = 0; k < n_found; ++k) keys[k] = work_.images[found[k]].key;
     if (n_found <= kRankSortLimit) {
-      rank_sort(keys, n_found, sorted);
+      kernels_.rank_sort(keys, n_found, sorted);
     } else {
       std::sort(keys, keys + n_found);
       sorted = keys;
@@ -369,6 +371,7 @@ class Builder {
     return d[0] * d[0] + d[1] * d[1] + d[2] * d[2] < cutoff_ * cutoff_;
   }
 
+  const Kernels<double>& kernels_ = best_kernels<double>();
   int64_t n_;
   const double* positions_;
   const Lattice& lattice_;
@@ -398,8 +401,7 @@ void build_neighbor_list(int64_t n, const double* positions, const double* cell,
     out.shifts.clear();
     return;
   }
-  static thread_local Workspace own;
-  Workspace& work = own;  // the other threads work on the caller's
+  Workspace& work = *out.work;
   const Builder builder(n, positions, lattice, cutoff, work);
 
   const int64_t n_blocks = (n + kBlock - 1) / kBlock;

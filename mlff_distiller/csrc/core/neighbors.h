@@ -12,13 +12,20 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 namespace mlff {
 
 // Edges in CSR form: edge e in [offsets[i], offsets[i + 1]) goes from senders[e] to receiver i.
 struct NeighborList {
+  NeighborList();
+  ~NeighborList();
+  NeighborList(NeighborList&&) noexcept;
+  NeighborList& operator=(NeighborList&&) noexcept;
+
   std::vector<int64_t> offsets;                // n + 1
   std::vector<int32_t> senders;                // n_edges
   std::vector<std::array<int32_t, 3>> shifts;  // n_edges, lattice vectors added to the sender
@@ -27,10 +34,14 @@ struct NeighborList {
     return offsets.empty() ? 0 : static_cast<int64_t>(offsets.size()) - 1;
   }
   int64_t num_edges() const { return offsets.empty() ? 0 : offsets.back(); }
+  size_t bytes() const;  // work buffers included
+
+  struct Workspace;
+  std::unique_ptr<Workspace> work;  // of build_neighbor_list
 };
 
-// Overwrites `out`, whose vectors keep their capacity: a rebuild of similar size allocates nothing.
-// (Work buffers belong to the calling thread and are kept as well.)
+// Overwrites `out`, whose vectors and work buffers keep their capacity: a rebuild of similar size
+// allocates nothing.
 //
 //   n            number of atoms, 0 allowed
 //   positions    3n, Å

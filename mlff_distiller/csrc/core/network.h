@@ -73,6 +73,12 @@ class Network {
     Profile profile;
   };
 
+  // Call f(buffer, count of its numbers) for every buffer; see core/memory.h.
+  template <typename Self, typename F>
+  static void each_of_graph(Self& network, int64_t n, int64_t n_rows, int64_t num_edges, F&& f);
+  template <typename Self, typename F>
+  static void each_of_tile(Self& scratch, int64_t m, int64_t f, int64_t readout, F&& visit);
+
   void forward_tile(int64_t k, int64_t begin, int64_t end, Scratch& w);
   void message_network(int64_t k, int64_t begin, int64_t m, Scratch& w);
   void readout(int64_t begin, int64_t m, Scratch& w);

@@ -36,11 +36,6 @@ class Timer {
   std::chrono::steady_clock::time_point start_;
 };
 
-template <typename T>
-size_t vector_bytes(const std::vector<T>& v) {
-  return v.capacity() * sizeof(T);
-}
-
 }  // namespace
 
 struct Potential::State {
@@ -73,8 +68,9 @@ struct Potential::State {
 
   Matrix cell{};
   std::array<bool, 3> pbc{};
-  std::vector<int64_t> order;  // caller's index of each sorted atom
-  std::vector<double> sorted;  // positions
+  SpatialOrder places;
+  std::vector<int64_t>& order = places.order;  // caller's index of each sorted atom
+  std::vector<double> sorted;                  // positions
   std::vector<int32_t> species;
   NeighborList list;
   Buffer<double> edge_vectors, pair_gradients;
@@ -108,7 +104,7 @@ void Potential::State::build(int64_t n, const int64_t* numbers, const double* po
   built = false;
   Matrix to_fraction;
   inverse3(cell.data(), to_fraction.data());
-  spatial_order(n, positions, cell, to_fraction, pbc, order);
+  spatial_order(n, positions, cell, to_fraction, pbc, places);
   sorted.resize(static_cast<size_t>(3 * n));
   species.resize(static_cast<size_t>(n));
   for (int64_t i = 0; i < n; ++i) {
@@ -287,11 +283,11 @@ double Potential::neighbor_seconds() const { return state_->neighbor_seconds; }
 
 size_t Potential::memory_bytes() const {
   const State& s = *state_;
-  return s.engine.memory_bytes() + s.edge_vectors.bytes() + s.pair_gradients.bytes() +
-         vector_bytes(s.list.offsets) + vector_bytes(s.list.senders) + vector_bytes(s.list.shifts) +
-         vector_bytes(s.sorted) + vector_bytes(s.built_positions) + vector_bytes(s.built_numbers) +
-         vector_bytes(s.order) + vector_bytes(s.energies) + vector_bytes(s.force_parts) +
-         vector_bytes(s.atom_virials);
+  Bytes bytes;
+  bytes(s.built_numbers), bytes(s.built_positions), bytes(s.sorted), bytes(s.species);
+  bytes(s.edge_vectors), bytes(s.pair_gradients);
+  bytes(s.energies), bytes(s.force_parts), bytes(s.atom_virials);
+  return bytes.total + s.engine.memory_bytes() + s.list.bytes() + s.places.bytes();
 }
 
 void check_atoms(const ModelFile& model, int64_t n, const int64_t* atomic_numbers,

@@ -47,7 +47,10 @@ class FilterTable {
   struct Scratch {
     Buffer<T> rows, basis;
     std::vector<double> values, derivatives;
-    size_t bytes() const { return rows.bytes() + basis.bytes(); }
+    template <typename F>
+    void each(F&& f) const {
+      f(rows), f(basis), f(values), f(derivatives);
+    }
   };
   // Exact filters as rows, row e for the edge with 1/distance inverse_distances[e]. Edges use them
   // with interval e, q = 0 and b = (1, 0, 0). Valid until the next call.

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/memory.h"
 #include "cuda/gpu.h"
 
 namespace mlff {
@@ -83,12 +84,7 @@ using DeviceMemory = Memory<T, Where::kDevice>;
 template <typename T>
 using PinnedMemory = Memory<T, Where::kPinned>;
 
-// Owners of buffers list them once, each_...(f) with f(buffer, count), for these two:
-// makes room for `count` items; a buffer that is not needed has the count -1,
-constexpr auto require = [](auto& buffer, int64_t count) {
-  if (count >= 0) buffer.require(count);
-};
-// and counts what there is on the device.
+// As Bytes in core/memory.h, of the device.
 struct BytesOnDevice {
   size_t total = 0;
   template <typename T>

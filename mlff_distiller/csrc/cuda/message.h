@@ -1,8 +1,8 @@
 // The message pass of PaiNN for training on a GPU: forward, first and second derivative.
 //
-// Formulas: bindings/message_ops.cpp, the twin on the CPU. Every sum over edges is gathered: by the
-// warp of a receiver, of a sender, or of the edge itself. No atomics, and the order of each sum is
-// that of the grouped edges, so results are the same bits in every run.
+// Formulas: core/kernels_messages-inl.h, the twin on the CPU. Every sum over edges is gathered: by
+// the warp of a receiver, of a sender, or of the edge itself. No atomics, and the order of each sum
+// is that of the grouped edges, so results are the same bits in every run.
 #pragma once
 
 #include <cstdint>

@@ -20,7 +20,9 @@ struct Potential::State {
   System system;
   double skin;
   bool known = false;  // numbers, order and species are those of the system
-  std::vector<int64_t> numbers, order;
+  std::vector<int64_t> numbers;
+  SpatialOrder places;
+  std::vector<int64_t>& order = places.order;  // caller's index of each sorted atom
   std::vector<int32_t> species;
   std::vector<double> sorted;
 };
@@ -37,7 +39,7 @@ void Potential::State::set_atoms(int64_t n, const int64_t* atomic_numbers, const
       to_fraction[3 * b + a] = box.dual[3 * a + b];
     }
   }
-  spatial_order(n, positions, basis, to_fraction, pbc, order);
+  spatial_order(n, positions, basis, to_fraction, pbc, places);
   numbers.assign(atomic_numbers, atomic_numbers + n);
   species.resize(static_cast<size_t>(n));
   for (int64_t i = 0; i < n; ++i) {
