@@ -28,7 +28,7 @@ STAMP := $(VENV)/.mlff-installed
 TEST_STAMP := $(VENV)/.mlff-test-teachers
 LINT_STAMP := $(VENV)/.mlff-lint-tools
 NATIVE := CMakeLists.txt pyproject.toml $(shell find mlff_distiller/csrc lammps_plugin openmm_plugin \
-            -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name CMakeLists.txt)
+            -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name CMakeLists.txt)
 EMULATION := $(shell find tests -name '*.cpp' -o -name '*.h')
 CUDA_VENV := build/cuda/venv
 CUDA_BIN := $(CUDA_VENV)/bin
@@ -81,12 +81,12 @@ lint: $(LINT_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(filter %.cpp %.h %.inc %.cu,$(NATIVE) $(EMULATION))
+	$(BIN)/clang-format --dry-run --Werror $(filter %.cpp %.h %.cu,$(NATIVE) $(EMULATION))
 
 format: $(LINT_STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(filter %.cpp %.h %.inc %.cu,$(NATIVE) $(EMULATION))
+	$(BIN)/clang-format -i $(filter %.cpp %.h %.cu,$(NATIVE) $(EMULATION))
 
 $(LINT_STAMP): $(STAMP)
 	@$(BIN)/pip install --quiet --constraint $(VENV)/constraints.txt $(LINT_TOOLS)

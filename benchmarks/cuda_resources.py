@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "mlff_distiller/csrc"
 TABLE = ROOT / "docs/cuda_resources.md"
-FLAGS = ["-std=c++17", "-O3", f"-I{CSRC / 'core'}", f"-I{CSRC / 'cuda'}"]
+FLAGS = ["-std=c++17", "-O3", f"-I{CSRC}"]
 ASSUMED_BLOCK = 256  # where a kernel has no __launch_bounds__
 
 MAX_WARPS = 64  # per multiprocessor; the same on all three

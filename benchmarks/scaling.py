@@ -60,7 +60,7 @@ def multiply_adds(neighbors: float) -> dict[str, float]:
     f, k = HIDDEN, INTERACTIONS
     # mix 6, update 2 + 3 (last: 2), message 4 but for the first interaction, readout 1/2
     dense = f * f * (6 * k + 5 * k - 1 + 4 * (k - 1) + 0.5)
-    # Per edge and channel; see csrc/core/kernels_edges.inc.
+    # Per edge and channel; see csrc/core/kernels_edges-inl.h.
     forward = f * neighbors * (11 + 17 * (k - 1))
     backward = f * neighbors * (18 + 35 * (k - 1))
     return {

@@ -154,7 +154,7 @@ void PairPaiNN::coeff(int narg, char** arg) {
     engine_ = std::make_unique<mlff::Engine>(model_, options_);
     gpu_.reset();
     if (on_gpu_) open_gpu();
-  } catch (const mlff::InputError& caught) {
+  } catch (const mlff::Error& caught) {
     problem = caught.what();
   }
   agree(problem, "");
@@ -330,7 +330,7 @@ double PairPaiNN::memory_usage() {
   auto add = [&](const auto& values) {
     bytes += static_cast<double>(values.capacity() * sizeof(values[0]));
   };
-  add(species_), add(rows_), add(row_species_), add(owners_), add(planned_rows_);
+  add(species_), add(rows_), add(row_species_), add(row_tags_), add(owners_), add(planned_rows_);
   add(send_indices_), add(send_buffer_), add(list_index_), add(offsets_), add(senders_),
       add(edge_vectors_);
   add(atomic_energies_), add(pair_gradients_), add(totals_);

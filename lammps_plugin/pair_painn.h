@@ -16,8 +16,7 @@
 // owns it: most ghosts of a small domain are images, so this moves several times fewer bytes than
 // a row for each ghost would. (The exact heat flux does need to tell images apart and takes a row
 // for each ghost, in LAMMPS' order, filled by comm->forward_comm().) See pair_painn_exchange.cpp.
-#ifndef LMP_PAIR_PAINN_H
-#define LMP_PAIR_PAINN_H
+#pragma once
 
 #include <cstdint>
 #include <memory>
@@ -76,6 +75,7 @@ class PairPaiNN : public Pair {
   void find_rows();
   std::string build_edges();
   std::string describe(const ClosestPair& pair) const;
+  long long tag_of(int i) const;
   void agree(const std::string& problem, const std::string& warning);
   void exchange(const mlff::ExchangeRequest& request);
   void exchange_remote(const mlff::ExchangeRequest& request);
@@ -127,6 +127,7 @@ class PairPaiNN : public Pair {
   std::vector<int32_t> species_;      // [n_all], of LAMMPS' atoms
   std::vector<int32_t> rows_;         // [n_all], row of each atom, -1 if nobody's neighbour
   std::vector<int32_t> row_species_;  // [n_rows]
+  std::vector<int64_t> row_tags_;     // [n_rows], for messages
   std::vector<int> list_index_;       // [n_local], position in the neighbour list or -1
   std::vector<int64_t> offsets_;
   std::vector<int32_t> senders_;
@@ -168,5 +169,3 @@ class PairPaiNN : public Pair {
 };
 
 }  // namespace LAMMPS_NS
-
-#endif

@@ -8,6 +8,7 @@
 #include "atom.h"
 #include "comm.h"
 #include "core/error.h"
+#include "core/lattice.h"
 #include "error.h"
 #include "neigh_list.h"
 #include "pair_painn.h"
@@ -18,9 +19,6 @@ using namespace LAMMPS_NS;
 using mlff::format;
 
 namespace {
-
-// Atoms nearer than this lie on one point for every purpose: the direction between them is noise.
-constexpr double kSamePoint = 1e-6;  // Angstrom
 
 // Edges up to here are kept; those at or beyond the cutoff contribute exactly nothing. The margin
 // keeps the graph symmetric where both directions of an edge are rounded on different ranks.
@@ -54,6 +52,7 @@ void PairPaiNN::compute(int eflag, int vflag) {
   graph.offsets = offsets_.data();
   graph.senders = senders_.data();
   graph.edge_vectors = edge_vectors_.data();
+  graph.names = row_tags_.data();
   mlff::Outputs outputs;
   outputs.atomic_energies = atomic_energies_.data();
   outputs.pair_gradients = pair_gradients_.data();
@@ -102,8 +101,7 @@ std::string PairPaiNN::build_edges() {
       problem = format(
           "the position of atom %lld is not finite at step %lld; the simulation is "
           "unstable (timestep, start structure, or model outside its training)",
-          static_cast<long long>(atom->tag ? atom->tag[i] : i + 1),
-          static_cast<long long>(update->ntimestep));
+          tag_of(i), static_cast<long long>(update->ntimestep));
 
   // Atoms without a place in the list (NULL under hybrid) and those that the model does not see
   // keep no edges.
@@ -176,16 +174,15 @@ std::string PairPaiNN::build_edges() {
     });
   }
 
-  if (problem.empty() && closest_.distance < kSamePoint) problem = describe(closest_);
+  if (problem.empty() && closest_.distance <= mlff::kSamePoint) problem = describe(closest_);
   return problem;
 }
 
 std::string PairPaiNN::describe(const ClosestPair& pair) const {
-  auto name = [&](int i) -> long long { return atom->tag ? atom->tag[i] : i + 1; };
   const std::string text =
-      format("atoms %lld and %lld are %.3g Angstrom apart at step %lld", name(pair.first),
-             name(pair.second), pair.distance, static_cast<long long>(update->ntimestep));
-  if (pair.distance < kSamePoint)
+      format("atoms %lld and %lld are %.3g Angstrom apart at step %lld", tag_of(pair.first),
+             tag_of(pair.second), pair.distance, static_cast<long long>(update->ntimestep));
+  if (pair.distance <= mlff::kSamePoint)
     return text + "; no force is defined there, separate them (delete_atoms overlap)";
   return text + format(", closer than any pair in training (%.3g); the model extrapolates there",
                        model_.min_distance);

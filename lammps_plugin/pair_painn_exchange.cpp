@@ -38,9 +38,16 @@ void PairPaiNN::find_rows() {
     n_rows_ = n_local_ + n_remote_;
   }
   row_species_.resize(static_cast<size_t>(std::max(1, n_rows_)));
+  row_tags_.resize(row_species_.size());
   for (int i = 0; i < n_all; ++i)
-    if (rows_[i] >= 0) row_species_[rows_[i]] = species_[i];
+    if (rows_[i] >= 0) {
+      row_species_[rows_[i]] = species_[i];
+      row_tags_[rows_[i]] = tag_of(i);
+    }
 }
+
+// What users call an atom.
+long long PairPaiNN::tag_of(int i) const { return atom->tag ? atom->tag[i] : i + 1; }
 
 // Finds the owner of each ghost and agrees with the other ranks on who sends what. Collective.
 void PairPaiNN::plan_exchange() {

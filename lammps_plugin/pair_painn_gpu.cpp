@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <stdexcept>
 
 #include "atom.h"
 #include "comm.h"
@@ -61,12 +60,8 @@ void PairPaiNN::open_gpu() {
   options.device = rank % gpus;
   options.warn_distance = extrapolation_ == Extrapolation::kIgnore ? 0.0 : model_.min_distance;
   gpu_ = std::make_shared<PainnGpu>();
-  try {
-    gpu_->system = std::make_unique<mlff::gpu::System>(model_, options);
-    gpu_->name = mlff::gpu::device_name(options.device);
-  } catch (const mlff::gpu::Error& caught) {
-    throw mlff::InputError(caught.what());
-  }
+  gpu_->system = std::make_unique<mlff::gpu::System>(model_, options);
+  gpu_->name = mlff::gpu::device_name(options.device);
 }
 
 std::string PairPaiNN::gpu_name() const {
@@ -87,7 +82,11 @@ void PairPaiNN::compute_gpu() {
     plan_valid_ = true;
     n_remote_ = comm->nprocs > 1 ? atom->nghost : 0;
     species_.resize(rows);
-    for (int i = 0; i < n_rows_; ++i) species_[i] = type_species_[atom->type[i]];
+    row_tags_.resize(rows);
+    for (int i = 0; i < n_rows_; ++i) {
+      species_[i] = type_species_[atom->type[i]];
+      row_tags_[i] = tag_of(i);
+    }
     if (comm->nprocs == 1) {
       owners_.resize(2 * rows);
       for (int i = 0; i < n_local_; ++i) {
@@ -111,14 +110,14 @@ void PairPaiNN::compute_gpu() {
       problem = format(
           "the position of atom %lld is not finite at step %lld; the simulation is "
           "unstable (timestep, start structure, or model outside its training)",
-          static_cast<long long>(atom->tag ? atom->tag[i] : i + 1),
-          static_cast<long long>(update->ntimestep));
+          tag_of(i), static_cast<long long>(update->ntimestep));
 
   mlff::gpu::StepInput input;
   input.n_local = n_local_;
   input.n_rows = n_rows_;
   input.species = species_.data();
   input.positions = gpu.positions.data();
+  input.names = row_tags_.data();
   input.new_atoms = input.new_list = new_list;
   input.keep_list = true;
   input.skin = neighbor->skin / units_.length;
@@ -133,7 +132,7 @@ void PairPaiNN::compute_gpu() {
       } else {
         gpu.system->begin(input);
       }
-    } catch (const std::runtime_error& caught) {  // InputError, gpu::Error
+    } catch (const mlff::Error& caught) {
       problem = caught.what();
     }
   }
@@ -153,7 +152,7 @@ void PairPaiNN::compute_gpu() {
     try {
       while (const mlff::ExchangeRequest* request = gpu.system->advance()) exchange(*request);
       result = &gpu.system->finish();
-    } catch (const std::runtime_error& caught) {  // the device failed: others may be waiting
+    } catch (const mlff::Error& caught) {  // the device failed: others may be waiting
       error->one(FLERR, std::string("pair_style painn: ") + caught.what());
     }
   }

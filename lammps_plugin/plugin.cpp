@@ -47,8 +47,6 @@ struct Registration {
 };
 using RegisterFunction = void (*)(Registration*, void*);
 
-std::string mismatch;
-
 std::string date_name(int date) {
   const char* months[] = {"Jan", "Feb", "Mar", "Apr", "May", "Jun",
                           "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"};
@@ -83,6 +81,7 @@ std::string find_mismatch(void* lmp) {
 }
 
 void* stop(void* lmp) {
+  const std::string mismatch = find_mismatch(lmp);
   // lammps_error() is younger than the rest of the interface, so it is looked up.
   using ErrorFunction = void (*)(void*, int, const char*);
   const auto raise = reinterpret_cast<ErrorFunction>(dlsym(RTLD_DEFAULT, "lammps_error"));
@@ -102,14 +101,13 @@ std::string mlff_other_update() {
 extern "C" __attribute__((visibility("default"))) void lammpsplugin_init(void* lmp, void* handle,
                                                                          void* register_function) {
   static const std::string version = date_name(MLFF_LAMMPS_DATE);
-  mismatch = find_mismatch(lmp);
   Registration plugin;
   plugin.version = version.c_str();
   plugin.style = "pair";
   plugin.name = "painn";
   plugin.info = "pair_style painn: distilled PaiNN students";
   plugin.author = "mlff_distiller";
-  plugin.creator.v1 = mismatch.empty() ? &mlff_create_pair_painn : &stop;
+  plugin.creator.v1 = find_mismatch(lmp).empty() ? &mlff_create_pair_painn : &stop;
   plugin.handle = handle;
   reinterpret_cast<RegisterFunction>(register_function)(&plugin, lmp);
 }

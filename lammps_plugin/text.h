@@ -1,6 +1,5 @@
 // printf into a std::string, for messages.
-#ifndef MLFF_LAMMPS_TEXT_H_
-#define MLFF_LAMMPS_TEXT_H_
+#pragma once
 
 #include <cstdarg>
 #include <cstdio>
@@ -25,5 +24,3 @@ inline std::string format(const char* pattern, ...) {
 }
 
 }  // namespace mlff
-
-#endif

@@ -53,6 +53,7 @@ class StudentCalculator(Calculator):
     Raises:
         InputError: missing, truncated or foreign file, unknown option. Later, from calculations:
             no atoms, unknown element, NaN positions, flat or left-handed periodic cell.
+        DeviceError: the GPU failed, e.g. its memory is full.
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012

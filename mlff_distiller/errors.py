@@ -1,4 +1,4 @@
-"""The exceptions that users are meant to read."""
+"""The exceptions that users are meant to read: one line each, with what to do."""
 
 from __future__ import annotations
 
@@ -13,3 +13,11 @@ class InputError(ValueError):
 
 class MismatchError(InputError):
     """A file holds the work of other inputs, so that going on with it would mix the two."""
+
+
+class DeviceError(RuntimeError):
+    """A GPU failed at good input: its memory is full, it is lost, or its driver is.
+
+    The message is one line and says what was being done, what the device answered and what to try.
+    The command line prints it without a traceback and exits with status 1.
+    """

@@ -6,14 +6,14 @@
 #include <cstdlib>
 #include <set>
 
-#include "error.h"
+#include "core/error.h"
+#include "core/units.h"
 #include "openmm/Context.h"
 #include "openmm/OpenMMException.h"
 #include "openmm/Platform.h"
 #include "openmm/System.h"
 #include "openmm/internal/ContextImpl.h"
 #include "sha256.h"
-#include "units.h"
 
 using OpenMM::ContextImpl;
 using OpenMM::OpenMMException;

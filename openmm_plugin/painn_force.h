@@ -3,17 +3,16 @@
 // A CustomCPPForceImpl, so it runs on every platform without kernels of its own: OpenMM hands over
 // positions and takes forces, the network runs on the CPU in the engine of csrc. Users make it from
 // Python (mlff_distiller.openmm.painn_force) through the serialization proxy, or from C++.
-#ifndef MLFF_OPENMM_PAINN_FORCE_H_
-#define MLFF_OPENMM_PAINN_FORCE_H_
+#pragma once
 
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "core/potential.h"
 #include "openmm/Force.h"
 #include "openmm/internal/CustomCPPForceImpl.h"
-#include "potential.h"
 
 namespace mlff {
 
@@ -24,8 +23,8 @@ class PainnForce : public OpenMM::Force {
     std::string sha256;  // of that file, lower-case hexadecimal; "" accepts any content
     bool double_precision = false;
     bool periodic = false;
-    int threads = 0;    // 0: OpenMP's default, but not more than the CPU platform's `Threads`
-    double skin = 0.3;  // Angstrom
+    int threads = 0;  // 0: OpenMP's default, but not more than the CPU platform's `Threads`
+    double skin = kDefaultSkin;  // Angstrom
     // Number of particles that the System must hold; 0 accepts any that has all `particles`.
     int num_particles = 0;
     std::vector<int> particles;              // seen by the model, in the order of atomic_numbers
@@ -70,5 +69,3 @@ class PainnForceImpl : public OpenMM::CustomCPPForceImpl {
 void register_painn_force();
 
 }  // namespace mlff
-
-#endif  // MLFF_OPENMM_PAINN_FORCE_H_

@@ -6,7 +6,7 @@
 #include <fstream>
 #include <vector>
 
-#include "error.h"
+#include "core/error.h"
 
 namespace mlff {
 namespace {

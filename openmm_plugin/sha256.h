@@ -1,6 +1,5 @@
 // SHA-256 (FIPS 180-4), the same digest as mlff_distiller.files.sha256.
-#ifndef MLFF_OPENMM_SHA256_H_
-#define MLFF_OPENMM_SHA256_H_
+#pragma once
 
 #include <string>
 
@@ -10,5 +9,3 @@ namespace mlff {
 std::string sha256_of_file(const std::string& path);
 
 }  // namespace mlff
-
-#endif  // MLFF_OPENMM_SHA256_H_

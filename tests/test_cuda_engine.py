@@ -12,7 +12,7 @@ from support.students import ELEMENTS, export_to
 from support.systems import SYSTEMS, random_system
 
 from mlff_distiller.calculator import StudentCalculator
-from mlff_distiller.errors import InputError
+from mlff_distiller.errors import DeviceError, InputError
 from mlff_distiller.ops.engine import NativePotential
 
 MODELS = {
@@ -416,11 +416,36 @@ def test_no_device_and_no_memory(gpu, models):
     gpu.set_device_count(1)
     potential = gpu.GpuPotential(models["default"])
     gpu.set_memory_limit(20 << 20)
-    with pytest.raises(InputError, match="memory"):
+    with pytest.raises(DeviceError, match=r"memory: out of memory; .* or use the CPU$"):
         compute(potential, many())
     gpu.set_memory_limit(0)
+    # The failed step left nothing half-made behind: not for another system, nor for the same one.
     system = SYSTEMS["tiny"]()
     assert_agree(compute(potential, system), cpu(models["default"], system), "float32", 3)
+    assert_agree(
+        compute(potential, many()), cpu(models["default"], many()), "float32", len(many()[0])
+    )
+
+
+def test_memory_may_run_out_anywhere(gpu, models):
+    """... and leaves nothing half-made behind for the same system, once there is memory again."""
+    system = random_system(150, 13.0, (True, False, True), seed=8, distance=0.9)
+    want = cpu(models["zbl"], system)
+    needed = gpu.GpuPotential(models["zbl"])
+    compute(needed, system)
+    total = needed.memory_bytes
+    del needed
+    failed = 0
+    for share in np.linspace(0.02, 0.98, 25):
+        potential = gpu.GpuPotential(models["zbl"])
+        gpu.set_memory_limit(int(share * total))
+        try:
+            compute(potential, system)
+        except DeviceError:
+            failed += 1
+        gpu.set_memory_limit(0)
+        assert_agree(compute(potential, system), want, "float32", len(system[0]))
+    assert failed > 15
 
 
 # --- Python ---------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from mlff_distiller.errors import InputError
+from mlff_distiller.errors import DeviceError, InputError
 from mlff_distiller.files import jsonable
 
 JSON = typer.Option(False, "--json", help="Print one JSON object instead of text.")
@@ -27,7 +27,7 @@ def example(text: str, *commands: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def user_errors(interrupted: str | Callable[[], str] = "nothing was written") -> Iterator[None]:
-    """Turn errors that a user can mend into one red line and exit status 2.
+    """Turn errors that a user can mend into one red line and exit status 2 (1: a GPU failed).
 
     Args:
         interrupted: what Ctrl-C leaves behind and how to go on; printed with exit status 130.
@@ -37,6 +37,8 @@ def user_errors(interrupted: str | Callable[[], str] = "nothing was written") ->
             yield
     except InputError as error:
         fail(str(error))
+    except DeviceError as error:
+        fail(str(error), status=1)
     except OSError as error:
         if error.errno is None:
             raise
@@ -59,10 +61,10 @@ def refuse_to_replace(output: Path, overwrite: bool) -> None:
         raise InputError(f"{output} exists already; name another file or add --overwrite")
 
 
-def fail(message: str) -> None:
-    """Print one red line on stderr and exit with status 2."""
+def fail(message: str, status: int = 2) -> None:
+    """Print one red line on stderr and exit with ``status``."""
     _red("error", message, "red")
-    raise typer.Exit(2) from None
+    raise typer.Exit(status) from None
 
 
 def _red(word: str, message: str, colour: str) -> None:

@@ -26,6 +26,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from mlff_distiller.elements import MAX_Z
 from mlff_distiller.errors import InputError
+from mlff_distiller.lattice import is_flat, volume_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,24 +181,21 @@ def check_cell(cell: np.ndarray, pbc: np.ndarray, name: str = "structure") -> No
     """Raise InputError for a periodic cell that is zero, flat or left-handed.
 
     Args:
-        cell: (3, 3), Å; rows of open directions may be zero.
+        cell: (3, 3), Å; rows of open directions do not count.
         pbc: (3,) bool.
         name: what to call it in messages.
     """
     if not np.any(pbc):
         return
-    lengths = np.linalg.norm(cell, axis=1)
-    missing = [i for i in range(3) if pbc[i] and lengths[i] == 0]
+    missing = [i for i in range(3) if pbc[i] and not np.any(cell[i])]
     if missing:
         raise InputError(
             f"{name}: lattice vector {missing[0]} is periodic and must not be zero; "
             "set the cell, or pbc to false"
         )
-    # An open direction may have no vector: complete it with a unit normal for the check.
-    full = complete_cell(cell)
-    volume = float(np.linalg.det(full))
-    scale = float(np.prod(np.linalg.norm(full, axis=1)))
-    if abs(volume) < 1e-6 * scale:
+    rows = cell[np.asarray(pbc, dtype=bool)].tolist()
+    volume = volume_of(rows)
+    if is_flat(rows):
         raise InputError(
             f"{name}: the lattice vectors must span a volume, got {abs(volume):.3g} Å^3; "
             "correct the cell, or set pbc to false"

@@ -61,6 +61,7 @@ class NativePotential:
     Raises:
         InputError: missing, truncated, foreign or newer file; unknown option; table bound missed;
             no such device, or the engine was compiled without CUDA.
+        DeviceError: the GPU failed, e.g. its memory is full.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class NativePotential:
         Raises:
             InputError: wrong shapes, NaN positions, unknown element, flat or left-handed periodic
                 cell, two atoms at one point.
+            DeviceError: the GPU failed, e.g. its memory is full.
         """
         return self._potential.compute(
             atomic_numbers, positions, cell, pbc, forces=forces, atom_virials=atom_virials

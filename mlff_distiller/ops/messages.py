@@ -2,7 +2,7 @@
 
 Training differentiates forces, that is, it takes second derivatives of this sum over edges. Plain
 autograd then writes and reads some fifty temporaries of (n_edges, 3F) numbers; the fused operator
-(csrc/bindings/message_ops.cpp; csrc/cuda/message.cu where the library was built with CUDA) makes
+(csrc/core/kernels_messages-inl.h; csrc/cuda/message.cu where the library was built with CUDA) makes
 one pass over the edges for each order of derivative.
 """
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mlff_distiller.errors import InputError
+from mlff_distiller.lattice import is_flat, volume_of
 from mlff_distiller.ops.library import has_kernel, load_library
 from mlff_distiller.ops.reference import neighbor_list_reference
 
@@ -126,24 +127,15 @@ def _check_values(positions: Tensor, cell: Tensor, pbc: Tensor, cutoff: float) -
                 f"cell row {k} must be a finite, non-zero vector where pbc is true, got {row}; "
                 "set the cell or switch pbc off"
             )
-    if len(rows) < 2:
+    if not rows:
         return
-    normal = _cross(rows[0], rows[1])
-    third = rows[2] if len(rows) == 3 else normal
-    volume = sum(a * b for a, b in zip(normal, third, strict=True))
-    scale = math.prod(math.hypot(*row) for row in rows)
-    if len(rows) == 2:  # |normal|² against |a| |b|
-        volume = math.sqrt(volume)
-    if abs(volume) <= 1e-10 * scale:
+    if is_flat(rows):
         raise InputError(
             "cell must have linearly independent rows where pbc is true, got volume 0; "
             "set the cell or switch pbc off"
         )
+    volume = volume_of(rows)
     if volume < 0:
         raise InputError(
             f"cell must be right-handed, got volume {volume:.6g} Å^3; swap two lattice vectors"
         )
-
-
-def _cross(a: list[float], b: list[float]) -> list[float]:
-    return [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]]

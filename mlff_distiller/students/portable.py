@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from mlff_distiller.constants import DEFAULT_SKIN
 from mlff_distiller.data.structure import Structure, check_structure
 from mlff_distiller.elements import check_elements
-from mlff_distiller.errors import InputError
+from mlff_distiller.errors import DeviceError, InputError
+from mlff_distiller.lattice import MOST_IMAGES, SAME_POINT, reduced
 from mlff_distiller.ops.reference import neighbor_list_reference
 from mlff_distiller.students.file import load_exported, read_metadata
 
-#: Å. Nearer than this, atoms lie on one point: no direction is defined between them.
-SAME_POINT = 1e-4
 #: Å. Beyond, differences of float64 positions have lost the digits that forces need.
 FARTHEST = 1e9
-MOST_IMAGES = 1e8
+#: Images of atoms that one list may hold.
+MOST_ATOM_IMAGES = 1e8
 
 
 class PortableEvaluator(nn.Module):
@@ -120,7 +120,13 @@ class PortablePotential:
         check_elements(s.atomic_numbers, self.elements)
         # A caller's inference_mode() must not take the forces away.
         with torch.inference_mode(False):
-            return self._compute(s.atomic_numbers, s.positions, s.cell, s.pbc)
+            try:
+                return self._compute(s.atomic_numbers, s.positions, s.cell, s.pbc)
+            except torch.OutOfMemoryError as error:
+                raise DeviceError(
+                    f"{self._device} is out of memory for {len(s.atomic_numbers)} atoms "
+                    f"({str(error).splitlines()[0]}); make the system smaller or use device='cpu'"
+                ) from None
 
     def _compute(
         self,
@@ -129,13 +135,15 @@ class PortablePotential:
         cell: np.ndarray,
         pbc: np.ndarray,
     ) -> dict[str, Any]:
+        # The same lattice, by vectors with as few images within reach as the native engine's.
+        cell = reduced(cell, pbc)
         x = torch.as_tensor(positions, device=self._device)
         lattice = torch.as_tensor(cell, device=self._device)
         self._update_list(atomic_numbers, positions, cell, pbc, x, lattice)
         senders, receivers = self._edge_index[0], self._edge_index[1]
         vectors = x[senders] - x[receivers] + self._shifts.to(x.dtype) @ lattice
         squared = (vectors * vectors).sum(1)
-        if squared.numel() and float(squared.min()) < SAME_POINT**2:
+        if squared.numel() and float(squared.min()) <= SAME_POINT**2:
             pair = self._edge_index[:, int(squared.argmin())].tolist()
             raise InputError(
                 f"atoms {pair[1]} and {pair[0]} are at one point "
@@ -191,7 +199,7 @@ def _check_extent(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, reac
         inverse = np.linalg.pinv(np.where(pbc[:, None], cell, 0.0))[:, pbc]
         heights = 1.0 / np.linalg.norm(inverse, axis=0)
         images = float(np.prod(1.0 + 2.0 * np.ceil(reach / heights)))
-    if images * len(positions) > MOST_IMAGES:
+    if images > MOST_IMAGES or images * len(positions) > MOST_ATOM_IMAGES:
         raise InputError(
             f"a cutoff of {reach:g} Å reaches {images:.1g} images of this cell; check the cell"
         )

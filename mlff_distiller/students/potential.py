@@ -46,6 +46,7 @@ class Potential(Protocol):
 
         Raises:
             InputError: NaN positions, unknown element, flat or left-handed periodic cell.
+            DeviceError: the GPU failed, e.g. its memory is full.
         """
         ...
 

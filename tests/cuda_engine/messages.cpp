@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
-#include "../../mlff_distiller/csrc/cuda/device_memory.h"
-#include "../../mlff_distiller/csrc/cuda/message.h"
+#include "cuda/device_memory.h"
+#include "cuda/message.h"
 
 namespace py = pybind11;
 namespace gpu = mlff::gpu;
@@ -69,7 +69,7 @@ py::dict run(const std::string& order, const py::dict& dict) {
   Arrays arrays(dict);
   const py::array x = dict["x"], v = dict["v"], w = dict["w"];
   const py::ssize_t n = x.shape(0), f = v.shape(2), e = w.shape(0), width = w.shape(1);
-  gpu::MessagePass<T> p;
+  gpu::MessageCall<T> p;
   p.atoms = n, p.channels = f, p.num_edges = e, p.vectors = width == 3 * f;
   p.senders = arrays.in<int64_t>("senders");
   p.receivers = arrays.in<int64_t>("receivers");

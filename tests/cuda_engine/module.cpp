@@ -8,11 +8,12 @@
 #include <string>
 #include <vector>
 
-#include "../../mlff_distiller/csrc/cuda/dense.h"
-#include "../../mlff_distiller/csrc/cuda/potential.h"
+#include "bindings/errors.h"
+#include "bindings/gpu_python.h"
+#include "core/error.h"
+#include "cuda/dense.h"
+#include "cuda/potential.h"
 #include "cuda_host.h"
-#include "error.h"
-#include "gpu_python.h"
 
 namespace py = pybind11;
 
@@ -80,7 +81,7 @@ py::array_t<T> product_of(const py::array_t<T>& a, int k, const py::array_t<T>& 
   a_.assign(a.data(), a.size());
   b_.assign(b.data(), b.size());
   c_.assign(c.data(), c.size());
-  mlff::gpu::Product<T> product;
+  mlff::gpu::GemmCall<T> product;
   product.m = a.shape(0);
   product.n = static_cast<int>(b.shape(1));
   product.k = k;
@@ -138,14 +139,7 @@ std::vector<std::array<int64_t, 4>> product_shapes(const std::string& path,
 }  // namespace
 
 PYBIND11_MODULE(_cuda_emulated, m) {
-  py::register_exception_translator([](std::exception_ptr pointer) {
-    try {
-      if (pointer) std::rethrow_exception(pointer);
-    } catch (const mlff::InputError& error) {
-      py::object type = py::module_::import("mlff_distiller.errors").attr("InputError");
-      PyErr_SetString(type.ptr(), error.what());
-    }
-  });
+  mlff_bindings::register_errors();
   bind_gpu(m);
   m.def("set_schedule", [](std::uint64_t seed) { cuda_host::set_schedule(seed); });
   m.def("set_device_count", [](int count) { cuda_host::set_device_count(count); });

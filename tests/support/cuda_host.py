@@ -30,8 +30,6 @@ FLAGS = [
     "-DMLFF_CUDA_HOST",
     f"-I{EMULATION}",
     f"-I{CSRC}",
-    f"-I{CSRC / 'core'}",
-    f"-I{CSRC / 'cuda'}",
 ]
 MODES = {
     "plain": ["-O1"],
@@ -56,7 +54,7 @@ def _common() -> str:
     state = hashlib.sha256(version.encode())
     for folder in (EMULATION, CSRC / "core", CSRC / "cuda"):
         for path in sorted(folder.rglob("*")):
-            if path.suffix in (".h", ".inc", ".cuh"):
+            if path.suffix in (".h", ".cuh"):
                 state.update(path.name.encode() + path.read_bytes())
     return state.hexdigest()
 

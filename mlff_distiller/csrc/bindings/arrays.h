@@ -1,6 +1,5 @@
 // numpy arrays in and out of the bindings.
-#ifndef MLFF_BINDINGS_ARRAYS_H_
-#define MLFF_BINDINGS_ARRAYS_H_
+#pragma once
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -12,9 +11,9 @@
 #include <string>
 #include <vector>
 
-#include "engine.h"
-#include "error.h"
-#include "potential.h"
+#include "core/engine.h"
+#include "core/error.h"
+#include "core/potential.h"
 
 namespace mlff_bindings {
 
@@ -102,5 +101,3 @@ inline py::dict result_dict(const mlff::PotentialResult& result, py::ssize_t n, 
 }
 
 }  // namespace mlff_bindings
-
-#endif  // MLFF_BINDINGS_ARRAYS_H_

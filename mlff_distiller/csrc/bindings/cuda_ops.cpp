@@ -19,11 +19,11 @@
 #include <tuple>
 #include <type_traits>
 
-#include "../core/error.h"
-#include "../cuda/message.h"
-#include "../cuda/neighbors.h"
-#include "message_inputs.h"
-#include "neighbor_inputs.h"
+#include "bindings/message_inputs.h"
+#include "bindings/neighbor_inputs.h"
+#include "core/error.h"
+#include "cuda/message.h"
+#include "cuda/neighbors.h"
 
 #if !defined(MLFF_CUDA_HOST)
 #include <c10/cuda/CUDACachingAllocator.h>
@@ -77,18 +77,18 @@ class Device {
 struct KeptList {
   std::unique_ptr<gpu::NeighborList> list;
   double cutoff = 0.0;
-  std::int64_t atoms = -1;
+  int64_t atoms = -1;
   int device = -1;
   cudaStream_t stream = nullptr;
 };
-constexpr std::size_t kKeptBytes = std::size_t(64) << 20;
+constexpr size_t kKeptBytes = size_t(64) << 20;
 
 KeptList& kept_list() {
   static thread_local KeptList kept;
   return kept;
 }
 
-gpu::NeighborList& list_for(std::int64_t atoms, double cutoff, const Device& device) {
+gpu::NeighborList& list_for(int64_t atoms, double cutoff, const Device& device) {
   KeptList& kept = kept_list();
   const cudaStream_t stream = device.stream();
   if (!kept.list || kept.cutoff != cutoff || kept.device != device.index()) {
@@ -112,7 +112,7 @@ std::tuple<Tensor, Tensor> build_list(const mlff_bindings::NeighborInputs& in, d
   Device device(in.points);
   const cudaStream_t stream = device.stream();
   gpu::NeighborList& list = list_for(in.points.size(0), cutoff, device);
-  *list.host_box() = gpu::make_box(in.rows.const_data_ptr<double>(), in.periodic);
+  *list.host_box() = gpu::make_box(in.rows.const_data_ptr<double>(), in.periodic, cutoff);
   list.upload(device.readable(in.points), stream);
   for (;;) {
     list.update(stream);  // without a skin it builds every time
@@ -128,7 +128,7 @@ std::tuple<Tensor, Tensor> build_list(const mlff_bindings::NeighborInputs& in, d
     list.reserve_edges(state.needed_edges);
   }
   const gpu::NeighborView view = list.view();
-  const std::int64_t edges = list.host_state().num_edges;
+  const int64_t edges = list.host_state().num_edges;
   const auto as_tensor = [&](const int* data, at::IntArrayRef shape) {
     const auto options = in.points.options().dtype(at::kInt);
     return at::from_blob(const_cast<int*>(data), shape, options);
@@ -155,7 +155,7 @@ std::tuple<Tensor, Tensor> neighbor_list(const Tensor& positions, const Tensor& 
       return build_list(in, cutoff);
     } catch (const mlff::InputError& error) {
       TORCH_CHECK_VALUE(false, error.what());
-    } catch (const gpu::Error& error) {  // torch may hold the memory that we lack
+    } catch (const mlff::DeviceError& error) {  // torch may hold the memory that we lack
       reason = error.what();
       kept_list() = KeptList();
       Device::release_cached_memory();
@@ -171,14 +171,14 @@ class Groups {
  public:
   Groups() = default;
   // Keys of 32 bits take half the passes of a radix sort.
-  Groups(const Tensor& atom_of_edge, std::int64_t atoms) {
+  Groups(const Tensor& atom_of_edge, int64_t atoms) {
     Tensor sorted;
     std::tie(sorted, edges_) =
         at::sort(atom_of_edge.to(at::kInt), std::optional<bool>(true), /*dim=*/0, false);
     offsets_ = at::searchsorted(sorted, at::arange(atoms + 1, sorted.options()));
   }
   gpu::EdgeGroups view() const {
-    return {offsets_.const_data_ptr<std::int64_t>(), edges_.const_data_ptr<std::int64_t>()};
+    return {offsets_.const_data_ptr<int64_t>(), edges_.const_data_ptr<int64_t>()};
   }
 
  private:
@@ -199,10 +199,10 @@ struct Inputs : mlff_bindings::MessageInputs {
   Groups by_sender() const { return Groups(edge_index.select(0, 0), atoms); }
 
   template <typename T>
-  gpu::MessagePass<T> pass() const {
-    gpu::MessagePass<T> p;
+  gpu::MessageCall<T> pass() const {
+    gpu::MessageCall<T> p;
     p.atoms = atoms, p.num_edges = edges, p.channels = channels, p.vectors = vectors;
-    p.senders = edge_index.const_data_ptr<std::int64_t>();
+    p.senders = edge_index.const_data_ptr<int64_t>();
     p.receivers = p.senders + edges;
     p.x = x.const_data_ptr<T>(), p.v = v.const_data_ptr<T>();
     p.w = w.const_data_ptr<T>(), p.r = r.const_data_ptr<T>();
@@ -217,7 +217,7 @@ void on_device(const Inputs& in, const Launch& launch) {
     try {
       const Device device(in.x);
       launch(in.pass<scalar_t>(), device.stream());
-    } catch (const gpu::Error& error) {
+    } catch (const mlff::DeviceError& error) {
       TORCH_CHECK(false, error.what());
     }
   });

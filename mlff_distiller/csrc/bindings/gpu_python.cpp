@@ -1,11 +1,11 @@
-#include "gpu_python.h"
+#include "bindings/gpu_python.h"
 
 #include <memory>
 #include <mutex>
 #include <string>
 
-#include "../cuda/potential.h"
-#include "arrays.h"
+#include "bindings/arrays.h"
+#include "cuda/potential.h"
 
 using namespace mlff_bindings;
 
@@ -127,21 +127,13 @@ class PyGpuSystem {
 }  // namespace
 
 void bind_gpu(py::module_& m) {
-  py::register_exception_translator([](std::exception_ptr pointer) {
-    try {
-      if (pointer) std::rethrow_exception(pointer);
-    } catch (const mlff::gpu::Error& error) {
-      py::object type = py::module_::import("mlff_distiller.errors").attr("InputError");
-      PyErr_SetString(type.ptr(), error.what());
-    }
-  });
   m.def("gpu_count", &mlff::gpu::device_count, "Number of usable GPUs.");
   m.def("gpu_name", &mlff::gpu::device_name, py::arg("device"));
 
   py::class_<PyGpuPotential>(m, "GpuPotential")
       .def(py::init<const std::string&, const std::string&, double, const std::string&, int, bool,
                     bool>(),
-           py::arg("path"), py::arg("dtype") = "float32", py::arg("skin") = 0.3,
+           py::arg("path"), py::arg("dtype") = "float32", py::arg("skin") = mlff::kDefaultSkin,
            py::arg("math") = "float32", py::arg("device") = 0, py::arg("graph") = true,
            py::arg("cublas") = true)
       .def("compute", &PyGpuPotential::compute, py::arg("atomic_numbers"), py::arg("positions"),

@@ -1,6 +1,5 @@
 // Arguments of the message operators, checked once for the CPU and the GPU.
-#ifndef MLFF_BINDINGS_MESSAGE_INPUTS_H_
-#define MLFF_BINDINGS_MESSAGE_INPUTS_H_
+#pragma once
 
 #include <ATen/Functions.h>
 
@@ -14,7 +13,7 @@ using at::Tensor;
 // GPU's host wait.
 struct MessageInputs {
   Tensor x, v, w, r, edge_index;
-  std::int64_t atoms, edges, channels, width;
+  int64_t atoms, edges, channels, width;
   bool vectors;  // whether v and the third block of x and w exist
 
   MessageInputs(const Tensor& x_, const Tensor& v_, const Tensor& w_, const Tensor& r_,
@@ -79,5 +78,3 @@ struct MessageUpstream {
 };
 
 }  // namespace mlff_bindings
-
-#endif  // MLFF_BINDINGS_MESSAGE_INPUTS_H_

@@ -1,6 +1,5 @@
 // Arguments of the neighbour list's operator, checked once for the CPU and the GPU.
-#ifndef MLFF_BINDINGS_NEIGHBOR_INPUTS_H_
-#define MLFF_BINDINGS_NEIGHBOR_INPUTS_H_
+#pragma once
 
 #include <ATen/Functions.h>
 
@@ -32,5 +31,3 @@ struct NeighborInputs {
 };
 
 }  // namespace mlff_bindings
-
-#endif  // MLFF_BINDINGS_NEIGHBOR_INPUTS_H_

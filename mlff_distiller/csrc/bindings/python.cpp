@@ -6,14 +6,17 @@
 #include <string>
 #include <vector>
 
-#include "arrays.h"
-#include "ceilings.h"
-#include "engine.h"
-#include "error.h"
-#include "model_file.h"
-#include "potential.h"
+#include "bindings/arrays.h"
+#include "bindings/errors.h"
+#include "core/ceilings.h"
+#include "core/engine.h"
+#include "core/error.h"
+#include "core/lattice.h"
+#include "core/model_file.h"
+#include "core/potential.h"
+#include "core/units.h"
 #if defined(MLFF_CUDA)
-#include "gpu_python.h"
+#include "bindings/gpu_python.h"
 #endif
 
 using namespace mlff_bindings;
@@ -167,18 +170,19 @@ class PyEngine {
 PYBIND11_MODULE(_native, m) {
   m.doc() = "Native PaiNN engine; use mlff_distiller.ops.engine";
 
+  register_errors();
 #if defined(MLFF_CUDA)
   bind_gpu(m);
 #endif
 
-  py::register_exception_translator([](std::exception_ptr pointer) {
-    try {
-      if (pointer) std::rethrow_exception(pointer);
-    } catch (const mlff::InputError& error) {
-      py::object type = py::module_::import("mlff_distiller.errors").attr("InputError");
-      PyErr_SetString(type.ptr(), error.what());
-    }
-  });
+  py::dict constants;  // of which Python has its own, tests/test_limits.py
+  constants["flat_cell"] = mlff::kFlatCell;
+  constants["same_point"] = mlff::kSamePoint;
+  constants["most_images"] = mlff::kMostImages;
+  constants["most_threads"] = mlff::kMostThreads;
+  constants["num_elements"] = mlff::kNumElements;
+  constants["default_skin"] = mlff::kDefaultSkin;
+  m.attr("constants") = constants;
 
   m.def("available_isas", [] {
     std::vector<std::string> out;
@@ -199,7 +203,7 @@ PYBIND11_MODULE(_native, m) {
       .def(
           py::init<const std::string&, const std::string&, int, bool, double, const std::string&>(),
           py::arg("path"), py::arg("dtype") = "float32", py::arg("threads") = 0,
-          py::arg("tabulate") = true, py::arg("skin") = 0.3, py::arg("isa") = "auto")
+          py::arg("tabulate") = true, py::arg("skin") = mlff::kDefaultSkin, py::arg("isa") = "auto")
       .def("compute", &PyPotential::compute, py::arg("atomic_numbers"), py::arg("positions"),
            py::arg("cell"), py::arg("pbc"), py::arg("forces") = true,
            py::arg("atom_virials") = false)

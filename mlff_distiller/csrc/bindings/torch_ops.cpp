@@ -10,9 +10,9 @@
 #include <string>
 #include <tuple>
 
-#include "../core/error.h"
-#include "../core/neighbors.h"
-#include "neighbor_inputs.h"
+#include "bindings/neighbor_inputs.h"
+#include "core/error.h"
+#include "core/neighbors.h"
 
 #ifndef MLFF_TORCH_VERSION
 #error "define MLFF_TORCH_VERSION: the version of the torch that this library is compiled against"
@@ -35,10 +35,10 @@ std::tuple<Tensor, Tensor> neighbor_list_cpu(const Tensor& positions, const Tens
                                              const Tensor& pbc, double cutoff) {
   const mlff_bindings::NeighborInputs in(positions, cell, pbc);
 
-  // Kept between calls, unless it is large: a list of a million atoms should not stay forever.
+  // Kept between the calls of a thread, so that they need not allocate; not if it is large.
   static thread_local mlff::NeighborList list;
-  constexpr std::size_t kKeptEdges = 1 << 22;
-  const std::int64_t n = in.points.size(0);
+  constexpr size_t kKeptBytes = size_t{128} << 20;
+  const int64_t n = in.points.size(0);
   try {
     mlff::build_neighbor_list(n, in.points.const_data_ptr<double>(),
                               in.rows.const_data_ptr<double>(), in.periodic, cutoff,
@@ -47,24 +47,24 @@ std::tuple<Tensor, Tensor> neighbor_list_cpu(const Tensor& positions, const Tens
     TORCH_CHECK_VALUE(false, error.what());
   }
 
-  const std::int64_t n_edges = list.num_edges();
+  const int64_t n_edges = list.num_edges();
   const auto options = at::TensorOptions().dtype(at::kLong);
   Tensor edge_index = at::empty({2, n_edges}, options);
   Tensor shifts = at::empty({n_edges, 3}, options);
-  std::int64_t* senders = edge_index.mutable_data_ptr<std::int64_t>();
-  std::int64_t* receivers = senders + n_edges;
-  std::int64_t* shift = shifts.mutable_data_ptr<std::int64_t>();
+  int64_t* senders = edge_index.mutable_data_ptr<int64_t>();
+  int64_t* receivers = senders + n_edges;
+  int64_t* shift = shifts.mutable_data_ptr<int64_t>();
   const mlff::NeighborList& result = list;  // thread_local: name it for the other threads
-  at::parallel_for(0, n, 1024, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i) {
-      for (std::int64_t e = result.offsets[i]; e < result.offsets[i + 1]; ++e) {
+  at::parallel_for(0, n, 1024, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      for (int64_t e = result.offsets[i]; e < result.offsets[i + 1]; ++e) {
         senders[e] = result.senders[e];
         receivers[e] = i;
         std::copy(result.shifts[e].begin(), result.shifts[e].end(), shift + 3 * e);
       }
     }
   });
-  if (list.senders.capacity() > kKeptEdges) list = mlff::NeighborList();
+  if (list.bytes() > kKeptBytes) list = mlff::NeighborList();
   return {edge_index, shifts};
 }
 

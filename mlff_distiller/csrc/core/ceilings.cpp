@@ -1,22 +1,16 @@
-#include "ceilings.h"
+#include "core/ceilings.h"
 
 #include <algorithm>
 #include <chrono>
 #include <vector>
 
-#include "engine.h"
-#include "gemm.h"
-#include "kernels.h"
-#include "memory.h"
+#include "core/gemm.h"
+#include "core/isa.h"
+#include "core/kernels.h"
+#include "core/memory.h"
 
 namespace mlff {
 namespace {
-
-const Kernels<float>& widest() {
-  if (isa_available(Isa::kAvx512)) return *avx512_kernels<float>();
-  if (isa_available(Isa::kAvx2)) return *avx2_kernels<float>();
-  return *portable_kernels<float>();
-}
 
 // Shortest time of one call within `budget` seconds.
 template <typename Function>
@@ -37,12 +31,12 @@ double best_time(double budget, Function&& function) {
 double measure_fma(double seconds) {
   const int64_t rounds = 200000;
   double flops = 0.0;
-  const double time = best_time(seconds, [&] { flops = widest().fma_rounds(rounds); });
+  const double time = best_time(seconds, [&] { flops = best_kernels<float>().fma_rounds(rounds); });
   return flops / time * 1e-9;
 }
 
 double measure_gemm(int64_t m, int64_t k, int64_t n, double seconds) {
-  const Kernels<float>& kernels = widest();
+  const Kernels<float>& kernels = best_kernels<float>();
   n = (n + kernels.lanes - 1) / kernels.lanes * kernels.lanes;
   PackedMatrix<float> matrix;
   matrix.pack(kernels, k, n, std::vector<double>(static_cast<size_t>(k * n), 0.01));
@@ -63,7 +57,7 @@ double measure_gemm(int64_t m, int64_t k, int64_t n, double seconds) {
 }
 
 double measure_read(int64_t bytes, double seconds) {
-  const Kernels<float>& kernels = widest();
+  const Kernels<float>& kernels = best_kernels<float>();
   Buffer<float> data;
   const int64_t count = std::max<int64_t>(bytes / 4 / 256, 1) * 256;
   std::fill_n(data.require(count), count, 1.0f);

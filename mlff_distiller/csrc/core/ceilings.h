@@ -1,6 +1,5 @@
 // What one core can do at most, for benchmarks to compare with.
-#ifndef MLFF_CORE_CEILINGS_H_
-#define MLFF_CORE_CEILINGS_H_
+#pragma once
 
 #include <cstdint>
 
@@ -17,5 +16,3 @@ double measure_gemm(int64_t m, int64_t k, int64_t n, double seconds);
 double measure_read(int64_t bytes, double seconds);
 
 }  // namespace mlff
-
-#endif  // MLFF_CORE_CEILINGS_H_

@@ -1,4 +1,4 @@
-#include "edges.h"
+#include "core/edges.h"
 
 #include <algorithm>
 #include <cmath>
@@ -9,13 +9,12 @@
 #include <omp.h>
 #endif
 
-#include "error.h"
-#include "tables.h"
+#include "core/error.h"
+#include "core/lattice.h"
+#include "core/tables.h"
 
 namespace mlff {
 namespace {
-
-constexpr double kTooClose = 1e-4;  // Angstrom
 
 // What is wrong with an edge, found in a parallel loop and reported after it.
 enum Fault : int { kNone, kBadSender, kBadSpecies, kNotFinite, kOnTop };
@@ -43,7 +42,7 @@ std::string describe(int fault, const Graph& graph, int64_t edge) {
       break;
     default:
       out << "atoms " << name(centre) << " and " << name(sender) << " are at one point (less than "
-          << kTooClose << " Ang apart); remove duplicate atoms";
+          << kSamePoint << " Ang apart); remove duplicate atoms";
   }
   return out.str();
 }
@@ -88,7 +87,7 @@ int64_t EdgeGeometry<T>::prepare_tile(const Graph& graph, int64_t t, double cuto
         continue;
       }
       const int32_t sender = graph.senders[e];
-      if (!(d2 > kTooClose * kTooClose) || sender < 0 || sender >= graph.n_rows || species < 0 ||
+      if (!(d2 > kSamePoint * kSamePoint) || sender < 0 || sender >= graph.n_rows || species < 0 ||
           graph.species[sender] < 0) {
         return e;
       }
@@ -176,7 +175,7 @@ void EdgeGeometry<T>::prepare(const Graph& graph, int64_t tile, double cutoff,
     const int32_t sender = graph.senders[bad_edge];
     const int fault = !std::isfinite(d2)                     ? kNotFinite
                       : sender < 0 || sender >= graph.n_rows ? kBadSender
-                      : d2 <= kTooClose * kTooClose          ? kOnTop
+                      : d2 <= kSamePoint * kSamePoint        ? kOnTop
                                                              : kBadSpecies;
     throw InputError(describe(fault, graph, bad_edge));
   }
@@ -190,7 +189,10 @@ void EdgeGeometry<T>::prepare(const Graph& graph, int64_t tile, double cutoff,
 
 template <typename T>
 size_t EdgeGeometry<T>::bytes() const {
-  return counts_.bytes() + slots_.bytes() + records_.bytes() + inverse_distances_.bytes();
+  Bytes bytes;
+  bytes(counts_), bytes(slots_), bytes(records_), bytes(inverse_distances_);
+  for (const Scratch& scratch : scratch_) bytes(scratch.edges), bytes(scratch.bins);
+  return bytes.total;
 }
 
 template class EdgeGeometry<float>;

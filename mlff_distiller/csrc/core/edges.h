@@ -1,15 +1,14 @@
 // The graph's edges as the kernels want them, and the parts of the energy that need no network.
-#ifndef MLFF_CORE_EDGES_H_
-#define MLFF_CORE_EDGES_H_
+#pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "engine.h"
-#include "kernels.h"
-#include "memory.h"
-#include "model_file.h"
-#include "repulsion.h"
+#include "core/graph.h"
+#include "core/kernels.h"
+#include "core/memory.h"
+#include "core/model_file.h"
+#include "core/repulsion.h"
 
 namespace mlff {
 
@@ -81,5 +80,3 @@ extern template class EdgeGeometry<float>;
 extern template class EdgeGeometry<double>;
 
 }  // namespace mlff
-
-#endif  // MLFF_CORE_EDGES_H_

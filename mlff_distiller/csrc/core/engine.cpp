@@ -1,4 +1,4 @@
-#include "engine.h"
+#include "core/engine.h"
 
 #include <chrono>
 #include <string>
@@ -7,10 +7,10 @@
 #include <omp.h>
 #endif
 
-#include "edges.h"
-#include "error.h"
-#include "kernels.h"
-#include "network.h"
+#include "core/edges.h"
+#include "core/error.h"
+#include "core/kernels.h"
+#include "core/network.h"
 
 namespace mlff {
 namespace {
@@ -23,68 +23,7 @@ int default_threads() {
 #endif
 }
 
-bool cpu_runs(Isa isa) {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (isa == Isa::kAvx2) return avx2;
-  if (isa == Isa::kAvx512) {
-    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  }
-#endif
-  return isa == Isa::kPortable;
-}
-
-template <typename T>
-const Kernels<T>* compiled_kernels(Isa isa) {
-  switch (isa) {
-    case Isa::kAvx512:
-      return avx512_kernels<T>();
-    case Isa::kAvx2:
-      return avx2_kernels<T>();
-    default:
-      return portable_kernels<T>();
-  }
-}
-
-Isa choose(Isa wanted) {
-  if (wanted != Isa::kAuto) {
-    if (isa_available(wanted)) return wanted;
-    throw InputError(std::string("instruction set must be one that this machine runs, got ") +
-                     isa_name(wanted) + "; use auto");
-  }
-  for (Isa isa : {Isa::kAvx512, Isa::kAvx2}) {
-    if (isa_available(isa)) return isa;
-  }
-  return Isa::kPortable;
-}
-
 }  // namespace
-
-const char* isa_name(Isa isa) {
-  switch (isa) {
-    case Isa::kPortable:
-      return "portable";
-    case Isa::kAvx2:
-      return "avx2";
-    case Isa::kAvx512:
-      return "avx512";
-    default:
-      return "auto";
-  }
-}
-
-Isa isa_from_name(const std::string& name) {
-  for (Isa isa : {Isa::kAuto, Isa::kPortable, Isa::kAvx2, Isa::kAvx512}) {
-    if (name == isa_name(isa)) return isa;
-  }
-  throw InputError("instruction set must be auto, portable, avx2 or avx512, got " + name);
-}
-
-bool isa_available(Isa isa) {
-  return isa == Isa::kAuto || (cpu_runs(isa) && compiled_kernels<float>(isa) != nullptr);
-}
 
 class Engine::Impl {
  public:
@@ -108,7 +47,7 @@ class Engine::TypedImpl : public Engine::Impl {
  public:
   TypedImpl(const ModelFile& model, Isa chosen, bool tabulate)
       : repulsion_(model),
-        network_(model, *compiled_kernels<T>(chosen), tabulate),
+        network_(model, kernels_of<T>(chosen), tabulate),
         num_interactions_(model.num_interactions) {}
 
   void begin(const Graph& graph, const Outputs& outputs) override {
@@ -188,9 +127,7 @@ class Engine::TypedImpl : public Engine::Impl {
 
 namespace {
 
-// OpenMP runtimes crash, rather than complain, when asked for absurdly many threads.
 void check_threads(int num_threads) {
-  constexpr int kMostThreads = 1024;
   if (num_threads < 0 || num_threads > kMostThreads) {
     throw InputError("threads must be 0 (OpenMP's default) to " + std::to_string(kMostThreads) +
                      ", got " + std::to_string(num_threads) + "; set threads");
@@ -201,7 +138,7 @@ void check_threads(int num_threads) {
 
 Engine::Engine(const ModelFile& model, const EngineOptions& options) {
   check_threads(options.num_threads);
-  const Isa isa = choose(options.isa);
+  const Isa isa = choose_isa(options.isa);
   if (options.precision == Precision::kFloat32) {
     impl_ = std::make_unique<TypedImpl<float>>(model, isa, options.tabulate);
   } else {

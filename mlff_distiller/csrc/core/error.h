@@ -1,19 +1,27 @@
 // Errors that a user can act on.
-#ifndef MLFF_CORE_ERROR_H_
-#define MLFF_CORE_ERROR_H_
+#pragma once
 
 #include <stdexcept>
-#include <string>
 
 namespace mlff {
 
-// Bad input: one line that says what was expected, what was found and how to mend it. Becomes
-// mlff_distiller.errors.InputError in Python and error->all / error->one in LAMMPS.
-class InputError : public std::runtime_error {
+// One line that says what was expected, what was found and how to mend it. Python raises the class
+// of the same name in mlff_distiller.errors, LAMMPS stops by error->all or error->one.
+class Error : public std::runtime_error {
  public:
-  explicit InputError(const std::string& message) : std::runtime_error(message) {}
+  using std::runtime_error::runtime_error;
+};
+
+// What the user gave cannot be used.
+class InputError : public Error {
+ public:
+  using Error::Error;
+};
+
+// The input is good, but the device failed: out of memory, lost, no driver.
+class DeviceError : public Error {
+ public:
+  using Error::Error;
 };
 
 }  // namespace mlff
-
-#endif  // MLFF_CORE_ERROR_H_

@@ -1,12 +1,11 @@
 // Weights packed once for the matrix kernels.
-#ifndef MLFF_CORE_GEMM_H_
-#define MLFF_CORE_GEMM_H_
+#pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "kernels.h"
-#include "memory.h"
+#include "core/kernels.h"
+#include "core/memory.h"
 
 namespace mlff {
 
@@ -52,5 +51,3 @@ class PackedMatrix {
 };
 
 }  // namespace mlff
-
-#endif  // MLFF_CORE_GEMM_H_

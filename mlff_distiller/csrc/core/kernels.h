@@ -2,8 +2,7 @@
 //
 // Arrays are 64-byte aligned, and F below is the padded number of channels: a multiple of 64 bytes
 // whose padding channels are zero in every weight and stay zero throughout.
-#ifndef MLFF_CORE_KERNELS_H_
-#define MLFF_CORE_KERNELS_H_
+#pragma once
 
 #include <cstdint>
 
@@ -108,6 +107,27 @@ struct UpdateCall {
   T* gvu = nullptr;         // [m][3][2F]
 };
 
+// A run of edges of the message pass for training; see kernels_messages-inl.h. Arrays are dense,
+// rows of nodes unless marked otherwise. With `vectors` a width of 3F, else of 2F, and then v and
+// hv are not read and v_out is not written.
+template <typename T>
+struct MessageCall {
+  int64_t begin = 0, end = 0;                              // edges
+  int64_t channels = 0;                                    // F, any number
+  bool vectors = false;                                    //
+  const int64_t *senders = nullptr, *receivers = nullptr;  // [edges]
+  const T *x = nullptr, *v = nullptr;                      // [width], [3][F]
+  const T *w = nullptr, *r = nullptr;                      // of edges: [width], [3]
+  // Upstream gradients of s and V; of the results of backward.
+  const T *g = nullptr, *G = nullptr;                                  // [F], [3][F]
+  const T *hx = nullptr, *hv = nullptr, *hw = nullptr, *hr = nullptr;  // as x, v, w, r
+  // Results of nodes, added to. s_out and V_out are the messages or, by double_backward, the
+  // gradients of g and G; the others are the gradients of x and v.
+  T *s_out = nullptr, *V_out = nullptr, *x_out = nullptr, *v_out = nullptr;
+  // Results of edges, written: the gradients of w and r.
+  T *w_out = nullptr, *r_out = nullptr;
+};
+
 template <typename T>
 struct Kernels {
   int lanes = 0;         // numbers per vector
@@ -127,6 +147,11 @@ struct Kernels {
                          T* rows) = nullptr;
   void (*finish_sums)(int64_t m, int64_t num_channels, const T* sums, const T* x2, const T* v,
                       const T* rows, T* gx, T* gs, T* gv) = nullptr;
+  void (*message_forward)(const MessageCall<T>&) = nullptr;
+  void (*message_backward)(const MessageCall<T>&) = nullptr;
+  void (*message_double_backward)(const MessageCall<T>&) = nullptr;
+  // n distinct keys in ascending order.
+  void (*rank_sort)(const int64_t* keys, int64_t n, int64_t* sorted) = nullptr;
   double (*fma_rounds)(int64_t rounds) = nullptr;         // ceilings.h
   T (*read_sum)(int64_t count, const T* data) = nullptr;  // count a multiple of 256
 };
@@ -140,5 +165,3 @@ template <typename T>
 const Kernels<T>* avx512_kernels();
 
 }  // namespace mlff
-
-#endif  // MLFF_CORE_KERNELS_H_

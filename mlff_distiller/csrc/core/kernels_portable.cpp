@@ -2,4 +2,5 @@
 #define MLFF_ISA_NAMESPACE portable
 #define MLFF_VECTOR_BYTES 16
 #define MLFF_KERNELS_FUNCTION portable_kernels
-#include "kernels_instance.inc"
+#define MLFF_TARGET_AVAILABLE 1
+#include "core/kernels_instance-inl.h"

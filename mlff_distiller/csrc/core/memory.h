@@ -1,12 +1,12 @@
 // Work buffers that are aligned, kept, and backed by huge pages where the system offers them.
-#ifndef MLFF_CORE_MEMORY_H_
-#define MLFF_CORE_MEMORY_H_
+#pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <new>
 #include <utility>
+#include <vector>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -66,6 +66,22 @@ class Buffer {
   size_t bytes_ = 0;
 };
 
-}  // namespace mlff
+// Owners of buffers list them once, as each(f) with f(buffer, count), for these two: `require`
+// makes room for count items (-1: the buffer is not needed), and Bytes counts what there is.
+constexpr auto require = [](auto& buffer, int64_t count) {
+  if (count >= 0) buffer.require(count);
+};
 
-#endif  // MLFF_CORE_MEMORY_H_
+struct Bytes {
+  size_t total = 0;
+  template <typename T>
+  void operator()(const Buffer<T>& buffer, int64_t = 0) {
+    total += buffer.bytes();
+  }
+  template <typename T>
+  void operator()(const std::vector<T>& values, int64_t = 0) {
+    total += values.capacity() * sizeof(T);
+  }
+};
+
+}  // namespace mlff

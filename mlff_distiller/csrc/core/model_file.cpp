@@ -1,4 +1,4 @@
-#include "model_file.h"
+#include "core/model_file.h"
 
 #include <algorithm>
 #include <cmath>
@@ -7,9 +7,9 @@
 #include <limits>
 #include <sstream>
 
-#include "error.h"
-#include "units.h"
-#include "zip.h"
+#include "core/error.h"
+#include "core/units.h"
+#include "core/zip.h"
 
 namespace mlff {
 namespace {
@@ -269,7 +269,7 @@ Tensor decode(const Entry& entry, const char* data, int64_t data_bytes, const st
 void read_elements(const Header& header, const std::string& label, ModelFile& model) {
   std::istringstream elements(header.text("elements"));
   for (int z = 0; elements >> z;) {
-    if (z < 1 || z > 118 || model.species_of(z) >= 0) {
+    if (z < 1 || z > kNumElements || model.species_of(z) >= 0) {
       throw InputError(label + ": elements must be distinct numbers within [1, 118], got '" +
                        header.text("elements") + "'; export the student again");
     }

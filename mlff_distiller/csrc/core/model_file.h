@@ -1,7 +1,6 @@
 // Reader of the exported student: TorchScript zip with the entry extra/native.bin, or a bare
 // native.bin. No libtorch needed: the entry is stored uncompressed and guarded by its CRC-32.
-#ifndef MLFF_CORE_MODEL_FILE_H_
-#define MLFF_CORE_MODEL_FILE_H_
+#pragma once
 
 #include <cstddef>
 #include <cstdint>
@@ -65,5 +64,3 @@ ModelFile read_model_file(const std::string& path);
 ModelFile parse_native(const char* data, size_t size, const std::string& label);
 
 }  // namespace mlff
-
-#endif  // MLFF_CORE_MODEL_FILE_H_

@@ -12,25 +12,36 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 namespace mlff {
 
 // Edges in CSR form: edge e in [offsets[i], offsets[i + 1]) goes from senders[e] to receiver i.
 struct NeighborList {
-  std::vector<std::int64_t> offsets;                // n + 1
-  std::vector<std::int32_t> senders;                // n_edges
-  std::vector<std::array<std::int32_t, 3>> shifts;  // n_edges, lattice vectors added to the sender
+  NeighborList();
+  ~NeighborList();
+  NeighborList(NeighborList&&) noexcept;
+  NeighborList& operator=(NeighborList&&) noexcept;
 
-  std::int64_t num_centres() const {
-    return offsets.empty() ? 0 : static_cast<std::int64_t>(offsets.size()) - 1;
+  std::vector<int64_t> offsets;                // n + 1
+  std::vector<int32_t> senders;                // n_edges
+  std::vector<std::array<int32_t, 3>> shifts;  // n_edges, lattice vectors added to the sender
+
+  int64_t num_centres() const {
+    return offsets.empty() ? 0 : static_cast<int64_t>(offsets.size()) - 1;
   }
-  std::int64_t num_edges() const { return offsets.empty() ? 0 : offsets.back(); }
+  int64_t num_edges() const { return offsets.empty() ? 0 : offsets.back(); }
+  size_t bytes() const;  // work buffers included
+
+  struct Workspace;
+  std::unique_ptr<Workspace> work;  // of build_neighbor_list
 };
 
-// Overwrites `out`, whose vectors keep their capacity: a rebuild of similar size allocates nothing.
-// (Work buffers belong to the calling thread and are kept as well.)
+// Overwrites `out`, whose vectors and work buffers keep their capacity: a rebuild of similar size
+// allocates nothing.
 //
 //   n            number of atoms, 0 allowed
 //   positions    3n, Å
@@ -41,7 +52,7 @@ struct NeighborList {
 //
 // Throws mlff::InputError (error.h), with one line: cutoff not finite or <= 0, positions not
 // finite, a periodic cell that is singular or left-handed, more atoms or shifts than int32 holds.
-void build_neighbor_list(std::int64_t n, const double* positions, const double* cell,
+void build_neighbor_list(int64_t n, const double* positions, const double* cell,
                          const std::array<bool, 3>& pbc, double cutoff, int num_threads,
                          NeighborList& out);
 

@@ -1,4 +1,4 @@
-#include "network.h"
+#include "core/network.h"
 
 #include <algorithm>
 #include <chrono>
@@ -101,47 +101,57 @@ void Network<T>::prepare(const Graph& graph, const EdgeGeometry<T>& edges, int n
   const int64_t tiles = (n + tile_ - 1) / tile_;
   num_threads_ = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(num_threads, tiles)));
 
-  for (int64_t k = 0; k < num_interactions_; ++k) {
-    Layer& layer = layers_[static_cast<size_t>(k)];
-    if (k + 1 < num_interactions_) {
-      layer.vu.require(n * 6 * f);
-      layer.a.require(n * 2 * f);
-      layer.slope.require(n * f);
-    }
-    if (k > 0) {
-      layer.features.require(graph.n_rows * 5 * f);
-      layer.x2.require(n * f);
-      layer.v.require(n * 3 * f);
-      layer.message_slope.require(n * f);
-    }
-  }
-  s_.require(n * f);
-  if (outputs.pair_gradients) {
-    gradients_.require(n ? 4 * graph.offsets[n] : 0);
-    adjoints_[0].require(graph.n_rows * 4 * f);
-    if (num_interactions_ > 1) adjoints_[1].require(graph.n_rows * 4 * f);
-  }
   if (scratch_.size() < static_cast<size_t>(num_threads_)) {
     scratch_.resize(static_cast<size_t>(num_threads_));
   }
-  for (Scratch& w : scratch_) {
-    w.cat.require(tile_ * 2 * f);
-    w.v.require(tile_ * 3 * f);
-    w.vu.require(tile_ * 6 * f);
-    w.gvu.require(tile_ * 6 * f);
-    w.hidden.require(tile_ * f);
-    w.slope.require(tile_ * f);
-    w.a.require(tile_ * 3 * f);
-    w.ga.require(tile_ * 3 * f);
-    w.gs.require(tile_ * f);
-    w.gv.require(tile_ * 3 * f);
-    w.gcat.require(tile_ * 2 * f);
-    w.readout.require(tile_ * weights_.padded_readout);
-    w.readout_slope.require(tile_ * weights_.padded_readout);
-    w.x.require(tile_ * 3 * f);
-    w.sums.require(tile_ * 5 * f);
-    w.edge_work.require(tile_ * 20 * kChunkBytes / static_cast<int64_t>(sizeof(T)));
+  const int64_t num_edges = n ? graph.offsets[n] : 0;
+  each_of_graph(*this, n, graph.n_rows, outputs.pair_gradients ? num_edges : -1, require);
+  for (Scratch& w : scratch_) each_of_tile(w, tile_, f, weights_.padded_readout, require);
+}
+
+// Every buffer whose size depends on the graph. num_edges < 0: no gradients are wanted.
+template <typename T>
+template <typename Self, typename F>
+void Network<T>::each_of_graph(Self& net, int64_t n, int64_t n_rows, int64_t num_edges, F&& f) {
+  const int64_t c = net.padded_, layers = net.num_interactions_;
+  for (int64_t k = 0; k < layers; ++k) {
+    auto& layer = net.layers_[static_cast<size_t>(k)];
+    const bool last = k + 1 == layers, first = k == 0;
+    f(layer.vu, last ? -1 : n * 6 * c);
+    f(layer.a, last ? -1 : n * 2 * c);
+    f(layer.slope, last ? -1 : n * c);
+    f(layer.features, first ? -1 : n_rows * 5 * c);
+    f(layer.x2, first ? -1 : n * c);
+    f(layer.v, first ? -1 : n * 3 * c);
+    f(layer.message_slope, first ? -1 : n * c);
   }
+  const bool gradients = num_edges >= 0;
+  f(net.s_, n * c);
+  f(net.gradients_, gradients ? 4 * num_edges : -1);
+  f(net.adjoints_[0], gradients ? n_rows * 4 * c : -1);
+  f(net.adjoints_[1], gradients && layers > 1 ? n_rows * 4 * c : -1);
+}
+
+// Every buffer of a thread, for tiles of m centres.
+template <typename T>
+template <typename Self, typename F>
+void Network<T>::each_of_tile(Self& w, int64_t m, int64_t c, int64_t readout, F&& f) {
+  f(w.cat, m * 2 * c);
+  f(w.v, m * 3 * c);
+  f(w.vu, m * 6 * c);
+  f(w.gvu, m * 6 * c);
+  f(w.hidden, m * c);
+  f(w.slope, m * c);
+  f(w.a, m * 3 * c);
+  f(w.ga, m * 3 * c);
+  f(w.gs, m * c);
+  f(w.gv, m * 3 * c);
+  f(w.gcat, m * 2 * c);
+  f(w.readout, m * readout);
+  f(w.readout_slope, m * readout);
+  f(w.x, m * 3 * c);
+  f(w.sums, m * 5 * c);
+  f(w.edge_work, m * 20 * kChunkBytes / static_cast<int64_t>(sizeof(T)));
 }
 
 template <typename T>
@@ -443,19 +453,13 @@ void Network<T>::backward_first_tile(int64_t begin, int64_t end, Scratch& w) {
 
 template <typename T>
 size_t Network<T>::bytes() const {
-  size_t total = weights_.bytes() + table_.report().bytes + s_.bytes() + gradients_.bytes() +
-                 adjoints_[0].bytes() + adjoints_[1].bytes();
-  for (const Layer& layer : layers_) {
-    total += layer.vu.bytes() + layer.a.bytes() + layer.slope.bytes() + layer.features.bytes() +
-             layer.x2.bytes() + layer.v.bytes() + layer.message_slope.bytes();
-  }
+  Bytes bytes;
+  each_of_graph(*this, 0, 0, 0, bytes);
   for (const Scratch& w : scratch_) {
-    total += w.cat.bytes() + w.v.bytes() + w.vu.bytes() + w.gvu.bytes() + w.hidden.bytes() +
-             w.slope.bytes() + w.a.bytes() + w.ga.bytes() + w.gs.bytes() + w.gv.bytes() +
-             w.gcat.bytes() + w.readout.bytes() + w.readout_slope.bytes() + w.x.bytes() +
-             w.sums.bytes() + w.edge_work.bytes() + w.exact.bytes();
+    each_of_tile(w, 0, 0, 0, bytes);
+    w.exact.each(bytes);
   }
-  return total;
+  return bytes.total + weights_.bytes() + table_.report().bytes;
 }
 
 template <typename T>

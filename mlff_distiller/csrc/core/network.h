@@ -9,19 +9,18 @@
 //   forward 0 ... K-1     the last one turns around: readout, its adjoint, update adjoint
 //   backward K-1 ... 1    edges gather adjoints, message adjoint, update adjoint below
 //   backward 0            edges only
-#ifndef MLFF_CORE_NETWORK_H_
-#define MLFF_CORE_NETWORK_H_
+#pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "edges.h"
-#include "engine.h"
-#include "kernels.h"
-#include "memory.h"
-#include "model_file.h"
-#include "tables.h"
-#include "weights.h"
+#include "core/edges.h"
+#include "core/graph.h"
+#include "core/kernels.h"
+#include "core/memory.h"
+#include "core/model_file.h"
+#include "core/tables.h"
+#include "core/weights.h"
 
 namespace mlff {
 
@@ -74,6 +73,12 @@ class Network {
     Profile profile;
   };
 
+  // Call f(buffer, count of its numbers) for every buffer; see core/memory.h.
+  template <typename Self, typename F>
+  static void each_of_graph(Self& network, int64_t n, int64_t n_rows, int64_t num_edges, F&& f);
+  template <typename Self, typename F>
+  static void each_of_tile(Self& scratch, int64_t m, int64_t f, int64_t readout, F&& visit);
+
   void forward_tile(int64_t k, int64_t begin, int64_t end, Scratch& w);
   void message_network(int64_t k, int64_t begin, int64_t m, Scratch& w);
   void readout(int64_t begin, int64_t m, Scratch& w);
@@ -111,5 +116,3 @@ extern template class Network<float>;
 extern template class Network<double>;
 
 }  // namespace mlff
-
-#endif  // MLFF_CORE_NETWORK_H_

@@ -1,121 +1,28 @@
-#include "potential.h"
+#include "core/potential.h"
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstring>
-#include <sstream>
 
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
-#include "error.h"
-#include "memory.h"
-#include "neighbors.h"
-#include "spatial_order.h"
-#include "units.h"
+#include "core/error.h"
+#include "core/lattice.h"
+#include "core/memory.h"
+#include "core/neighbors.h"
+#include "core/skin.h"
+#include "core/spatial_order.h"
+#include "core/units.h"
 
 namespace mlff {
 namespace {
 
 typedef std::array<double, 9> Matrix;  // rows
 
-constexpr int kMaxZ = 118;
 constexpr int kMaxForceThreads = 8;  // each has its own force array
-
-double determinant(const Matrix& m) {
-  return m[0] * (m[4] * m[8] - m[5] * m[7]) - m[1] * (m[3] * m[8] - m[5] * m[6]) +
-         m[2] * (m[3] * m[7] - m[4] * m[6]);
-}
-
-Matrix inverse(const Matrix& m) {
-  const double s = 1.0 / determinant(m);
-  return {(m[4] * m[8] - m[5] * m[7]) * s, (m[2] * m[7] - m[1] * m[8]) * s,
-          (m[1] * m[5] - m[2] * m[4]) * s, (m[5] * m[6] - m[3] * m[8]) * s,
-          (m[0] * m[8] - m[2] * m[6]) * s, (m[2] * m[3] - m[0] * m[5]) * s,
-          (m[3] * m[7] - m[4] * m[6]) * s, (m[1] * m[6] - m[0] * m[7]) * s,
-          (m[0] * m[4] - m[1] * m[3]) * s};
-}
-
-Matrix multiply(const Matrix& a, const Matrix& b) {
-  Matrix c{};
-  for (int i = 0; i < 3; ++i) {
-    for (int j = 0; j < 3; ++j) {
-      for (int k = 0; k < 3; ++k) c[3 * i + j] += a[3 * i + k] * b[3 * k + j];
-    }
-  }
-  return c;
-}
-
-// The given cell, with rows of open directions replaced so that it can be inverted: orthonormal to
-// the periodic rows. Throws for cells that are no right-handed volume where they have to be.
-Matrix complete_cell(const double* cell, const std::array<bool, 3>& pbc) {
-  Matrix out{1, 0, 0, 0, 1, 0, 0, 0, 1};
-  const int periodic = pbc[0] + pbc[1] + pbc[2];
-  if (periodic == 0) return out;
-  if (!cell) throw InputError("periodic directions need a cell, got none");
-  double length[3] = {0, 0, 0};
-  for (int i = 0; i < 3; ++i) {
-    if (!pbc[i]) continue;
-    for (int a = 0; a < 3; ++a) {
-      const double x = cell[3 * i + a];
-      if (!std::isfinite(x)) throw InputError("the cell must be finite, got NaN or infinity");
-      out[3 * i + a] = x;
-      length[i] += x * x;
-    }
-    length[i] = std::sqrt(length[i]);
-    if (length[i] == 0.0) {
-      throw InputError("lattice vector " + std::to_string(i) +
-                       " must not be zero in a periodic direction; set the cell or pbc");
-    }
-  }
-  auto cross = [&out](int i, int j, double* c) {
-    const double* a = &out[3 * i];
-    const double* b = &out[3 * j];
-    c[0] = a[1] * b[2] - a[2] * b[1];
-    c[1] = a[2] * b[0] - a[0] * b[2];
-    c[2] = a[0] * b[1] - a[1] * b[0];
-  };
-  auto normalise = [](double* c) {
-    const double norm = std::sqrt(c[0] * c[0] + c[1] * c[1] + c[2] * c[2]);
-    for (int a = 0; a < 3; ++a) c[a] = norm > 0.0 ? c[a] / norm : 0.0;
-  };
-  if (periodic == 1) {
-    const int i = pbc[0] ? 0 : pbc[1] ? 1 : 2, j = (i + 1) % 3, k = (i + 2) % 3;
-    int smallest = 0;
-    for (int a = 1; a < 3; ++a) {
-      if (std::fabs(out[3 * i + a]) < std::fabs(out[3 * i + smallest])) smallest = a;
-    }
-    for (int a = 0; a < 3; ++a) out[3 * j + a] = a == smallest ? 1.0 : 0.0;
-    double c[3];
-    cross(i, j, c);
-    std::copy(c, c + 3, &out[3 * k]);
-    normalise(&out[3 * k]);
-    cross(k, i, c);
-    std::copy(c, c + 3, &out[3 * j]);
-    normalise(&out[3 * j]);
-  } else if (periodic == 2) {
-    const int k = !pbc[0] ? 0 : !pbc[1] ? 1 : 2;
-    double c[3];
-    cross((k + 1) % 3, (k + 2) % 3, c);
-    std::copy(c, c + 3, &out[3 * k]);
-    normalise(&out[3 * k]);
-  }
-  double scale = 1.0;
-  for (int i = 0; i < 3; ++i) scale *= pbc[i] ? length[i] : 1.0;
-  const double volume = determinant(out);
-  if (!(std::fabs(volume) > 1e-9 * scale)) {
-    throw InputError("a periodic cell needs a volume, got linearly dependent lattice vectors");
-  }
-  if (volume < 0.0) {
-    std::ostringstream text;
-    text << "the cell must be right-handed, got the volume " << volume
-         << " Ang^3; swap two lattice vectors and the coordinates with them";
-    throw InputError(text.str());
-  }
-  return out;
-}
 
 class Timer {
  public:
@@ -129,11 +36,6 @@ class Timer {
   std::chrono::steady_clock::time_point start_;
 };
 
-template <typename T>
-size_t vector_bytes(const std::vector<T>& v) {
-  return v.capacity() * sizeof(T);
-}
-
 }  // namespace
 
 struct Potential::State {
@@ -142,7 +44,8 @@ struct Potential::State {
     if (!(skin >= 0.0) || !std::isfinite(skin)) {
       throw InputError("skin must be >= 0 Ang, got " + std::to_string(skin));
     }
-    for (int z = 0; z <= kMaxZ; ++z) species_of_z[static_cast<size_t>(z)] = model.species_of(z);
+    for (int z = 0; z <= kNumElements; ++z)
+      species_of_z[static_cast<size_t>(z)] = model.species_of(z);
   }
 
   void check_input(int64_t n, const int64_t* numbers, const double* positions);
@@ -154,7 +57,7 @@ struct Potential::State {
   ModelFile model;
   Engine engine;
   double skin;
-  std::array<int, kMaxZ + 1> species_of_z;
+  std::array<int, kNumElements + 1> species_of_z;
 
   // What the present list was built for, in the caller's order.
   bool built = false;
@@ -165,8 +68,9 @@ struct Potential::State {
 
   Matrix cell{};
   std::array<bool, 3> pbc{};
-  std::vector<int64_t> order;  // caller's index of each sorted atom
-  std::vector<double> sorted;  // positions
+  SpatialOrder places;
+  std::vector<int64_t>& order = places.order;  // caller's index of each sorted atom
+  std::vector<double> sorted;                  // positions
   std::vector<int32_t> species;
   NeighborList list;
   Buffer<double> edge_vectors, pair_gradients;
@@ -182,44 +86,25 @@ void Potential::State::check_input(int64_t n, const int64_t* numbers, const doub
   check_atoms(model, n, numbers, positions);
 }
 
-// True if no pair can have come within the cutoff that the list lacks. With every direction
-// periodic the cell may have been deformed: x = x_built M + delta with M = C_built^-1 C, so
-// |r_built| <= |M^-1| (|r| + 2 max |delta|).
+// True if no pair can have come within the cutoff that the list lacks.
 bool Potential::State::list_is_valid(int64_t n, const double* positions) {
   if (!built || pbc != built_pbc || static_cast<int64_t>(built_numbers.size()) != n) return false;
-  Matrix map{1, 0, 0, 0, 1, 0, 0, 0, 1};
-  double stretch = 1.0;
-  if (cell != built_cell) {
-    if (!(pbc[0] && pbc[1] && pbc[2])) return false;
-    map = multiply(inverse(built_cell), cell);
-    const Matrix back = inverse(map);
-    double off = 0.0;
-    for (int i = 0; i < 9; ++i) {
-      const double x = back[static_cast<size_t>(i)] - (i % 4 == 0 ? 1.0 : 0.0);
-      off += x * x;
-    }
-    stretch += std::sqrt(off);
-  }
-  const double cutoff = engine.cutoff();
-  const double allowed = 0.5 * ((cutoff + skin) / stretch - cutoff) - 1e-9;
+  double map[9];
+  const double allowed = allowed_move(built_cell.data(), cell.data(), pbc[0] && pbc[1] && pbc[2],
+                                      engine.cutoff(), skin, map);
   if (allowed <= 0.0) return false;
-  const double* old = built_positions.data();
   for (int64_t i = 0; i < n; ++i) {
-    double d2 = 0.0;
-    for (int a = 0; a < 3; ++a) {
-      const double delta = positions[3 * i + a] - old[3 * i] * map[static_cast<size_t>(a)] -
-                           old[3 * i + 1] * map[static_cast<size_t>(3 + a)] -
-                           old[3 * i + 2] * map[static_cast<size_t>(6 + a)];
-      d2 += delta * delta;
-    }
-    if (!(d2 <= allowed * allowed)) return false;  // NaN, too
+    const double moved = moved_squared(positions + 3 * i, &built_positions[3 * i], map);
+    if (!(moved <= allowed * allowed)) return false;  // NaN, too
   }
   return true;
 }
 
 void Potential::State::build(int64_t n, const int64_t* numbers, const double* positions) {
   built = false;
-  spatial_order(n, positions, cell, inverse(cell), pbc, order);
+  Matrix to_fraction;
+  inverse3(cell.data(), to_fraction.data());
+  spatial_order(n, positions, cell, to_fraction, pbc, places);
   sorted.resize(static_cast<size_t>(3 * n));
   species.resize(static_cast<size_t>(n));
   for (int64_t i = 0; i < n; ++i) {
@@ -338,7 +223,8 @@ void Potential::compute(int64_t n, const int64_t* atomic_numbers, const double* 
   {
     Timer timer(s.neighbor_seconds);
     s.pbc = pbc;
-    s.cell = complete_cell(cell, pbc);
+    const std::array<Vec3, 3> rows = complete_cell(cell, pbc);
+    for (size_t k = 0; k < 9; ++k) s.cell[k] = rows[k / 3][k % 3];
     const bool same = s.built && static_cast<int64_t>(s.built_numbers.size()) == n &&
                       std::equal(atomic_numbers, atomic_numbers + n, s.built_numbers.begin());
     if (!same || !s.list_is_valid(n, positions)) {
@@ -397,18 +283,18 @@ double Potential::neighbor_seconds() const { return state_->neighbor_seconds; }
 
 size_t Potential::memory_bytes() const {
   const State& s = *state_;
-  return s.engine.memory_bytes() + s.edge_vectors.bytes() + s.pair_gradients.bytes() +
-         vector_bytes(s.list.offsets) + vector_bytes(s.list.senders) + vector_bytes(s.list.shifts) +
-         vector_bytes(s.sorted) + vector_bytes(s.built_positions) + vector_bytes(s.built_numbers) +
-         vector_bytes(s.order) + vector_bytes(s.energies) + vector_bytes(s.force_parts) +
-         vector_bytes(s.atom_virials);
+  Bytes bytes;
+  bytes(s.built_numbers), bytes(s.built_positions), bytes(s.sorted), bytes(s.species);
+  bytes(s.edge_vectors), bytes(s.pair_gradients);
+  bytes(s.energies), bytes(s.force_parts), bytes(s.atom_virials);
+  return bytes.total + s.engine.memory_bytes() + s.list.bytes() + s.places.bytes();
 }
 
 void check_atoms(const ModelFile& model, int64_t n, const int64_t* atomic_numbers,
                  const double* positions) {
   for (int64_t i = 0; i < n; ++i) {
     const int64_t z = atomic_numbers[i];
-    if (z < 0 || z > kMaxZ || model.species_of(static_cast<int>(z)) < 0) {
+    if (z < 0 || z > kNumElements || model.species_of(static_cast<int>(z)) < 0) {
       throw InputError(
           "atom " + std::to_string(i) + " is " +
           element_symbol(static_cast<int>(std::min<int64_t>(std::max<int64_t>(z, -1), 999))) +

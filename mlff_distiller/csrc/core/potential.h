@@ -1,7 +1,6 @@
 // Potential energy of an atomistic system: neighbour list with skin, engine, forces, virial.
 // What ASE and OpenMM call; LAMMPS has its own neighbour lists and uses engine.h.
-#ifndef MLFF_CORE_POTENTIAL_H_
-#define MLFF_CORE_POTENTIAL_H_
+#pragma once
 
 #include <array>
 #include <cstddef>
@@ -10,13 +9,14 @@
 #include <string>
 #include <vector>
 
-#include "engine.h"
+#include "core/engine.h"
+#include "core/skin.h"
 
 namespace mlff {
 
 struct PotentialOptions {
   EngineOptions engine;
-  double skin = 0.3;  // Angstrom; the list is rebuilt when an atom moved more than half of it
+  double skin = kDefaultSkin;  // Angstrom
 };
 
 struct PotentialResult {
@@ -76,5 +76,3 @@ void add_atom_virials(int64_t n_local, const int64_t* offsets, const int32_t* se
                       double* atom_virials);
 
 }  // namespace mlff
-
-#endif  // MLFF_CORE_POTENTIAL_H_

@@ -1,4 +1,4 @@
-#include "radial.h"
+#include "core/radial.h"
 
 #include <cmath>
 #include <string>

@@ -1,11 +1,10 @@
 // What filters are made of: radial basis times cutoff function. The twin of students/radial.py.
-#ifndef MLFF_CORE_RADIAL_H_
-#define MLFF_CORE_RADIAL_H_
+#pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "model_file.h"
+#include "core/model_file.h"
 
 namespace mlff {
 
@@ -29,5 +28,3 @@ class RadialFunctions {
 };
 
 }  // namespace mlff
-
-#endif  // MLFF_CORE_RADIAL_H_

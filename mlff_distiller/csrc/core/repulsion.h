@@ -1,14 +1,9 @@
 // Screened nuclear repulsion, students/repulsion.py, one source for host and device.
-#ifndef MLFF_CORE_REPULSION_H_
-#define MLFF_CORE_REPULSION_H_
+#pragma once
 
 #include <cmath>
 
-#ifdef __CUDACC__
-#define MLFF_HOST_DEVICE __host__ __device__
-#else
-#define MLFF_HOST_DEVICE
-#endif
+#include "core/host_device.h"
 
 namespace mlff {
 
@@ -49,5 +44,3 @@ MLFF_HOST_DEVICE inline void pair_repulsion(const RepulsionPair& pair, const Scr
 }
 
 }  // namespace mlff
-
-#endif  // MLFF_CORE_REPULSION_H_

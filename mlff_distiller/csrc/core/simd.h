@@ -4,8 +4,7 @@
 // These sources call nothing that is an inline function or template elsewhere (no <vector>, no
 // std::sqrt): the linker keeps one copy of such a function, and if that copy were the AVX-512 one
 // the program would die on an older processor.
-#ifndef MLFF_CORE_SIMD_H_
-#define MLFF_CORE_SIMD_H_
+#pragma once
 
 #include <cstdint>
 
@@ -88,5 +87,3 @@ inline
 
 }  // namespace MLFF_ISA_NAMESPACE
 }  // namespace mlff
-
-#endif  // MLFF_CORE_SIMD_H_

@@ -1,9 +1,10 @@
-#include "spatial_order.h"
+#include "core/spatial_order.h"
 
 #include <algorithm>
 #include <cmath>
 #include <numeric>
-#include <utility>
+
+#include "core/memory.h"
 
 namespace mlff {
 namespace {
@@ -28,15 +29,21 @@ uint64_t morton(const uint64_t* x) {
 
 }  // namespace
 
+size_t SpatialOrder::bytes() const {
+  Bytes bytes;
+  bytes(order), bytes(fraction), bytes(keys);
+  return bytes.total;
+}
+
 void spatial_order(int64_t n, const double* positions, const std::array<double, 9>& cell,
                    const std::array<double, 9>& to_fraction, const std::array<bool, 3>& pbc,
-                   std::vector<int64_t>& order) {
+                   SpatialOrder& out) {
+  std::vector<int64_t>& order = out.order;
+  std::vector<double>& fraction = out.fraction;
+  std::vector<std::pair<uint64_t, int64_t>>& keys = out.keys;
   order.resize(static_cast<size_t>(n));
   std::iota(order.begin(), order.end(), 0);
   if (n < kSortFrom) return;
-  // Kept: systems are sorted again with every neighbour list.
-  thread_local std::vector<double> fraction;
-  thread_local std::vector<std::pair<uint64_t, int64_t>> keys;
   fraction.resize(static_cast<size_t>(3 * n));
   keys.resize(static_cast<size_t>(n));
   for (int64_t i = 0; i < n; ++i) {

@@ -1,10 +1,10 @@
-#include "tables.h"
+#include "core/tables.h"
 
 #include <algorithm>
 #include <cmath>
 #include <sstream>
 
-#include "error.h"
+#include "core/error.h"
 
 namespace mlff {
 namespace {

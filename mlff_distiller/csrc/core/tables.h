@@ -1,18 +1,17 @@
 // Radial filters w(d) = Linear(rbf(d)) fcut(d), exact and tabulated as cubic B-splines. Filters are
 // functions of the distance, one set for each interaction: what they are made of (radial.h) matters
 // only to whoever fills the table.
-#ifndef MLFF_CORE_TABLES_H_
-#define MLFF_CORE_TABLES_H_
+#pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "engine.h"
-#include "gemm.h"
-#include "kernels.h"
-#include "memory.h"
-#include "model_file.h"
-#include "radial.h"
+#include "core/gemm.h"
+#include "core/graph.h"
+#include "core/kernels.h"
+#include "core/memory.h"
+#include "core/model_file.h"
+#include "core/radial.h"
 
 namespace mlff {
 
@@ -48,7 +47,10 @@ class FilterTable {
   struct Scratch {
     Buffer<T> rows, basis;
     std::vector<double> values, derivatives;
-    size_t bytes() const { return rows.bytes() + basis.bytes(); }
+    template <typename F>
+    void each(F&& f) const {
+      f(rows), f(basis), f(values), f(derivatives);
+    }
   };
   // Exact filters as rows, row e for the edge with 1/distance inverse_distances[e]. Edges use them
   // with interval e, q = 0 and b = (1, 0, 0). Valid until the next call.
@@ -87,5 +89,3 @@ extern template class FilterTable<float>;
 extern template class FilterTable<double>;
 
 }  // namespace mlff
-
-#endif  // MLFF_CORE_TABLES_H_

@@ -1,6 +1,6 @@
-#include "units.h"
+#include "core/units.h"
 
-#include "error.h"
+#include "core/error.h"
 
 namespace mlff {
 namespace {
@@ -14,7 +14,6 @@ const char* const kSymbols[] = {
     "Re", "Os", "Ir", "Pt", "Au", "Hg", "Tl", "Pb", "Bi", "Po", "At", "Rn", "Fr", "Ra", "Ac",
     "Th", "Pa", "U",  "Np", "Pu", "Am", "Cm", "Bk", "Cf", "Es", "Fm", "Md", "No", "Lr", "Rf",
     "Db", "Sg", "Bh", "Hs", "Mt", "Ds", "Rg", "Cn", "Nh", "Fl", "Mc", "Lv", "Ts", "Og"};
-constexpr int kNumElements = 118;
 static_assert(sizeof(kSymbols) / sizeof(kSymbols[0]) == kNumElements + 1, "one symbol per element");
 
 }  // namespace

@@ -1,6 +1,5 @@
 // Unit conversions and element symbols; the engine itself knows eV and Angstrom only.
-#ifndef MLFF_CORE_UNITS_H_
-#define MLFF_CORE_UNITS_H_
+#pragma once
 
 #include <string>
 
@@ -14,6 +13,9 @@ constexpr double kJoulePerEv = 1.602176634e-19;
 constexpr double kMeterPerAngstrom = 1e-10;
 // Coulomb constant e^2/(4 pi eps0), as used by ZBL.
 constexpr double kCoulombEvAngstrom = 14.399645;
+
+// The heaviest element, Og.
+constexpr int kNumElements = 118;
 
 // Factors that turn our units into those of a LAMMPS unit style:
 // x_lammps = x_ours * length, E_lammps = E_ours * energy.
@@ -32,5 +34,3 @@ std::string element_symbol(int atomic_number);
 int atomic_number_of(const std::string& symbol);
 
 }  // namespace mlff
-
-#endif  // MLFF_CORE_UNITS_H_

@@ -1,14 +1,13 @@
 // All parameters of the network but the filters, padded and packed for the kernels.
-#ifndef MLFF_CORE_WEIGHTS_H_
-#define MLFF_CORE_WEIGHTS_H_
+#pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "gemm.h"
-#include "kernels.h"
-#include "memory.h"
-#include "model_file.h"
+#include "core/gemm.h"
+#include "core/kernels.h"
+#include "core/memory.h"
+#include "core/model_file.h"
 
 namespace mlff {
 
@@ -50,5 +49,3 @@ extern template struct Weights<float>;
 extern template struct Weights<double>;
 
 }  // namespace mlff
-
-#endif  // MLFF_CORE_WEIGHTS_H_

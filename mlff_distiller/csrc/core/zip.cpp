@@ -1,9 +1,9 @@
-#include "zip.h"
+#include "core/zip.h"
 
 #include <algorithm>
 #include <array>
 
-#include "error.h"
+#include "core/error.h"
 
 namespace mlff {
 namespace {

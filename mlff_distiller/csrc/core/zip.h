@@ -1,6 +1,5 @@
 // The few parts of the zip format that exported students need. Private to model_file.cpp.
-#ifndef MLFF_CORE_ZIP_H_
-#define MLFF_CORE_ZIP_H_
+#pragma once
 
 #include <cstdint>
 #include <string>
@@ -17,5 +16,3 @@ uint64_t little_endian(const char* p, int bytes);
 std::string unzip_entry(const std::string& zip, const std::string& tail, const std::string& path);
 
 }  // namespace mlff
-
-#endif  // MLFF_CORE_ZIP_H_

@@ -5,13 +5,13 @@
 // for what rounding to tf32 or bfloat16 does to results; tensor cores come from cuBLAS.
 #include <cstring>
 
-#include "dense.h"
+#include "cuda/dense.h"
 
 #if !defined(_WIN32)
 #include <dlfcn.h>
 #endif
 
-#include "error.h"
+#include "core/error.h"
 
 namespace mlff {
 namespace gpu {
@@ -43,7 +43,7 @@ __device__ __forceinline__ double rounded(double x) {
 }
 
 template <typename T, int kMath>
-__global__ void __launch_bounds__(kThreads) product_kernel(Product<T> p) {
+__global__ void __launch_bounds__(kThreads) product_kernel(GemmCall<T> p) {
   __shared__ T a[kDepth][kTile + kOwn], b[kDepth][kTile + kOwn];
   const int64_t row0 = static_cast<int64_t>(blockIdx.x) * kTile;
   const int column0 = blockIdx.y * kTile;
@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(kThreads) product_kernel(Product<T> p) {
 }
 
 template <typename T, int kMath>
-void launch_product(const Product<T>& p, cudaStream_t stream) {
+void launch_product(const GemmCall<T>& p, cudaStream_t stream) {
   const dim3 grid(blocks_for(p.m, kTile), blocks_for(p.n, kTile));
   MLFF_LAUNCH((product_kernel<T, kMath>), grid, dim3(kThreads), 0, stream, p);
 }
@@ -102,7 +102,8 @@ constexpr int kCompute32 = 68, kCompute64 = 70, kComputeBf16 = 75, kComputeTf32 
 
 void check_cublas(int status, const char* what) {
   if (status != 0) {
-    throw Error(std::string("cuBLAS failed in ") + what + " with status " + std::to_string(status));
+    throw DeviceError(std::string("cuBLAS failed in ") + what + " with status " +
+                      std::to_string(status) + "; reinstall it, or use the CPU");
   }
 }
 
@@ -154,7 +155,7 @@ Dense::~Dense() {
 }
 
 template <typename T>
-void Dense::multiply(const Product<T>& p, cudaStream_t stream) {
+void Dense::multiply(const GemmCall<T>& p, cudaStream_t stream) {
   if (p.m == 0) return;
   constexpr bool kDouble = sizeof(T) == 8;
   if (!cublas_) {
@@ -188,8 +189,8 @@ void Dense::multiply(const Product<T>& p, cudaStream_t stream) {
   }
 }
 
-template void Dense::multiply<float>(const Product<float>&, cudaStream_t);
-template void Dense::multiply<double>(const Product<double>&, cudaStream_t);
+template void Dense::multiply<float>(const GemmCall<float>&, cudaStream_t);
+template void Dense::multiply<double>(const GemmCall<double>&, cudaStream_t);
 
 }  // namespace gpu
 }  // namespace mlff

@@ -1,12 +1,11 @@
 // Matrix products on the device: cuBLAS where it can be loaded, else a kernel of our own.
-#ifndef MLFF_CUDA_DENSE_H_
-#define MLFF_CUDA_DENSE_H_
+#pragma once
 
 #include <cstdint>
 #include <string>
 
-#include "device_memory.h"
-#include "gpu.h"
+#include "cuda/device_memory.h"
+#include "cuda/gpu.h"
 
 namespace mlff {
 namespace gpu {
@@ -33,7 +32,7 @@ const Cublas* load_cublas();
 
 // C [m, n] = A [m, k] B [k, n], or C += A B; row major, B with rows of n.
 template <typename T>
-struct Product {
+struct GemmCall {
   int64_t m = 0;
   int n = 0, k = 0;
   const T* a = nullptr;
@@ -46,16 +45,17 @@ struct Product {
 
 class Dense {
  public:
-  // cublas == null: our own kernel. Throws gpu::Error if cuBLAS fails.
+  // cublas == null: our own kernel. Throws DeviceError if cuBLAS fails.
   Dense(Math math, const Cublas* cublas);
   ~Dense();
   Dense(const Dense&) = delete;
   Dense& operator=(const Dense&) = delete;
 
   template <typename T>
-  void multiply(const Product<T>& product, cudaStream_t stream);
+  void multiply(const GemmCall<T>& product, cudaStream_t stream);
   bool uses_cublas() const { return cublas_ != nullptr; }
   Math math() const { return math_; }
+  size_t bytes() const { return workspace_.bytes(); }
 
  private:
   Math math_;
@@ -67,5 +67,3 @@ class Dense {
 
 }  // namespace gpu
 }  // namespace mlff
-
-#endif  // MLFF_CUDA_DENSE_H_

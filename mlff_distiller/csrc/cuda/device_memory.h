@@ -1,13 +1,13 @@
 // Memory on the device, and page-locked memory of the host, that grow and never shrink.
-#ifndef MLFF_CUDA_DEVICE_MEMORY_H_
-#define MLFF_CUDA_DEVICE_MEMORY_H_
+#pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <utility>
 #include <vector>
 
-#include "gpu.h"
+#include "core/memory.h"
+#include "cuda/gpu.h"
 
 namespace mlff {
 namespace gpu {
@@ -84,6 +84,17 @@ using DeviceMemory = Memory<T, Where::kDevice>;
 template <typename T>
 using PinnedMemory = Memory<T, Where::kPinned>;
 
+// As Bytes in core/memory.h, of the device.
+struct BytesOnDevice {
+  size_t total = 0;
+  template <typename T>
+  void operator()(const DeviceMemory<T>& buffer, int64_t) {
+    total += buffer.bytes();
+  }
+  template <typename T>
+  void operator()(const PinnedMemory<T>&, int64_t) {}
+};
+
 // Blocks of `threads` that cover `count` items.
 inline unsigned blocks_for(int64_t count, int64_t threads) {
   return static_cast<unsigned>(count > 0 ? (count + threads - 1) / threads : 1);
@@ -91,5 +102,3 @@ inline unsigned blocks_for(int64_t count, int64_t threads) {
 
 }  // namespace gpu
 }  // namespace mlff
-
-#endif  // MLFF_CUDA_DEVICE_MEMORY_H_

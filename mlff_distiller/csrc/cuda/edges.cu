@@ -9,7 +9,8 @@
 // the table, 198 kB with 256 intervals, most of which an A100's or H100's L1 holds. With few atoms
 // the chain record, sender's row, sum is what counts; the next record is therefore loaded ahead.
 // The sums are in benchmarks/gpu_roofline.py; nothing was measured.
-#include "edges.h"
+#include "core/lattice.h"
+#include "cuda/edges.h"
 
 namespace mlff {
 namespace gpu {
@@ -19,7 +20,6 @@ constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / 32;
 constexpr int kBatch = 8;  // edges whose sums over channels are taken together
 constexpr unsigned kAllLanes = 0xffffffffu;
-constexpr double kTooClose = 1e-4;  // Angstrom, as on the CPU
 
 __device__ __forceinline__ int64_t thread_index() {
   return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(256)
   record.interval = -1;
   record.r[0] = record.r[1] = record.r[2] = record.inverse = record.t = T(0);
   const bool inside = d2 < cutoff * cutoff;
-  if (inside && d2 > kTooClose * kTooClose) {
+  if (inside && d2 > kSamePoint * kSamePoint) {
     const double d = sqrt(d2), inverse = 1.0 / d, position = d * inverse_spacing;
     const int interval = min(static_cast<int>(position), intervals - 1);
     record.interval = interval;
@@ -111,7 +111,7 @@ __device__ __forceinline__ T filter(const T* row, int block, const Spline<T>& sp
 // --- messages ------------------------------------------------------------------------------------
 
 template <typename T, bool kFirst>
-__global__ void __launch_bounds__(kThreads) forward_kernel(EdgePass<T> p) {
+__global__ void __launch_bounds__(kThreads) forward_kernel(EdgeCall<T> p) {
   constexpr int kBlocks = kFirst ? 2 : 3, kWidth = kFirst ? 2 : 5;
   const int64_t c = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
   if (c >= p.n_local) return;
@@ -173,7 +173,7 @@ __device__ __forceinline__ T transpose_sum(T (&values)[32], int lane) {
 }
 
 template <typename T, bool kFirst>
-__global__ void __launch_bounds__(kThreads) backward_kernel(EdgePass<T> p) {
+__global__ void __launch_bounds__(kThreads) backward_kernel(EdgeCall<T> p) {
   constexpr int kBlocks = kFirst ? 2 : 3;
   const int64_t c = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
   if (c >= p.n_local) return;
@@ -384,7 +384,7 @@ __global__ void final_totals(const double* work, double* total) {
 }
 
 template <typename T>
-dim3 centre_grid(const EdgePass<T>& pass) {
+dim3 centre_grid(const EdgeCall<T>& pass) {
   return dim3(blocks_for(pass.n_local, kWarps), pass.num_channels / kChannels);
 }
 
@@ -400,7 +400,7 @@ void edge_geometry(const NeighborView& list, double cutoff, double warn_distance
 }
 
 template <typename T>
-void edge_forward(const EdgePass<T>& pass, bool first, cudaStream_t stream) {
+void edge_forward(const EdgeCall<T>& pass, bool first, cudaStream_t stream) {
   if (pass.n_local == 0) return;
   if (first) {
     MLFF_LAUNCH((forward_kernel<T, true>), centre_grid(pass), dim3(kThreads), 0, stream, pass);
@@ -410,7 +410,7 @@ void edge_forward(const EdgePass<T>& pass, bool first, cudaStream_t stream) {
 }
 
 template <typename T>
-void edge_backward(const EdgePass<T>& pass, bool first, cudaStream_t stream) {
+void edge_backward(const EdgeCall<T>& pass, bool first, cudaStream_t stream) {
   if (pass.n_local == 0) return;
   if (first) {
     MLFF_LAUNCH((backward_kernel<T, true>), centre_grid(pass), dim3(kThreads), 0, stream, pass);
@@ -447,8 +447,8 @@ void sum_totals(int64_t n_local, const double* energies, const double* sums, dou
 #define MLFF_INSTANTIATE(T)                                                                        \
   template void edge_geometry<T>(const NeighborView&, double, double, double, int, EdgeRecord<T>*, \
                                  double*, cudaStream_t);                                           \
-  template void edge_forward<T>(const EdgePass<T>&, bool, cudaStream_t);                           \
-  template void edge_backward<T>(const EdgePass<T>&, bool, cudaStream_t);                          \
+  template void edge_forward<T>(const EdgeCall<T>&, bool, cudaStream_t);                           \
+  template void edge_backward<T>(const EdgeCall<T>&, bool, cudaStream_t);                          \
   template void pair_gradients<T>(const NeighborView&, const RepulsionView&, int,                  \
                                   const EdgeRecord<T>*, const double*, const T*, const double*,    \
                                   double*, double*, double*, cudaStream_t);

@@ -2,16 +2,15 @@
 //
 // Rows that neighbours read interleave their blocks in chunks of 32 channels, one for each lane of
 // a warp: [row][F / 32][blocks][32]. A warp has one centre and one chunk, keeps that centre's sums
-// in registers and gathers over its edges, forward and in reverse (the list is symmetric,
-// KERNELS.md), so feature passes need no atomics and give the same bits in every run.
-#ifndef MLFF_CUDA_EDGES_H_
-#define MLFF_CUDA_EDGES_H_
+// in registers and gathers over its edges, forward and in reverse (the list is symmetric:
+// core/kernels_edges-inl.h), so feature passes need no atomics and give the same bits in every run.
+#pragma once
 
 #include <cstdint>
 
-#include "gpu.h"
-#include "neighbors.h"
-#include "repulsion.h"
+#include "core/repulsion.h"
+#include "cuda/gpu.h"
+#include "cuda/neighbors.h"
 
 namespace mlff {
 namespace gpu {
@@ -45,7 +44,7 @@ struct RepulsionView {
 };
 
 template <typename T>
-struct EdgePass {
+struct EdgeCall {
   int64_t n_local = 0, edge_capacity = 0;
   int num_channels = 0;          // F, a multiple of 32
   const int* offsets = nullptr;  // [n_local + 1]
@@ -86,9 +85,9 @@ void edge_geometry(const NeighborView& list, double cutoff, double warn_distance
                    cudaStream_t stream);
 
 template <typename T>
-void edge_forward(const EdgePass<T>& pass, bool first, cudaStream_t stream);
+void edge_forward(const EdgeCall<T>& pass, bool first, cudaStream_t stream);
 template <typename T>
-void edge_backward(const EdgePass<T>& pass, bool first, cudaStream_t stream);
+void edge_backward(const EdgeCall<T>& pass, bool first, cudaStream_t stream);
 
 // Numbers per centre made by pair_gradients: force on it from its own edges (3), virial (9).
 constexpr int kCentreSums = 12;
@@ -115,5 +114,3 @@ void sum_totals(int64_t n_local, const double* energies, const double* sums, dou
 
 }  // namespace gpu
 }  // namespace mlff
-
-#endif  // MLFF_CUDA_EDGES_H_

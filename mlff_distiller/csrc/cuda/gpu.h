@@ -2,17 +2,17 @@
 //
 // Kernels and the code that launches them include this file and nothing of a vendor. It gives
 //   the runtime API under its CUDA names,
-//   mlff::gpu::check(error, what)      throws mlff::gpu::Error,
+//   mlff::gpu::check(error, what)      throws mlff::DeviceError,
 //   MLFF_LAUNCH(kernel, grid, block, shared_bytes, stream, arguments...)
 //   MLFF_SHARED_ARRAY(type, name)      the dynamic shared memory of the block as `type* name`.
 // HIP is kept possible (no PTX, no vendor library in here) but was never compiled.
-#ifndef MLFF_CUDA_GPU_H_
-#define MLFF_CUDA_GPU_H_
+#pragma once
 
 #include <cstddef>
-#include <stdexcept>
 #include <string>
 #include <utility>
+
+#include "core/error.h"
 
 #if defined(MLFF_CUDA_HOST)
 #include "cuda_host.h"
@@ -81,25 +81,25 @@
 namespace mlff {
 namespace gpu {
 
-// A call to the device failed, or there is none. One line.
-class Error : public std::runtime_error {
- public:
-  using std::runtime_error::runtime_error;
-};
+// Throws DeviceError: what was being done, what the device says, what to do.
+[[noreturn]] inline void fail(cudaError_t error, const std::string& doing) {
+  static_cast<void>(cudaGetLastError());  // else the next launch would be blamed
+  throw DeviceError(doing + ": " + cudaGetErrorString(error) +
+                    (error == cudaErrorMemoryAllocation
+                         ? "; make the system smaller, free the GPU's memory or use the CPU"
+                         : "; see whether nvidia-smi finds the GPU well, or use the CPU"));
+}
 
 // `what` completes "CUDA error while ...".
 inline void check(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) {
-    static_cast<void>(cudaGetLastError());  // else the next launch would be blamed
-    throw Error(std::string("CUDA error while ") + what + ": " + cudaGetErrorString(error));
-  }
+  if (error != cudaSuccess) fail(error, std::string("CUDA error while ") + what);
 }
 
 #if defined(MLFF_CUDA_HOST) || defined(__CUDACC__) || defined(__HIP_PLATFORM_AMD__)
 // Queues the kernel on the stream, converting arguments to the kernel's parameter types. Throws
-// Error naming the kernel when the device refuses the launch.
+// DeviceError naming the kernel when the device refuses the launch.
 template <class... P, class... A>
-void launch(const char* name, void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared_bytes,
+void launch(const char* name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
             cudaStream_t stream, A&&... arguments) {
   static_assert(sizeof...(P) == sizeof...(A), "wrong number of kernel arguments");
 #if defined(MLFF_CUDA_HOST)
@@ -110,9 +110,7 @@ void launch(const char* name, void (*kernel)(P...), dim3 grid, dim3 block, std::
   // clang-format on
 #endif
   const cudaError_t error = cudaGetLastError();
-  if (error != cudaSuccess) {
-    throw Error(std::string("launching ") + name + ": " + cudaGetErrorString(error));
-  }
+  if (error != cudaSuccess) fail(error, std::string("launching ") + name);
 }
 #endif
 
@@ -131,5 +129,3 @@ void launch(const char* name, void (*kernel)(P...), dim3 grid, dim3 block, std::
   extern __shared__ __align__(16) unsigned char mlff_shared_bytes[]; \
   type* name = reinterpret_cast<type*>(mlff_shared_bytes)
 #endif
-
-#endif  // MLFF_CUDA_GPU_H_

@@ -13,8 +13,8 @@
 // against one or two operations per number read: all are bound by memory. A step of force matching
 // runs forward once, backward twice, double backward once: 136F bytes, with F = 128 17 kB per edge
 // and layer, 9 ns at an A100's 2 TB/s.
-#include "device_memory.h"
-#include "message.h"
+#include "cuda/device_memory.h"
+#include "cuda/message.h"
 
 namespace mlff {
 namespace gpu {
@@ -38,7 +38,7 @@ __device__ __forceinline__ T sum_over_lanes(T x) {
 // One warp per receiver and 32 channels, those of one receiver next to each other, so that a block
 // reads whole rows of w. Sums stay in registers.
 template <typename T, bool kVectors, bool kSecond>
-__global__ void __launch_bounds__(kThreads) receiver_kernel(MessagePass<T> p) {
+__global__ void __launch_bounds__(kThreads) receiver_kernel(MessageCall<T> p) {
   const int64_t f = p.channels, chunks = (f + kWarp - 1) / kWarp, width = (kVectors ? 3 : 2) * f;
   const int64_t task = warp_index(), i = task / chunks;
   const int64_t c = task % chunks * kWarp + threadIdx.x % kWarp;
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kThreads) receiver_kernel(MessagePass<T> p) {
 // sum: with A = Σ w2 G and B = Σ hw2 G the third terms are A·v and x2 A, or B·v + A·hv and hx2 A +
 // x2 B.
 template <typename T, bool kVectors, bool kSecond>
-__global__ void __launch_bounds__(kThreads) sender_kernel(MessagePass<T> p) {
+__global__ void __launch_bounds__(kThreads) sender_kernel(MessageCall<T> p) {
   const int64_t f = p.channels, chunks = (f + kWarp - 1) / kWarp, width = (kVectors ? 3 : 2) * f;
   const int64_t task = warp_index(), j = task / chunks;
   const int64_t c = task % chunks * kWarp + threadIdx.x % kWarp;
@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(kThreads) sender_kernel(MessagePass<T> p) {
 // One warp per edge, lanes over channels, so that the three sums over channels need no memory.
 // Edges that share a receiver are usually neighbours and find its rows in L1.
 template <typename T, bool kVectors, bool kSecond>
-__global__ void __launch_bounds__(kThreads) edge_kernel(MessagePass<T> p) {
+__global__ void __launch_bounds__(kThreads) edge_kernel(MessageCall<T> p) {
   const int64_t f = p.channels, width = (kVectors ? 3 : 2) * f;
   const int64_t e = warp_index();
   if (e >= p.num_edges) return;  // whole warps
@@ -188,7 +188,7 @@ dim3 node_grid(int64_t atoms, int64_t channels) {
 }
 
 template <typename T, bool kSecond>
-void gather_receivers(const MessagePass<T>& pass, cudaStream_t stream) {
+void gather_receivers(const MessageCall<T>& pass, cudaStream_t stream) {
   if (pass.atoms == 0 || pass.channels == 0) return;
   const dim3 grid = node_grid(pass.atoms, pass.channels);
   if (pass.vectors) {
@@ -199,7 +199,7 @@ void gather_receivers(const MessagePass<T>& pass, cudaStream_t stream) {
 }
 
 template <typename T, bool kSecond>
-void gather_senders(const MessagePass<T>& pass, cudaStream_t stream) {
+void gather_senders(const MessageCall<T>& pass, cudaStream_t stream) {
   if (pass.atoms == 0 || pass.channels == 0) return;
   const dim3 grid = node_grid(pass.atoms, pass.channels);
   if (pass.vectors) {
@@ -210,7 +210,7 @@ void gather_senders(const MessagePass<T>& pass, cudaStream_t stream) {
 }
 
 template <typename T, bool kSecond>
-void over_edges(const MessagePass<T>& pass, cudaStream_t stream) {
+void over_edges(const MessageCall<T>& pass, cudaStream_t stream) {
   if (pass.num_edges == 0) return;
   const dim3 grid(blocks_for(pass.num_edges, kThreads / kWarp));
   if (pass.vectors) {
@@ -223,27 +223,27 @@ void over_edges(const MessagePass<T>& pass, cudaStream_t stream) {
 }  // namespace
 
 template <typename T>
-void message_forward(const MessagePass<T>& pass, cudaStream_t stream) {
+void message_forward(const MessageCall<T>& pass, cudaStream_t stream) {
   gather_receivers<T, false>(pass, stream);
 }
 
 template <typename T>
-void message_backward(const MessagePass<T>& pass, cudaStream_t stream) {
+void message_backward(const MessageCall<T>& pass, cudaStream_t stream) {
   gather_senders<T, false>(pass, stream);
   over_edges<T, false>(pass, stream);
 }
 
 template <typename T>
-void message_double_backward(const MessagePass<T>& pass, cudaStream_t stream) {
+void message_double_backward(const MessageCall<T>& pass, cudaStream_t stream) {
   gather_receivers<T, true>(pass, stream);
   gather_senders<T, true>(pass, stream);
   over_edges<T, true>(pass, stream);
 }
 
 #define MLFF_INSTANTIATE(T)                                               \
-  template void message_forward<T>(const MessagePass<T>&, cudaStream_t);  \
-  template void message_backward<T>(const MessagePass<T>&, cudaStream_t); \
-  template void message_double_backward<T>(const MessagePass<T>&, cudaStream_t);
+  template void message_forward<T>(const MessageCall<T>&, cudaStream_t);  \
+  template void message_backward<T>(const MessageCall<T>&, cudaStream_t); \
+  template void message_double_backward<T>(const MessageCall<T>&, cudaStream_t);
 MLFF_INSTANTIATE(float)
 MLFF_INSTANTIATE(double)
 #undef MLFF_INSTANTIATE

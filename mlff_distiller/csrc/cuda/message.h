@@ -1,14 +1,13 @@
 // The message pass of PaiNN for training on a GPU: forward, first and second derivative.
 //
-// Formulas: bindings/message_ops.cpp, the twin on the CPU. Every sum over edges is gathered: by the
-// warp of a receiver, of a sender, or of the edge itself. No atomics, and the order of each sum is
-// that of the grouped edges, so results are the same bits in every run.
-#ifndef MLFF_CUDA_MESSAGE_H_
-#define MLFF_CUDA_MESSAGE_H_
+// Formulas: core/kernels_messages-inl.h, the twin on the CPU. Every sum over edges is gathered: by
+// the warp of a receiver, of a sender, or of the edge itself. No atomics, and the order of each sum
+// is that of the grouped edges, so results are the same bits in every run.
+#pragma once
 
 #include <cstdint>
 
-#include "gpu.h"
+#include "cuda/gpu.h"
 
 namespace mlff {
 namespace gpu {
@@ -22,7 +21,7 @@ struct EdgeGroups {
 // Arrays on the device, dense, rows of nodes unless marked otherwise. With `vectors` a width of 3F,
 // else of 2F, and then v and hv are not read and v_out becomes zero.
 template <typename T>
-struct MessagePass {
+struct MessageCall {
   int64_t atoms = 0, num_edges = 0, channels = 0;  // channels: F, any number
   bool vectors = false;
   const int64_t *senders = nullptr, *receivers = nullptr;  // [edges], within 0 .. atoms - 1
@@ -40,13 +39,11 @@ struct MessagePass {
 };
 
 template <typename T>
-void message_forward(const MessagePass<T>& pass, cudaStream_t stream);
+void message_forward(const MessageCall<T>& pass, cudaStream_t stream);
 template <typename T>
-void message_backward(const MessagePass<T>& pass, cudaStream_t stream);
+void message_backward(const MessageCall<T>& pass, cudaStream_t stream);
 template <typename T>
-void message_double_backward(const MessagePass<T>& pass, cudaStream_t stream);
+void message_double_backward(const MessageCall<T>& pass, cudaStream_t stream);
 
 }  // namespace gpu
 }  // namespace mlff
-
-#endif  // MLFF_CUDA_MESSAGE_H_

@@ -13,9 +13,10 @@
 #include <cmath>
 #include <cstring>
 
-#include "error.h"
-#include "lattice.h"
-#include "neighbors.h"
+#include "core/error.h"
+#include "core/lattice.h"
+#include "core/skin.h"
+#include "cuda/neighbors.h"
 
 namespace mlff {
 namespace gpu {
@@ -35,60 +36,17 @@ __device__ __forceinline__ int64_t thread_index() {
 
 // --- to build or not -----------------------------------------------------------------------------
 
-__device__ void inverse3(const double* m, double* out) {
-  const double c0 = m[4] * m[8] - m[5] * m[7], c1 = m[5] * m[6] - m[3] * m[8],
-               c2 = m[3] * m[7] - m[4] * m[6];
-  const double s = 1.0 / (m[0] * c0 + m[1] * c1 + m[2] * c2);
-  out[0] = c0 * s;
-  out[1] = (m[2] * m[7] - m[1] * m[8]) * s;
-  out[2] = (m[1] * m[5] - m[2] * m[4]) * s;
-  out[3] = c1 * s;
-  out[4] = (m[0] * m[8] - m[2] * m[6]) * s;
-  out[5] = (m[2] * m[3] - m[0] * m[5]) * s;
-  out[6] = c2 * s;
-  out[7] = (m[1] * m[6] - m[0] * m[7]) * s;
-  out[8] = (m[0] * m[4] - m[1] * m[3]) * s;
-}
-
-__device__ void multiply3(const double* a, const double* b, double* c) {
-  for (int i = 0; i < 3; ++i) {
-    for (int j = 0; j < 3; ++j) {
-      c[3 * i + j] = a[3 * i] * b[j] + a[3 * i + 1] * b[3 + j] + a[3 * i + 2] * b[6 + j];
-    }
-  }
-}
-
-// As Potential::State::list_is_valid on the CPU: with every direction periodic the cell may have
-// been deformed since the build, x = x_built M + delta with M = C_built^-1 C, and then
-// |r_built| <= |M^-1| (|r| + 2 max |delta|). One thread.
+// See core/skin.h. One thread.
 __global__ void decide_begin(State* state, const Box* box, double cutoff, double skin,
                              int keep_list) {
   state->faults = 0;
   state->fault_edge = state->fault_atom = state->close_edge = INT_MAX;
   int rebuild = state->force_rebuild || !state->built;
   state->allowed2 = -1.0;
-  for (int i = 0; i < 9; ++i) state->map[i] = i % 4 == 0 ? 1.0 : 0.0;
   if (!rebuild && !keep_list) {
-    bool same = true;
-    for (int i = 0; i < 9; ++i) same = same && box->given[i] == state->built_cell[i];
-    double stretch = 1.0;
-    if (!same) {
-      if (box->periodic[0] && box->periodic[1] && box->periodic[2]) {
-        double back[9];
-        inverse3(state->built_cell, back);
-        multiply3(back, box->given, state->map);
-        inverse3(state->map, back);
-        double off = 0.0;
-        for (int i = 0; i < 9; ++i) {
-          const double x = back[i] - (i % 4 == 0 ? 1.0 : 0.0);
-          off += x * x;
-        }
-        stretch += sqrt(off);
-      } else {
-        rebuild = 1;
-      }
-    }
-    const double allowed = 0.5 * ((cutoff + skin) / stretch - cutoff) - 1e-9;
+    const bool all_periodic = box->periodic[0] && box->periodic[1] && box->periodic[2];
+    const double allowed =
+        allowed_move(state->built_cell, box->given, all_periodic, cutoff, skin, state->map);
     if (allowed > 0.0) {
       state->allowed2 = allowed * allowed;
     } else {
@@ -102,13 +60,7 @@ __global__ void find_moved(State* state, const double* positions, const double* 
                            int64_t n_rows) {
   const int64_t i = thread_index();
   if (i >= n_rows || state->allowed2 < 0.0) return;
-  const double* m = state->map;
-  const double x = built[3 * i], y = built[3 * i + 1], z = built[3 * i + 2];
-  double d2 = 0.0;
-  for (int a = 0; a < 3; ++a) {
-    const double delta = positions[3 * i + a] - x * m[a] - y * m[3 + a] - z * m[6 + a];
-    d2 += delta * delta;
-  }
+  const double d2 = moved_squared(positions + 3 * i, built + 3 * i, state->map);
   if (!(d2 <= state->allowed2)) atomicExch(&state->rebuild, 1);  // NaN, too
 }
 
@@ -418,8 +370,9 @@ __global__ void request_build(State* state) { state->force_rebuild = 1; }
 
 }  // namespace
 
-Box make_box(const double* cell, const std::array<bool, 3>& pbc) {
+Box make_box(const double* cell, const std::array<bool, 3>& pbc, double reach) {
   const Lattice lattice(cell, pbc);
+  lattice.repeats(reach);  // a search through more of them would not end
   Box box;
   std::memset(&box, 0, sizeof(box));
   std::array<Vec3, 3> basis = lattice.reduced;
@@ -447,33 +400,53 @@ NeighborList::NeighborList(double cutoff, double skin) : cutoff_(cutoff), skin_(
   std::memset(host_box_.require(1), 0, sizeof(Box));
 }
 
+int64_t NeighborList::most_bins(int64_t n_rows) { return n_rows > 64 ? n_rows : 64; }
+
+// Every buffer whose size depends on the atoms.
+template <typename Self, typename F>
+void NeighborList::each_of_atoms(Self& list, int64_t n_local, int64_t n_rows, F&& f) {
+  const int64_t max_bins = most_bins(n_rows);
+  f(list.host_species_, n_rows);
+  f(list.host_positions_, 3 * n_rows);
+  f(list.species_, n_rows);
+  f(list.positions_, 3 * n_rows);
+  f(list.built_positions_, 3 * n_rows);
+  f(list.bin_, n_rows);
+  f(list.bin_counts_, max_bins);
+  f(list.bin_offsets_, max_bins + 1);
+  f(list.bin_cursor_, max_bins);
+  f(list.unordered_, n_rows);
+  f(list.binned_, n_rows);
+  f(list.wrap_, 3 * n_rows);
+  f(list.counts_, n_local);
+  f(list.offsets_, n_local + 1);
+  f(list.incoming_counts_, n_rows);
+  f(list.incoming_offsets_, n_rows + 1);
+  f(list.incoming_cursor_, n_rows);
+}
+
+// Every buffer whose size depends on the edges; the first one says for how many there is room.
+template <typename Self, typename F>
+void NeighborList::each_of_edges(Self& list, int64_t edges, F&& f) {
+  f(list.senders_, edges);
+  f(list.receivers_, edges);
+  f(list.shifts_, 3 * edges);
+  f(list.incoming_unordered_, edges);
+  f(list.incoming_, edges);
+}
+
 void NeighborList::resize(int64_t n_local, int64_t n_rows, bool keep_list) {
   if (n_local == n_local_ && n_rows == n_rows_ && keep_list == keep_list_) return;
   if (n_rows > INT_MAX / 4) {
     throw InputError("a device holds at most 2^29 atoms, got " + std::to_string(n_rows) +
                      "; use more ranks");
   }
+  n_local_ = n_rows_ = -1;  // until all of it is there
+  each_of_atoms(*this, n_local, n_rows, require);
+  max_bins_ = most_bins(n_rows);
   n_local_ = n_local;
   n_rows_ = n_rows;
   keep_list_ = keep_list;
-  host_species_.require(n_rows);
-  host_positions_.require(3 * n_rows);
-  species_.require(n_rows);
-  positions_.require(3 * n_rows);
-  built_positions_.require(3 * n_rows);
-  max_bins_ = n_rows > 64 ? n_rows : 64;
-  bin_.require(n_rows);
-  bin_counts_.require(max_bins_);
-  bin_offsets_.require(max_bins_ + 1);
-  bin_cursor_.require(max_bins_);
-  unordered_.require(n_rows);
-  binned_.require(n_rows);
-  wrap_.require(3 * n_rows);
-  counts_.require(n_local);
-  offsets_.require(n_local + 1);
-  incoming_counts_.require(n_rows);
-  incoming_offsets_.require(n_rows + 1);
-  incoming_cursor_.require(n_rows);
   ++generation_;
 }
 
@@ -483,12 +456,11 @@ void NeighborList::reserve_edges(int64_t count) {
     throw InputError("a device holds at most 2^29 pairs of neighbours, got " +
                      std::to_string(count) + "; use more ranks or a smaller cutoff");
   }
+  capacity_ = 0;  // until all of it is there
   senders_.require(count);
-  capacity_ = senders_.count();
-  receivers_.require(capacity_);
-  shifts_.require(3 * capacity_);
-  incoming_unordered_.require(capacity_);
-  incoming_.require(capacity_);
+  const int64_t capacity = senders_.count();
+  each_of_edges(*this, capacity, require);
+  capacity_ = capacity;
   ++generation_;
 }
 
@@ -606,14 +578,12 @@ void NeighborList::download_state(cudaStream_t stream) {
 }
 
 size_t NeighborList::bytes() const {
-  size_t total = positions_.bytes() + built_positions_.bytes();
-  for (const DeviceMemory<int>* m :
-       {&species_, &bin_, &bin_counts_, &bin_offsets_, &bin_cursor_, &unordered_, &binned_, &wrap_,
-        &counts_, &offsets_, &senders_, &receivers_, &shifts_, &incoming_counts_,
-        &incoming_offsets_, &incoming_cursor_, &incoming_unordered_, &incoming_}) {
-    total += m->bytes();
-  }
-  return total;
+  BytesOnDevice bytes;
+  each_of_atoms(*this, 0, 0, bytes);
+  each_of_edges(*this, 0, bytes);
+  bytes(box_, 1);
+  bytes(state_, 1);
+  return bytes.total;
 }
 
 }  // namespace gpu

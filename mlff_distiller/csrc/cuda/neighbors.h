@@ -1,12 +1,11 @@
 // Neighbour list on the device: cell list, skin, and the decision to rebuild, without the host.
-#ifndef MLFF_CUDA_NEIGHBORS_H_
-#define MLFF_CUDA_NEIGHBORS_H_
+#pragma once
 
 #include <array>
 #include <cstdint>
 
-#include "device_memory.h"
-#include "gpu.h"
+#include "cuda/device_memory.h"
+#include "cuda/gpu.h"
 
 namespace mlff {
 namespace gpu {
@@ -14,7 +13,7 @@ namespace gpu {
 // What can be wrong with the positions; bits of State::faults.
 enum Fault : unsigned {
   kNotFinite = 1u,     // a position or an edge vector
-  kOnTop = 2u,         // two atoms closer than 1e-4 Angstrom
+  kOnTop = 2u,         // two atoms as near as kSamePoint (core/lattice.h)
   kTooManyEdges = 4u,  // the list did not fit; State::needed_edges says how many there are
 };
 
@@ -28,8 +27,9 @@ struct Box {
   int transform[9];  // reduced_k = sum_l transform[k][l] given_l
 };
 
-// Checks and reduces a cell (lattice.h). Throws InputError.
-Box make_box(const double* cell, const std::array<bool, 3>& pbc);
+// Checks and reduces a cell (core/lattice.h) for lists that reach as far as this, Angstrom. Throws
+// InputError.
+Box make_box(const double* cell, const std::array<bool, 3>& pbc, double reach);
 
 // One per system, on the device; a copy comes back with every step's results.
 struct State {
@@ -109,9 +109,16 @@ class NeighborList {
   double skin() const { return skin_; }
   // Changes whenever any memory moved: captured graphs are stale then.
   int64_t generation() const { return generation_; }
-  size_t bytes() const;
+  size_t bytes() const;  // on the device
 
  private:
+  static int64_t most_bins(int64_t n_rows);
+  // Call f(buffer, count of its items) for every buffer; see require and BytesOnDevice.
+  template <typename Self, typename F>
+  static void each_of_atoms(Self& list, int64_t n_local, int64_t n_rows, F&& f);
+  template <typename Self, typename F>
+  static void each_of_edges(Self& list, int64_t edges, F&& f);
+
   double cutoff_, skin_;
   int64_t n_local_ = -1, n_rows_ = -1, max_bins_ = 0, capacity_ = 0, generation_ = 0;
   bool keep_list_ = false;
@@ -126,12 +133,10 @@ class NeighborList {
   // Cell list: bin of each row, rows grouped by bin, whole cells that wrapping moved each row by.
   DeviceMemory<int> bin_, bin_counts_, bin_offsets_, bin_cursor_, unordered_, binned_, wrap_;
   // Lists.
-  DeviceMemory<int> counts_, offsets_, cursor_, senders_, receivers_, shifts_;
+  DeviceMemory<int> counts_, offsets_, senders_, receivers_, shifts_;
   DeviceMemory<int> incoming_counts_, incoming_offsets_, incoming_cursor_, incoming_unordered_,
       incoming_;
 };
 
 }  // namespace gpu
 }  // namespace mlff
-
-#endif  // MLFF_CUDA_NEIGHBORS_H_

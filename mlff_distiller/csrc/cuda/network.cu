@@ -1,11 +1,11 @@
 #include <cmath>
 #include <string>
 
-#include "../core/edges.h"
-#include "error.h"
-#include "network.h"
-#include "tables.h"
-#include "weights.h"
+#include "core/edges.h"
+#include "core/error.h"
+#include "core/tables.h"
+#include "core/weights.h"
+#include "cuda/network.h"
 
 namespace mlff {
 namespace gpu {
@@ -17,7 +17,7 @@ int padded_channels(int64_t hidden) {
 
 template <typename T>
 std::vector<T> values_of(const PackedMatrix<T>& matrix) {
-  GemmCall<T> call;
+  mlff::GemmCall<T> call;
   matrix.fill(call);
   return std::vector<T>(call.b, call.b + matrix.k() * matrix.n());
 }
@@ -142,46 +142,76 @@ void Network<T>::load_tables(const ModelFile& model) {
   }
 }
 
+// Every buffer of a step.
+template <typename T>
+template <typename Self, typename F>
+void Network<T>::each_of_step(Self& net, const NeighborView& list, bool gradients, F&& f) {
+  const int64_t n = list.n_local, rows = list.n_rows, edges = list.edge_capacity, c = net.f_;
+  const int64_t layers = net.num_interactions_;
+  const auto if_gradients = [gradients](int64_t count) { return gradients ? count : -1; };
+  for (int64_t k = 0; k < layers; ++k) {
+    auto& layer = net.layers_[static_cast<size_t>(k)];
+    f(layer.vu, n * 6 * c);
+    f(layer.a, n * 3 * c);
+    f(layer.slope, n * c);
+    f(layer.features, k > 0 ? rows * 5 * c : -1);
+    f(layer.x2, k > 0 ? n * c : -1);
+    f(layer.v, k > 0 ? n * 3 * c : -1);
+    f(layer.message_slope, k > 0 ? n * c : -1);
+  }
+  f(net.records_, edges);
+  f(net.vectors_, 3 * edges);
+  f(net.energies_, n);
+  f(net.centre_sums_, kCentreSums * n);
+  f(net.work_, kTotals * kTotalBlocks);
+  f(net.s_, n * c);
+  f(net.cat_, n * 2 * c);
+  f(net.last_v_, n * 3 * c);
+  f(net.hidden_, n * c);
+  f(net.x_, n * 3 * c);
+  f(net.readout_, n * net.readout_width_);
+  f(net.readout_slope_, n * net.readout_width_);
+  f(net.pair_gradients_, if_gradients(3 * edges));
+  f(net.partial_, if_gradients(c / kChannels * edges * 4));
+  f(net.adjoints_[0], if_gradients(rows * 4 * c));
+  f(net.adjoints_[1], layers > 1 ? if_gradients(rows * 4 * c) : -1);
+  f(net.gx_, if_gradients(n * 3 * c));
+  f(net.gs_, if_gradients(n * c));
+  f(net.gv_, if_gradients(n * 3 * c));
+  f(net.ga_, if_gradients(n * 3 * c));
+  f(net.gcat_, if_gradients(n * 2 * c));
+  f(net.gvu_, if_gradients(n * 6 * c));
+}
+
+// Every buffer of the model.
+template <typename T>
+template <typename F>
+void Network<T>::each_of_model(F&& f) const {
+  for (const Layer& layer : layers_) {
+    for (const DeviceMemory<T>* weights :
+         {&layer.mix, &layer.mix_reverse, &layer.update_in, &layer.update_in_reverse,
+          &layer.update_in_bias, &layer.update_out, &layer.update_out_reverse,
+          &layer.update_out_bias, &layer.message_in, &layer.message_in_reverse,
+          &layer.message_in_bias, &layer.message_out, &layer.message_out_reverse,
+          &layer.message_out_bias, &layer.table}) {
+      f(*weights, weights->count());
+    }
+  }
+  for (const DeviceMemory<T>* weights : {&embedding_, &species_x_, &readout_in_,
+                                         &readout_in_reverse_, &readout_in_bias_, &readout_out_}) {
+    f(*weights, weights->count());
+  }
+  f(offsets_, offsets_.count());
+  f(repulsion_, repulsion_.count());
+}
+
 template <typename T>
 void Network<T>::resize(const NeighborView& list, bool gradients) {
-  const int64_t before = static_cast<int64_t>(bytes());
-  const int64_t n = list.n_local, rows = list.n_rows, edges = list.edge_capacity, f = f_;
-  for (int64_t k = 0; k < num_interactions_; ++k) {
-    Layer& layer = layers_[static_cast<size_t>(k)];
-    layer.vu.require(n * 6 * f);
-    layer.a.require(n * 3 * f);
-    layer.slope.require(n * f);
-    if (k == 0) continue;
-    layer.features.require(rows * 5 * f);
-    layer.x2.require(n * f);
-    layer.v.require(n * 3 * f);
-    layer.message_slope.require(n * f);
-  }
-  records_.require(edges);
-  vectors_.require(3 * edges);
-  energies_.require(n);
-  centre_sums_.require(kCentreSums * n);
-  work_.require(kTotals * kTotalBlocks);
-  s_.require(n * f);
-  cat_.require(n * 2 * f);
-  last_v_.require(n * 3 * f);
-  hidden_.require(n * f);
-  x_.require(n * 3 * f);
-  readout_.require(n * readout_width_);
-  readout_slope_.require(n * readout_width_);
-  if (gradients) {
-    pair_gradients_.require(3 * edges);
-    partial_.require(f / kChannels * edges * 4);
-    adjoints_[0].require(rows * 4 * f);
-    if (num_interactions_ > 1) adjoints_[1].require(rows * 4 * f);
-    gx_.require(n * 3 * f);
-    gs_.require(n * f);
-    gv_.require(n * 3 * f);
-    ga_.require(n * 3 * f);
-    gcat_.require(n * 2 * f);
-    gvu_.require(n * 6 * f);
-  }
-  if (static_cast<int64_t>(bytes()) != before) ++generation_;
+  // Buffers only ever grow, so the sum changes whenever one of them does. Memory may run out halfway.
+  const size_t before = bytes();
+  ++generation_;
+  each_of_step(*this, list, gradients, require);
+  if (bytes() == before) --generation_;
 }
 
 template <typename T>
@@ -195,9 +225,9 @@ void Network<T>::begin(const NeighborView& list, const double* weights, bool gra
 }
 
 template <typename T>
-EdgePass<T> Network<T>::pass(int64_t k) const {
+EdgeCall<T> Network<T>::pass(int64_t k) const {
   const Layer& layer = layers_[static_cast<size_t>(k)];
-  EdgePass<T> pass;
+  EdgeCall<T> pass;
   pass.n_local = list_.n_local;
   pass.edge_capacity = list_.edge_capacity;
   pass.num_channels = f_;
@@ -217,9 +247,9 @@ EdgePass<T> Network<T>::pass(int64_t k) const {
 }
 
 template <typename T>
-Update<T> Network<T>::update(int64_t k) {
+UpdateCall<T> Network<T>::update(int64_t k) {
   Layer& layer = layers_[static_cast<size_t>(k)];
-  Update<T> u;
+  UpdateCall<T> u;
   u.n = list_.n_local;
   u.num_channels = f_;
   u.last = k + 1 == num_interactions_;
@@ -242,7 +272,7 @@ Update<T> Network<T>::update(int64_t k) {
 template <typename T>
 void Network<T>::multiply(int64_t m, int n, int k, const T* a, int lda, const DeviceMemory<T>& b,
                           T* c, int ldc, bool accumulate, cudaStream_t stream) {
-  Product<T> product;
+  GemmCall<T> product;
   product.m = m;
   product.n = n;
   product.k = k;
@@ -262,9 +292,9 @@ void Network<T>::forward(int64_t k, cudaStream_t stream) {
   const bool last = k + 1 == num_interactions_;
   const int parts = last ? 2 : 3;
   Layer& layer = layers_[static_cast<size_t>(k)];
-  const Update<T> u = update(k);
+  const UpdateCall<T> u = update(k);
 
-  EdgePass<T> edges = pass(k);
+  EdgeCall<T> edges = pass(k);
   edges.rows = layer.features.data();
   edges.s_in = s_.data();
   edges.s_out = cat_.data();
@@ -307,7 +337,7 @@ void Network<T>::update_adjoint(int64_t k, cudaStream_t stream) {
   const bool last = k + 1 == num_interactions_;
   const int parts = last ? 2 : 3;
   Layer& layer = layers_[static_cast<size_t>(k)];
-  const Update<T> u = update(k);
+  const UpdateCall<T> u = update(k);
   update_adjoint_a(u, stream);
   multiply(n, f, parts * f, ga_.data(), parts * f, layer.update_out_reverse, hidden_.data(), f,
            false, stream);
@@ -324,7 +354,7 @@ void Network<T>::backward(int64_t k, cudaStream_t stream) {
   const int64_t n = list_.n_local;
   const int f = f_;
   Layer& layer = layers_[static_cast<size_t>(k)];
-  EdgePass<T> edges = pass(k);
+  EdgeCall<T> edges = pass(k);
   edges.rows = adjoints(k);
   edges.own = layer.features.data();
   edges.x2 = layer.x2.data();
@@ -361,60 +391,10 @@ void Network<T>::finish(double* forces, double* atom_virials, double* totals, cu
 
 template <typename T>
 size_t Network<T>::bytes() const {
-  size_t total = records_.bytes() + vectors_.bytes() + pair_gradients_.bytes() +
-                 centre_sums_.bytes() + energies_.bytes() + work_.bytes() + offsets_.bytes() +
-                 repulsion_.bytes();
-  for (const DeviceMemory<T>* m : {&embedding_,
-                                   &species_x_,
-                                   &readout_in_,
-                                   &readout_in_reverse_,
-                                   &readout_in_bias_,
-                                   &readout_out_,
-                                   &partial_,
-                                   &adjoints_[0],
-                                   &adjoints_[1],
-                                   &s_,
-                                   &cat_,
-                                   &last_v_,
-                                   &hidden_,
-                                   &x_,
-                                   &gx_,
-                                   &gs_,
-                                   &gv_,
-                                   &ga_,
-                                   &gcat_,
-                                   &gvu_,
-                                   &readout_,
-                                   &readout_slope_}) {
-    total += m->bytes();
-  }
-  for (const Layer& layer : layers_) {
-    for (const DeviceMemory<T>* m : {&layer.mix,
-                                     &layer.mix_reverse,
-                                     &layer.update_in,
-                                     &layer.update_in_reverse,
-                                     &layer.update_in_bias,
-                                     &layer.update_out,
-                                     &layer.update_out_reverse,
-                                     &layer.update_out_bias,
-                                     &layer.message_in,
-                                     &layer.message_in_reverse,
-                                     &layer.message_in_bias,
-                                     &layer.message_out,
-                                     &layer.message_out_reverse,
-                                     &layer.message_out_bias,
-                                     &layer.table,
-                                     &layer.vu,
-                                     &layer.a,
-                                     &layer.slope,
-                                     &layer.features,
-                                     &layer.x2,
-                                     &layer.v,
-                                     &layer.message_slope}) {
-      total += m->bytes();
-    }
-  }
-  return total;
+  BytesOnDevice bytes;
+  each_of_step(*this, NeighborView(), false, bytes);
+  each_of_model(bytes);
+  return bytes.total;
 }
 
 template class Network<float>;

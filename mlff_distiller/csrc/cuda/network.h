@@ -1,17 +1,16 @@
 // The network on the device: the passes of core/network.h over all atoms at once.
-#ifndef MLFF_CUDA_NETWORK_H_
-#define MLFF_CUDA_NETWORK_H_
+#pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "dense.h"
-#include "device_memory.h"
-#include "edges.h"
-#include "engine.h"
-#include "model_file.h"
-#include "neighbors.h"
-#include "pointwise.h"
+#include "core/graph.h"
+#include "core/model_file.h"
+#include "cuda/dense.h"
+#include "cuda/device_memory.h"
+#include "cuda/edges.h"
+#include "cuda/neighbors.h"
+#include "cuda/pointwise.h"
 
 namespace mlff {
 namespace gpu {
@@ -20,7 +19,7 @@ template <typename T>
 class Network {
  public:
   // Copies weights and filter tables to the device. Throws InputError if the table misses its
-  // bound, Error if memory runs out. `dense` must outlive the network.
+  // bound, DeviceError if memory runs out. `dense` must outlive the network.
   Network(const ModelFile& model, Dense& dense);
 
   // Room for lists of that size.
@@ -44,7 +43,7 @@ class Network {
   int num_channels() const { return f_; }  // padded to a multiple of 32
   const TableReport& table_report() const { return table_report_; }
   int64_t generation() const { return generation_; }  // changes whenever memory moved
-  size_t bytes() const;
+  size_t bytes() const;  // on the device
 
  private:
   struct Layer {
@@ -58,11 +57,17 @@ class Network {
     DeviceMemory<T> vu, a, slope, features, x2, v, message_slope;
   };
 
+  // Call f(buffer, count of its items) for every buffer; see require and BytesOnDevice.
+  template <typename Self, typename F>
+  static void each_of_step(Self& network, const NeighborView& list, bool gradients, F&& f);
+  template <typename F>
+  void each_of_model(F&& f) const;
+
   void load_weights(const ModelFile& model);
   void load_tables(const ModelFile& model);
   void update_adjoint(int64_t k, cudaStream_t stream);
-  EdgePass<T> pass(int64_t k) const;
-  Update<T> update(int64_t k);
+  EdgeCall<T> pass(int64_t k) const;
+  UpdateCall<T> update(int64_t k);
   void multiply(int64_t m, int n, int k, const T* a, int lda, const DeviceMemory<T>& b, T* c,
                 int ldc, bool accumulate, cudaStream_t stream);
 
@@ -100,5 +105,3 @@ extern template class Network<double>;
 
 }  // namespace gpu
 }  // namespace mlff
-
-#endif  // MLFF_CUDA_NETWORK_H_

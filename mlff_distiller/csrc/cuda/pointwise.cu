@@ -1,8 +1,8 @@
 // All of these are bound by memory: each reads its arguments once and writes its results once, and
 // neighbouring threads touch neighbouring numbers. Together they move about a third of what the
 // passes over edges do.
-#include "device_memory.h"
-#include "pointwise.h"
+#include "cuda/device_memory.h"
+#include "cuda/pointwise.h"
 
 namespace mlff {
 namespace gpu {
@@ -54,7 +54,7 @@ struct Mixed {
 };
 
 template <typename T>
-__global__ void norms_kernel(Update<T> p) {
+__global__ void norms_kernel(UpdateCall<T> p) {
   const int64_t index = thread_index();
   const int n = p.num_channels;
   if (index >= p.n * n) return;
@@ -64,7 +64,7 @@ __global__ void norms_kernel(Update<T> p) {
 }
 
 template <typename T>
-__global__ void combine_kernel(Update<T> p) {
+__global__ void combine_kernel(UpdateCall<T> p) {
   const int64_t index = thread_index();
   const int n = p.num_channels;
   if (index >= p.n * n) return;
@@ -82,7 +82,7 @@ __global__ void combine_kernel(Update<T> p) {
 }
 
 template <typename T>
-__global__ void adjoint_a_kernel(Update<T> p) {
+__global__ void adjoint_a_kernel(UpdateCall<T> p) {
   const int64_t index = thread_index();
   const int n = p.num_channels;
   if (index >= p.n * n) return;
@@ -100,7 +100,7 @@ __global__ void adjoint_a_kernel(Update<T> p) {
 }
 
 template <typename T>
-__global__ void adjoint_vu_kernel(Update<T> p) {
+__global__ void adjoint_vu_kernel(UpdateCall<T> p) {
   const int64_t index = thread_index();
   const int n = p.num_channels;
   if (index >= p.n * n) return;
@@ -197,7 +197,7 @@ void scale(int64_t count, const T* factor, T* x, cudaStream_t stream) {
 
 #define MLFF_UPDATE(function, kernel)                                                           \
   template <typename T>                                                                         \
-  void function(const Update<T>& u, cudaStream_t stream) {                                      \
+  void function(const UpdateCall<T>& u, cudaStream_t stream) {                                  \
     if (u.n == 0) return;                                                                       \
     MLFF_LAUNCH(kernel<T>, dim3(blocks_for(u.n * u.num_channels, kThreads)), dim3(kThreads), 0, \
                 stream, u);                                                                     \
@@ -244,10 +244,10 @@ void copy_ghosts(int64_t n_local, int64_t count, int width, const int* owners, T
 #define MLFF_INSTANTIATE(T)                                                                      \
   template void silu<T>(int64_t, int, const T*, T*, T*, cudaStream_t);                           \
   template void scale<T>(int64_t, const T*, T*, cudaStream_t);                                   \
-  template void update_norms<T>(const Update<T>&, cudaStream_t);                                 \
-  template void update_combine<T>(const Update<T>&, cudaStream_t);                               \
-  template void update_adjoint_a<T>(const Update<T>&, cudaStream_t);                             \
-  template void update_adjoint_vu<T>(const Update<T>&, cudaStream_t);                            \
+  template void update_norms<T>(const UpdateCall<T>&, cudaStream_t);                             \
+  template void update_combine<T>(const UpdateCall<T>&, cudaStream_t);                           \
+  template void update_adjoint_a<T>(const UpdateCall<T>&, cudaStream_t);                         \
+  template void update_adjoint_vu<T>(const UpdateCall<T>&, cudaStream_t);                        \
   template void write_features<T>(int64_t, int, const T*, const T*, const T*, T*, T*,            \
                                   cudaStream_t);                                                 \
   template void write_adjoints<T>(int64_t, int, const T*, const T*, const T*, T*, cudaStream_t); \

@@ -1,10 +1,9 @@
 // Element-wise kernels between the matrix products, one thread per atom and channel.
-#ifndef MLFF_CUDA_POINTWISE_H_
-#define MLFF_CUDA_POINTWISE_H_
+#pragma once
 
 #include <cstdint>
 
-#include "gpu.h"
+#include "cuda/gpu.h"
 
 namespace mlff {
 namespace gpu {
@@ -19,7 +18,7 @@ void scale(int64_t count, const T* factor, T* x, cudaStream_t stream);
 
 // Arrays of the update block for n atoms; F = num_channels. `last`: vectors end here, no a_vv.
 template <typename T>
-struct Update {
+struct UpdateCall {
   int64_t n = 0;
   int num_channels = 0;
   bool last = false;
@@ -41,16 +40,16 @@ struct Update {
 
 // cat's norm = sqrt(sum_xyz (V v)^2 + epsilon) - shift
 template <typename T>
-void update_norms(const Update<T>& u, cudaStream_t stream);
+void update_norms(const UpdateCall<T>& u, cudaStream_t stream);
 // s_out = s + a_ss + a_sv <U v, V v>;  v += a_vv U v
 template <typename T>
-void update_combine(const Update<T>& u, cudaStream_t stream);
+void update_combine(const UpdateCall<T>& u, cudaStream_t stream);
 // ga_ss = gs;  ga_sv = gs <U v, V v>;  ga_vv = gv . U v
 template <typename T>
-void update_adjoint_a(const Update<T>& u, cudaStream_t stream);
+void update_adjoint_a(const UpdateCall<T>& u, cudaStream_t stream);
 // gU v = a_vv gv + gs a_sv V v;  gV v = gs a_sv U v + gnorm V v / (norm + shift)
 template <typename T>
-void update_adjoint_vu(const Update<T>& u, cudaStream_t stream);
+void update_adjoint_vu(const UpdateCall<T>& u, cudaStream_t stream);
 
 // Rows for neighbours (edges.h) from x [n][3F] without bias [3F] and v [n][3][F]; keeps x2 [n][F].
 template <typename T>
@@ -75,5 +74,3 @@ void copy_ghosts(int64_t n_local, int64_t count, int width, const int* owners, T
 
 }  // namespace gpu
 }  // namespace mlff
-
-#endif  // MLFF_CUDA_POINTWISE_H_

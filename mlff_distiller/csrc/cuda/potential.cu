@@ -2,9 +2,9 @@
 #include <cstring>
 #include <vector>
 
-#include "../core/spatial_order.h"
-#include "error.h"
-#include "potential.h"
+#include "core/error.h"
+#include "core/spatial_order.h"
+#include "cuda/potential.h"
 
 namespace mlff {
 namespace gpu {
@@ -20,7 +20,9 @@ struct Potential::State {
   System system;
   double skin;
   bool known = false;  // numbers, order and species are those of the system
-  std::vector<int64_t> numbers, order;
+  std::vector<int64_t> numbers;
+  SpatialOrder places;
+  std::vector<int64_t>& order = places.order;  // caller's index of each sorted atom
   std::vector<int32_t> species;
   std::vector<double> sorted;
 };
@@ -29,7 +31,7 @@ void Potential::State::set_atoms(int64_t n, const int64_t* atomic_numbers, const
                                  const double* cell, const std::array<bool, 3>& pbc) {
   known = false;
   check_atoms(model, n, atomic_numbers, positions);
-  const Box box = make_box(cell, pbc);
+  const Box box = make_box(cell, pbc, model.cutoff + skin);
   std::array<double, 9> basis, to_fraction;
   for (size_t a = 0; a < 3; ++a) {
     for (size_t b = 0; b < 3; ++b) {
@@ -37,7 +39,7 @@ void Potential::State::set_atoms(int64_t n, const int64_t* atomic_numbers, const
       to_fraction[3 * b + a] = box.dual[3 * a + b];
     }
   }
-  spatial_order(n, positions, basis, to_fraction, pbc, order);
+  spatial_order(n, positions, basis, to_fraction, pbc, places);
   numbers.assign(atomic_numbers, atomic_numbers + n);
   species.resize(static_cast<size_t>(n));
   for (int64_t i = 0; i < n; ++i) {

@@ -1,21 +1,20 @@
 // mlff::Potential (core/potential.h) on a GPU: what ASE and OpenMM call.
-#ifndef MLFF_CUDA_POTENTIAL_H_
-#define MLFF_CUDA_POTENTIAL_H_
+#pragma once
 
 #include <array>
 #include <cstdint>
 #include <memory>
 #include <string>
 
-#include "../core/potential.h"
-#include "system.h"
+#include "core/potential.h"
+#include "cuda/system.h"
 
 namespace mlff {
 namespace gpu {
 
 class Potential {
  public:
-  // Loads an exported student. Throws InputError, and Error if the device fails.
+  // Loads an exported student. Throws InputError, and DeviceError if the device fails.
   Potential(const std::string& path, const SystemOptions& options);
   ~Potential();
   Potential(const Potential&) = delete;
@@ -38,5 +37,3 @@ class Potential {
 
 }  // namespace gpu
 }  // namespace mlff
-
-#endif  // MLFF_CUDA_POTENTIAL_H_

@@ -1,13 +1,15 @@
+#include <array>
 #include <climits>
 #include <cmath>
 #include <cstring>
 #include <sstream>
 #include <string>
 
-#include "device_memory.h"
-#include "error.h"
-#include "network.h"
-#include "system.h"
+#include "core/error.h"
+#include "core/lattice.h"
+#include "cuda/device_memory.h"
+#include "cuda/network.h"
+#include "cuda/system.h"
 
 namespace mlff {
 namespace gpu {
@@ -28,17 +30,22 @@ class Stream {
   cudaStream_t stream_ = nullptr;
 };
 
-// A captured step and what it was captured for.
-struct Graph {
+// A captured step and what it was captured for: sizes, flags, and every address that its work uses,
+// each for itself (sums of them could cancel).
+struct CapturedStep {
+  typedef std::array<int64_t, 14> Key;
   cudaGraphExec_t exec = nullptr;
-  int64_t key[6] = {-1, -1, -1, -1, -1, -1};
-  bool matches(const int64_t* other) const { return std::memcmp(key, other, sizeof(key)) == 0; }
+  Key key{};  // of no step: a list in use has a generation
   void drop() {
     if (exec) static_cast<void>(cudaGraphExecDestroy(exec));
     exec = nullptr;
   }
-  ~Graph() { drop(); }
+  ~CapturedStep() { drop(); }
 };
+
+int64_t address(const void* pointer) {
+  return static_cast<int64_t>(reinterpret_cast<uintptr_t>(pointer));
+}
 
 template <typename T, Where where>
 void copy_down(T* to, const Memory<T, where>& from, int64_t count, cudaStream_t stream) {
@@ -60,7 +67,7 @@ std::string describe(const State& state, const int64_t* names) {
         << "; the simulation has blown up or its input is damaged";
   } else {
     out << "atoms " << name(state.fault_centre) << " and " << name(state.fault_sender)
-        << " are at one point (less than 0.0001 Ang apart); remove duplicate atoms";
+        << " are at one point (less than " << kSamePoint << " Ang apart); remove duplicate atoms";
   }
   return out.str();
 }
@@ -206,8 +213,8 @@ class TypedSystem : public System::Impl {
   }
   const TableReport& table_report() const override { return network_.table_report(); }
   size_t memory_bytes() const override {
-    return list_.bytes() + network_.bytes() + forces_.bytes() + atom_virials_.bytes() +
-           weights_.bytes() + owners_.bytes() + totals_.bytes();
+    return dense_.bytes() + list_.bytes() + network_.bytes() + forces_.bytes() +
+           atom_virials_.bytes() + weights_.bytes() + owners_.bytes() + totals_.bytes();
   }
 
  private:
@@ -263,9 +270,9 @@ class TypedSystem : public System::Impl {
     }
     Box box;
     if (rows == n) {
-      box = make_box(input.cell, input.pbc);
+      box = make_box(input.cell, input.pbc, list_.cutoff() + list_.skin());
     } else {
-      box = make_box(nullptr, {false, false, false});
+      box = make_box(nullptr, {false, false, false}, 0.0);
     }
     *list_.host_box() = box;
     if (!input.device_positions && rows > 0) {
@@ -323,28 +330,37 @@ class TypedSystem : public System::Impl {
     list_.download_state(stream);
   }
 
+  CapturedStep::Key key() const {
+    return {list_.generation(),
+            network_.generation(),
+            input_.n_local,
+            input_.n_rows,
+            input_.forces | input_.atom_virials << 1 | (input_.energy_weights != nullptr) << 2,
+            address(input_.device_positions),
+            address(forces_.data()),
+            address(atom_virials_.data()),
+            address(weights_.data()),
+            address(owners_.data()),
+            address(host_forces_.data()),
+            address(host_atom_virials_.data()),
+            address(host_energies_.data()),
+            address(host_weights_.data())};
+  }
+
   // Captures a step once nothing it depends on has changed since the step before.
   void run_step() {
-    const int64_t key[6] = {
-        list_.generation(),
-        network_.generation(),
-        input_.n_local,
-        input_.n_rows,
-        (input_.forces ? 1 : 0) + (input_.atom_virials ? 2 : 0) + (input_.energy_weights ? 4 : 0),
-        static_cast<int64_t>(reinterpret_cast<uintptr_t>(input_.device_positions)) +
-            memory_moves()};
     if (!options_.graph) {
       enqueue();
       return;
     }
-    if (!graph_.matches(key)) {
-      graph_.drop();
-      std::memcpy(graph_.key, key, sizeof(key));
+    if (step_.key != key()) {
+      step_.drop();
+      step_.key = key();
       enqueue();
       return;
     }
     const cudaStream_t stream = stream_.get();
-    if (!graph_.exec) {
+    if (!step_.exec) {
       cudaGraph_t graph = nullptr;
       check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capturing a step");
       try {
@@ -355,18 +371,12 @@ class TypedSystem : public System::Impl {
         throw;
       }
       check(cudaStreamEndCapture(stream, &graph), "capturing a step");
-      const cudaError_t status = cudaGraphInstantiate(&graph_.exec, graph, 0);
+      const cudaError_t status = cudaGraphInstantiate(&step_.exec, graph, 0);
       static_cast<void>(cudaGraphDestroy(graph));
       check(status, "making a graph of a step");
     }
-    check(cudaGraphLaunch(graph_.exec, stream), "launching a step");
+    check(cudaGraphLaunch(step_.exec, stream), "launching a step");
     ++num_graph_launches;
-  }
-
-  // Changes whenever memory that only this class has moved.
-  int64_t memory_moves() const {
-    return forces_.count() + atom_virials_.count() + host_forces_.count() +
-           host_atom_virials_.count() + host_energies_.count() + weights_.count() + owners_.count();
   }
 
   bool grow_after_overflow() {
@@ -411,7 +421,7 @@ class TypedSystem : public System::Impl {
   Network<T> network_;
   StepInput input_;
   StepResult result_;
-  Graph graph_;
+  CapturedStep step_;
   int64_t stage_ = 0;
   bool exchanging_ = false;
   ExchangeRequest request_;

@@ -3,17 +3,17 @@
 // A step without ghosts of other processes is one sequence of asynchronous work with a single wait
 // at its end, whether or not the neighbour list is rebuilt, and can be captured in a graph. What
 // crosses the bus: positions and cell up; forces, energies and 10 sums down.
-#ifndef MLFF_CUDA_SYSTEM_H_
-#define MLFF_CUDA_SYSTEM_H_
+#pragma once
 
 #include <array>
 #include <cstdint>
 #include <memory>
 
-#include "dense.h"
-#include "engine.h"
-#include "model_file.h"
-#include "neighbors.h"
+#include "core/graph.h"
+#include "core/model_file.h"
+#include "core/skin.h"
+#include "cuda/dense.h"
+#include "cuda/neighbors.h"
 
 namespace mlff {
 namespace gpu {
@@ -21,7 +21,7 @@ namespace gpu {
 struct SystemOptions {
   Precision precision = Precision::kFloat32;  // of features; positions and energies are double
   Math math = Math::kFloat32;                 // of matrix products in float32
-  double skin = 0.3;                          // Angstrom
+  double skin = kDefaultSkin;                 // Angstrom
   int device = 0;
   double warn_distance = 0.0;       // Angstrom, see close_pair()
   bool graph = true;                // capture steps without ghosts in a CUDA graph
@@ -31,7 +31,7 @@ struct SystemOptions {
 
 // Number of usable devices; 0 without a driver.
 int device_count();
-// "NVIDIA H100 80GB HBM3 (9.0)"; throws Error.
+// "NVIDIA H100 80GB HBM3 (9.0)"; throws DeviceError.
 std::string device_name(int device);
 
 struct StepInput {
@@ -48,7 +48,7 @@ struct StepInput {
   // Ghosts that are images of this process' own atoms: [n_rows - n_local] rows below n_local. Null:
   // another process has them, see advance().
   const int32_t* ghost_owners = nullptr;
-  const double* energy_weights = nullptr;  // [n_local] host or null, see core/engine.h
+  const double* energy_weights = nullptr;  // [n_local] host or null, see core/graph.h
   const int64_t* names = nullptr;          // [n_rows] host, what errors call the atoms; null: rows
   bool forces = true, atom_virials = false;
 };
@@ -65,7 +65,7 @@ struct StepResult {
 
 class System {
  public:
-  // Throws InputError, and Error if the device fails.
+  // Throws InputError, and DeviceError if the device fails.
   System(const ModelFile& model, const SystemOptions& options);
   ~System();
   System(const System&) = delete;
@@ -102,5 +102,3 @@ class System {
 
 }  // namespace gpu
 }  // namespace mlff
-
-#endif  // MLFF_CUDA_SYSTEM_H_

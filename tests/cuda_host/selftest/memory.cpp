@@ -136,7 +136,7 @@ CASE(memory_runs_out) {
   bool thrown = false;
   try {
     mlff::gpu::check(cudaErrorMemoryAllocation, "allocating edges");
-  } catch (const mlff::gpu::Error& error) {
+  } catch (const mlff::DeviceError& error) {
     thrown = std::string(error.what()) == "CUDA error while allocating edges: out of memory";
   }
   EXPECT(thrown);
@@ -164,7 +164,7 @@ CASE(no_device) {
   bool thrown = false;
   try {
     MLFF_LAUNCH(write_at, 1, 1, 0, nullptr, nullptr, 0, 1.0f);
-  } catch (const mlff::gpu::Error& error) {
+  } catch (const mlff::DeviceError& error) {
     thrown = std::string(error.what()).find("launching write_at: no CUDA-capable") == 0;
   }
   EXPECT(thrown);

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "gpu.h"
+#include "cuda/gpu.h"
 
 namespace selftest {
 

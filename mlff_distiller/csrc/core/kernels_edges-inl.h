@@ -25,8 +25,8 @@
 //
 // w'(d) is never formed: dE/dd = sum_k b_k (sum_f c_f slope_kf), which leaves the derivative's
 // weights out of the loop over channels.
-#include "kernels.h"
-#include "simd.h"
+#include "core/kernels.h"
+#include "core/simd.h"
 
 namespace mlff {
 namespace MLFF_ISA_NAMESPACE {

@@ -1,7 +1,7 @@
 // Element-wise parts of the update block. Plain loops that the compiler vectorises; bound by
 // loads and stores from L2, where a tile of atoms lives between its dense layers.
-#include "kernels.h"
-#include "simd.h"
+#include "core/kernels.h"
+#include "core/simd.h"
 
 namespace mlff {
 namespace MLFF_ISA_NAMESPACE {

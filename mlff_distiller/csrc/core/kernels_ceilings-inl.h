@@ -1,6 +1,6 @@
 // Loops that only serve to measure what the core can do.
-#include "kernels.h"
-#include "simd.h"
+#include "core/kernels.h"
+#include "core/simd.h"
 
 namespace mlff {
 namespace MLFF_ISA_NAMESPACE {

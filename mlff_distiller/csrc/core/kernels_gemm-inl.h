@@ -1,7 +1,7 @@
 // Dense layers. Bound by the FMA units: per k, a 12 x 2-vector tile (AVX-512) takes 24 FMAs for 14
 // loads, and the packed panel of B (16 kB at k = 128) stays in L1 while the rows of A pass by.
-#include "kernels.h"
-#include "simd.h"
+#include "core/kernels.h"
+#include "core/simd.h"
 
 namespace mlff {
 namespace MLFF_ISA_NAMESPACE {

@@ -1,0 +1,73 @@
+// Fills the table of one instruction set; the includer defines MLFF_ISA_NAMESPACE,
+// MLFF_VECTOR_BYTES, MLFF_KERNELS_FUNCTION, and whether the compiler has this target:
+// MLFF_TARGET_AVAILABLE.
+#include "core/kernels.h"
+
+#if MLFF_TARGET_AVAILABLE
+#include "core/kernels_ceilings-inl.h"
+#include "core/kernels_edges-inl.h"
+#include "core/kernels_gemm-inl.h"
+#include "core/kernels_messages-inl.h"
+#include "core/kernels_sort-inl.h"
+#include "core/kernels_update-inl.h"
+
+namespace mlff {
+namespace MLFF_ISA_NAMESPACE {
+
+template <typename T>
+static constexpr Kernels<T> make_table() {
+  Kernels<T> k;
+  k.lanes = Simd<T>::kLanes;
+  k.gemm_vectors = kGemmVectors;
+  k.gemm = gemm<T>;
+  k.forward_first = forward_tile<T, true>;
+  k.forward = forward_tile<T, false>;
+  k.backward_first = backward_tile<T, true>;
+  k.backward = backward_tile<T, false>;
+  k.update_norms = update_norms<T>;
+  k.update_combine = update_combine<T>;
+  k.update_adjoint_a = update_adjoint_a<T>;
+  k.update_adjoint_vu = update_adjoint_vu<T>;
+  k.write_features = write_features<T>;
+  k.write_adjoints = write_adjoints<T>;
+  k.finish_sums = finish_sums<T>;
+  k.message_forward = message_forward<T>;
+  k.message_backward = message_backward<T>;
+  k.message_double_backward = message_double_backward<T>;
+  k.rank_sort = rank_sort;
+  k.fma_rounds = fma_rounds<T>;
+  k.read_sum = read_sum<T>;
+  return k;
+}
+
+// Made by the compiler: code that ran here would be of this instruction set, on any processor.
+template <typename T>
+static constexpr Kernels<T> kTable = make_table<T>();
+
+}  // namespace MLFF_ISA_NAMESPACE
+
+template <>
+const Kernels<float>* MLFF_KERNELS_FUNCTION<float>() {
+  return &MLFF_ISA_NAMESPACE::kTable<float>;
+}
+template <>
+const Kernels<double>* MLFF_KERNELS_FUNCTION<double>() {
+  return &MLFF_ISA_NAMESPACE::kTable<double>;
+}
+
+}  // namespace mlff
+
+#else
+
+namespace mlff {
+template <>
+const Kernels<float>* MLFF_KERNELS_FUNCTION<float>() {
+  return nullptr;
+}
+template <>
+const Kernels<double>* MLFF_KERNELS_FUNCTION<double>() {
+  return nullptr;
+}
+}  // namespace mlff
+
+#endif
