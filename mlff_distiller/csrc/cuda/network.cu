@@ -207,7 +207,8 @@ void Network<T>::each_of_model(F&& f) const {
 
 template <typename T>
 void Network<T>::resize(const NeighborView& list, bool gradients) {
-  // Buffers only ever grow, so the sum changes whenever one of them does. Memory may run out halfway.
+  // Buffers only ever grow, so the sum changes whenever one of them does. Memory may run out
+  // halfway.
   const size_t before = bytes();
   ++generation_;
   each_of_step(*this, list, gradients, require);

@@ -43,7 +43,7 @@ class Network {
   int num_channels() const { return f_; }  // padded to a multiple of 32
   const TableReport& table_report() const { return table_report_; }
   int64_t generation() const { return generation_; }  // changes whenever memory moved
-  size_t bytes() const;  // on the device
+  size_t bytes() const;                               // on the device
 
  private:
   struct Layer {
