@@ -3,23 +3,25 @@
 The numbers are in csrc/core/lattice.h, and for Python in mlff_distiller/lattice.py.
 """
 
-import importlib.util
-
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from cuda_module import emulated, operators, plugin
-from engine_systems import make_student, openmm_context, openmm_results, openmm_system, topology_of
-from lammps_runner import Run, System, needs_lammps, run_lmp, script_of
+from support.backends import needs_lammps
+from support.cuda_module import emulated, operators, plugin
+from support.lammps import Run, run_lmp, script_of
+from support.openmm import openmm_context, openmm_results, openmm_system, topology_of
+from support.students import make_student
+from support.systems import System
 
 from mlff_distiller import _native, lattice
 from mlff_distiller.calculator import StudentCalculator
-from mlff_distiller.data.structure import MAX_Z, check_cell
+from mlff_distiller.constants import DEFAULT_SKIN, MAX_THREADS
+from mlff_distiller.data.structure import check_cell
+from mlff_distiller.elements import MAX_Z
 from mlff_distiller.errors import InputError
 from mlff_distiller.export import export_student
 from mlff_distiller.ops import load_library, neighbor_list
-from mlff_distiller.potential import DEFAULT_SKIN
 
 PERIODIC, SLAB = np.array([True] * 3), np.array([True, True, False])
 
@@ -38,15 +40,8 @@ def test_python_and_cpp_have_the_same_numbers():
         "most_images": lattice.MOST_IMAGES,
         "num_elements": MAX_Z,
         "default_skin": DEFAULT_SKIN,
-        "most_threads": 1024,
+        "most_threads": MAX_THREADS,
     }
-
-
-@pytest.mark.skipif(importlib.util.find_spec("openmm") is None, reason="no openmm")
-def test_the_openmm_force_allows_as_many_threads():
-    from mlff_distiller.openmm.checks import MOST_THREADS
-
-    assert _native.constants["most_threads"] == MOST_THREADS
 
 
 # --- atoms at one point ---------------------------------------------------------------------------
