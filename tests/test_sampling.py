@@ -81,6 +81,21 @@ def test_rattle_has_the_asked_width_and_strain() -> None:
     np.testing.assert_array_equal(rattled(molecule, rng, 0.0, 0.05).positions, molecule.positions)
 
 
+def test_copies_differ_in_noise_and_strain_and_take_the_widths_in_turn() -> None:
+    frames = sample([COPPER], config(num_rattle=24, rattle_stdev=[0.02, 0.08], max_strain=0.03))
+    assert [s.info["rattle_stdev"] for s in frames] == [0.02, 0.08] * 12
+    strains = np.array([np.linalg.solve(COPPER.cell, s.cell) - np.eye(3) for s in frames])
+    assert 0.027 < np.abs(strains).max() <= 0.03
+    assert len({s.tobytes() for s in strains}) == 24
+    noise = np.array(
+        [(s.positions - COPPER.positions @ (np.eye(3) + e)).ravel()
+         for s, e in zip(frames, strains, strict=True)]
+    )  # fmt: skip
+    assert np.std(noise[::2]) == pytest.approx(0.02, rel=0.1)
+    assert np.std(noise[1::2]) == pytest.approx(0.08, rel=0.1)
+    assert np.abs(np.corrcoef(noise)[np.triu_indices(24, 1)]).max() < 0.5
+
+
 def test_close_contacts_are_drawn_again_and_counted() -> None:
     rejected: Counter[str] = Counter()
     settings = config(num_rattle=6, rattle_stdev=[0.05, 0.35], min_distance=0.7)

@@ -16,7 +16,7 @@ from mlff_distiller.data import Structure
 from mlff_distiller.errors import InputError
 from mlff_distiller.sampling import sample
 from mlff_distiller.sampling.geometry import closest_ratio
-from mlff_distiller.sampling.md import LARGE_FORCE
+from mlff_distiller.sampling.md import HOT, LARGE_FORCE
 from mlff_distiller.sampling.rattle import CLOSE_CONTACT
 
 COPPER = Structure.from_atoms(bulk("Cu", cubic=True) * (3, 3, 3))
@@ -133,6 +133,18 @@ def test_frames_with_close_contacts_are_left_out() -> None:
     settings = config(num_rattle=1, rattle_stdev=[0.0], num_md=5, min_distance=nearest - 1e-6)
     sample([COPPER], settings, Free(), rejected=rejected)
     assert rejected == {CLOSE_CONTACT: 5}
+
+
+def test_a_run_that_heats_up_is_stopped_though_all_is_finite() -> None:
+    class Wind(Free):
+        def forces(self, positions: np.ndarray) -> np.ndarray:
+            return np.full_like(positions, 5.0)  # far below max_force, and no atom comes nearer
+
+    rejected: Counter[str] = Counter()
+    settings = config(num_rattle=1, rattle_stdev=[0.0], num_md=5, md_warmup=60)
+    frames = sample([COPPER], settings, Wind(), rejected=rejected)
+    assert {s.info["source"] for s in frames} == {"rattle"}
+    assert rejected == {HOT: 5}
 
 
 def test_a_ladder_shares_its_frames_and_names_its_rungs() -> None:

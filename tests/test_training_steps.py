@@ -207,6 +207,29 @@ def test_plateau_stops_falling_at_its_floor_and_waits_for_its_patience():
     assert rates == [1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.3, 0.3, 0.3, 0.3, 0.3]
 
 
+def test_a_restored_plateau_goes_on_as_if_nothing_had_happened():
+    config = TrainingConfig(
+        schedule="plateau", learning_rate=1.0, warmup_steps=0, plateau_patience=1
+    )  # fmt: skip
+    losses = [3.0, 1.0, 2.0, 1.5, 1.2, 1.1, 1.05, 0.5, 0.6, 0.7, 0.8]
+    for stop in range(len(losses)):
+        whole_run, first = Schedule(config, 5), Schedule(config, 5)
+        rates = []
+        for loss in losses:
+            whole_run.end_epoch(loss)
+            rates.append(whole_run.learning_rate(0, 0.0))
+        for loss in losses[:stop]:
+            first.end_epoch(loss)
+        second = Schedule(config, 5)
+        second.load_state_dict(first.state_dict())
+        found = []
+        for loss in losses[stop:]:
+            second.end_epoch(loss)
+            found.append(second.learning_rate(0, 0.0))
+        assert found == rates[stop:]
+    assert rates[-1] < 0.5
+
+
 def test_the_rate_of_the_schedule_is_the_rate_of_the_optimiser(data, tmp_path):
     config = tiny_config(data, max_epochs=3, warmup_steps=4, learning_rate=1e-2)
     train(config, tmp_path / "run", progress=False)
@@ -283,6 +306,16 @@ def test_equal_losses_keep_the_first_epoch_and_count_as_stagnation(data, tmp_pat
     assert read_checkpoint(tmp_path / "run")["metadata"]["epoch"] == 1
 
 
+def test_patience_is_counted_through_a_stop(data, tmp_path):
+    """Stopped in the third epoch of losses that stand still: two more, not four."""
+    config = whole(data, max_epochs=3, learning_rate=1e-300, weight_decay=0.0)
+    config = replace(config, training=replace(config.training, early_stop_patience=3))
+    assert train(config, tmp_path / "run", progress=False)["epochs"] == 3
+    longer = replace(config, training=replace(config.training, max_epochs=9))
+    result = train(longer, tmp_path / "run", resume=True, progress=False)
+    assert (result["epochs"], result["best_epoch"], result["stopped"]) == (5, 1, "early stop")
+
+
 # -- options that must reach the run -------------------------------------------------------------
 
 
@@ -305,6 +338,15 @@ def test_options_of_the_data_decide_the_splits(tmp_path):
     assert splits("b.h5", valid_fraction=0.3, test_fraction=0.2) == first
     other = splits("c.h5", valid_fraction=0.3, test_fraction=0.2, split_seed=1)
     assert other["valid"] != first["valid"]
+
+
+def test_the_seed_decides_the_first_weights(data):
+    contents = load_data(whole(data), TINY.cutoff)
+    weights = [
+        new_student(whole(data, seed=seed), contents).painn.embedding.weight for seed in (0, 0, 1)
+    ]
+    assert torch.equal(weights[0], weights[1])
+    assert float((weights[0] - weights[2]).abs().min()) > 0
 
 
 def test_reference_energies_can_be_left_at_zero(data, tmp_path):

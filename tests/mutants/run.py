@@ -155,6 +155,8 @@ def main() -> None:
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+        for shadow in shadows:
+            shadow.close()
     survivors = [m for m in mutations if not results[keys[m.name]]["killed"]]
     killed = len(mutations) - len(survivors)
     print(f"{killed} of {len(mutations)} killed ({100 * killed / max(1, len(mutations)):.1f} %)")

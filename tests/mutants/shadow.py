@@ -10,12 +10,14 @@ The compiled files of the package are linked into the copy. Only Python can be m
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 _PACKAGE = "mlff_distiller"
@@ -36,6 +38,7 @@ class Shadow:
         self.root = folder / "repository"
         self.package = self.root / _PACKAGE
         self.python = folder / "environment" / "bin" / "python"
+        self._server: subprocess.Popen[str] | None = None
         self._copy_repository()
         self._link_environment(folder / "environment")
         self._check()
@@ -82,39 +85,49 @@ class Shadow:
         if done.returncode or done.stdout.count(str(self.root)) != 3:
             raise RuntimeError(f"the copy is not what is imported: {done.stdout}{done.stderr}")
 
-    def run(self, command: list[str], timeout: float | None = None, cwd: Path | None = None):
-        """Run a command in the copy, and end what it started when it takes too long."""
-        environment = {
-            k: v for k, v in os.environ.items() if not k.startswith(("MLFF_", "PYTHON", "PYTEST_"))
-        }
-        # Processes that a killed test leaves behind must not disturb the next mutation.
-        with subprocess.Popen(
-            command, cwd=cwd or self.root, env={**environment, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        ) as process:  # fmt: skip
-            try:
-                output = process.communicate(timeout=timeout)
-            except BaseException:
-                os.killpg(process.pid, 9)
-                raise
-        return subprocess.CompletedProcess(command, process.returncode, *output)
+    def run(self, command: list[str], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """Run a command in the copy."""
+        return subprocess.run(
+            command, cwd=cwd or self.root, env=_environment(), capture_output=True, text=True
+        )
 
     def test(self, tests: str, timeout: float, *, stop: bool = True) -> tuple[bool, str]:
         """Whether all of ``tests`` pass, and the first that fails (all of them without ``stop``)."""
-        arguments = [
-            f"tests/{word}" if word.startswith("test_") else word for word in tests.split()
-        ]
-        command = [str(self.python), "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider"]
-        command += ["-x"] if stop else []
-        try:
-            done = self.run([*command, *arguments], timeout)
-        except subprocess.TimeoutExpired:
+        arguments = [f"tests/{w}" if w.startswith("test_") else w for w in tests.split()]
+        arguments += ["-q", "--no-header", "-p", "no:cacheprovider", *(["-x"] if stop else [])]
+        status, output = self._ask({"arguments": arguments, "timeout": timeout})
+        if status is None:
             return False, f"no end within {timeout:.0f} s"
-        if done.returncode not in (0, 1):
-            if "ImportError while loading conftest" in done.stdout + done.stderr:
-                return False, "import"
-            if "error" not in done.stdout.lower():
-                raise RuntimeError(f"pytest {tests}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
-        failed = [x for x in done.stdout.splitlines() if x.startswith(("FAILED", "ERROR"))]
+        failed = [x for x in output.splitlines() if x.startswith(("FAILED", "ERROR"))]
         names = [x.partition(" ")[2].partition(" - ")[0].removeprefix("tests/") for x in failed]
-        return done.returncode == 0, ", ".join(names[:1] if stop else names)
+        if status not in (0, 1) and not names and "import" not in output.lower():
+            raise RuntimeError(f"pytest {tests} ended with {status}: {output[-2000:]}")
+        return status == 0, ", ".join(names[:1] if stop else names)
+
+    def _ask(self, job: dict[str, Any]) -> tuple[int | None, str]:
+        """Hand a job to the server of this copy, see server.py."""
+        if self._server is None:
+            command = [str(self.python), str(Path(__file__).with_name("server.py"))]
+            self._server = subprocess.Popen(
+                command, cwd=self.root, env=_environment(), text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            )  # fmt: skip
+        stdin, stdout = self._server.stdin, self._server.stdout
+        assert stdin is not None
+        assert stdout is not None
+        stdin.write(json.dumps(job) + "\n")
+        stdin.flush()
+        answer = json.loads(stdout.readline())
+        return answer["status"], answer["output"]
+
+    def close(self) -> None:
+        """End the server."""
+        if self._server is not None and self._server.stdin is not None:
+            self._server.stdin.close()
+            self._server.wait()
+
+
+def _environment() -> dict[str, str]:
+    dropped = ("MLFF_", "PYTHON", "PYTEST_")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
+    return {**kept, "OMP_NUM_THREADS": "1"}
