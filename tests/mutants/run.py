@@ -105,6 +105,9 @@ def table(results: dict[str, dict]) -> str:
     killed, total = (sum(c[k] for c in counts.values()) for k in (0, 1))
     lines += ["| room | killed | of |", "|---|---|---|"]
     lines += [f"| {room} | {k} | {n} |" for room, (k, n) in counts.items()]
+    asked, listed = total, len(rooms.every())
+    if asked < listed:
+        lines += [f"| not asked since their file last changed | | {listed - asked} |"]
     lines += [f"| **all** | **{killed}** | **{total}** ({100 * killed / max(total, 1):.1f} %) |"]
     return "\n".join([*lines, *body]) + "\n"
 
@@ -117,8 +120,14 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="ask again what was asked before")
     parser.add_argument("--no-baseline", action="store_true", help="do not run the tests unmutated")
     parser.add_argument("--write", action="store_true", help="write RESULTS.md")
+    parser.add_argument(
+        "--table", action="store_true", help="only write RESULTS.md of what is known"
+    )
     options = parser.parse_args()
 
+    if options.table:
+        (HERE / "RESULTS.md").write_text(table(known()))
+        return
     mutations = select(options.only)
     before = {} if options.again else known()
     keys = {m.name: key_of(m) for m in mutations}
