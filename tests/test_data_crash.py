@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import signal
+import sys
 import subprocess
 import time
 from collections.abc import Callable
@@ -170,13 +171,19 @@ def _fill(path: Path, structures: list[Structure], batch: int, report: Path) -> 
     report.write_text(f"{committed}\n{text}")
 
 
+def limit_files(size: int) -> None:
+    """Files of this process end at so many bytes; its compiled modules would be cut off, too."""
+    sys.dont_write_bytecode = True
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
 @pytest.mark.parametrize("limit", [30_000, 200_000, 203_000])
 def test_full_disk_loses_nothing(tmp_path, limit: int) -> None:
     path, report = tmp_path / "a.h5", tmp_path / "report"
     structures = frames(400, atoms=20)
 
     def write() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        limit_files(limit)
         _fill(path, structures, 5, report)
 
     assert wait(in_child(write)) == 0
@@ -204,7 +211,7 @@ def test_full_disk_while_merging_loses_nothing(tmp_path) -> None:
         writer = HDF5Writer(path)
         writer.append(structures[150:])
         limit = len(before) + 1000  # the journal is smaller, the merged file larger
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        limit_files(limit)
         try:
             writer.close()
         except InputError as error:
