@@ -6,8 +6,8 @@ import os
 import resource
 import shutil
 import signal
-import sys
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
