@@ -283,6 +283,10 @@ def bus_bytes(atoms: int) -> tuple[int, int]:
 COPIES = 6
 
 
+#: Box and state of the neighbour list, bytes.
+LIST_RECORDS = 600
+
+
 def memory_bytes(shapes: Shapes) -> dict[str, int]:
     """Device memory of a system (System::memory_bytes): by what it grows with."""
     n, f, b, cap = shapes.atoms, shapes.channels, shapes.itemsize, shapes.edge_capacity
@@ -302,5 +306,5 @@ def memory_bytes(shapes: Shapes) -> dict[str, int]:
     matrices += 2 * f * h + (1 + kinds) * h  # readout, one last layer per species
     matrices += kinds * 3 * f  # embedding, features of species
     table = 2 * (shapes.intervals + 2) * f * (2 + 3 * inner)
-    fixed = b * (matrices + table) + 8 * (kinds + TOTALS * 64 + TOTALS)
+    fixed = b * (matrices + table) + 8 * (kinds + TOTALS * 64 + TOTALS) + LIST_RECORDS
     return {"atoms": atoms, "edges": edges, "fixed": fixed}
