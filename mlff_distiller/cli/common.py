@@ -145,9 +145,13 @@ def load_structures(source: str) -> list[Structure]:
         from mlff_distiller.sampling import builtin
 
         return builtin(source)
-    from mlff_distiller.data.io import read_structures
+    from mlff_distiller.data.io import check_all, read_file
 
-    return read_structures(source)
+    found = read_file(source)
+    check_all(source, found)
+    for note in found.notes:
+        say(f"note: {source}: {note}")
+    return found.structures
 
 
 def check_device(device: str) -> str:

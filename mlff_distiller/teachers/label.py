@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from mlff_distiller.data.hdf5 import HDF5Writer, structures_hash
+from mlff_distiller.data.hdf5 import HDF5Dataset, HDF5Writer, structures_hash
 from mlff_distiller.data.journal import journal_path
 from mlff_distiller.data.structure import Structure, check_structure
+from mlff_distiller.data.survey import geometry_key
 from mlff_distiller.errors import InputError
 from mlff_distiller.progress import Progress
 from mlff_distiller.teachers.base import Teacher
@@ -29,6 +30,10 @@ class LabelReport:
     """Structures in the file now."""
     num_resumed: int = 0
     """Inputs that an earlier call had dealt with."""
+    num_known: int = 0
+    """Inputs that were in the file already when it was extended."""
+    num_before: int = 0
+    """Structures in the file before it was extended."""
     rejected: dict[str, int] = field(default_factory=dict)
     """Reason -> number of structures that were left out, over all calls."""
     seconds: float = 0.0
@@ -39,6 +44,11 @@ class LabelReport:
         text = f"labelled {self.num_labelled} structures in {self.path}"
         if self.num_resumed:
             text += f" ({self.num_resumed} inputs were done before)"
+        if self.num_before:
+            text += (
+                f" ({self.num_before} were there, {self.num_known} of the inputs among them, "
+                f"{self.num_labelled - self.num_before} added)"
+            )
         for reason, count in self.rejected.items():
             text += f"; rejected {count}: {reason}"
         return text
@@ -51,6 +61,7 @@ def label_dataset(
     *,
     batch_size: int = 8,
     resume: bool = True,
+    extend: bool = False,
     progress: bool | Callable[[int, int], None] = True,
     max_force: float | None = 30.0,
     seed: int | None = None,
@@ -67,6 +78,8 @@ def label_dataset(
         output: the HDF5 file.
         batch_size: structures between two commits.
         resume: go on with an existing file; False starts anew.
+        extend: where the file holds labels of other structures, add those of ``structures`` that
+            it lacks (atoms and cell within 1e-6 Å), in order; else such a file is refused.
         progress: show a bar (plain lines where the output is not a terminal); or call this with
             (done, total).
         max_force: eV/Å; structures with a larger force are left out, None keeps all.
@@ -99,14 +112,19 @@ def label_dataset(
     report = LabelReport(output)
     versions = dict(teacher.versions)
     with HDF5Writer(output, teacher=teacher.name, versions=versions, seed=seed) as writer:
-        done = _resume(writer, inputs, report)
+        done, known = _resume(writer, inputs, report, structures, extend, max_force, teacher.name)
         with _shown(progress, console, f"label with {teacher.name}", len(structures)) as update:
             update(done)
             while done < len(structures):
-                batch = structures[done : done + batch_size]
-                labelled = _label(teacher, batch, max_force, report)
-                done += len(batch)
+                inputs_of_batch = structures[done : done + batch_size]
+                batch = [s for s in inputs_of_batch if not known or geometry_key(s) not in known]
+                labelled = _label(teacher, batch, max_force, report) if batch else []
+                done += len(inputs_of_batch)
                 state = {"inputs": inputs, "done": done, "rejected": report.rejected}
+                if max_force is not None:
+                    state["max_force"] = max_force
+                if report.num_before:
+                    state |= {"before": report.num_before, "known": report.num_known}
                 writer.append(labelled, progress=state)
                 update(done)
         report.num_labelled = len(writer)
@@ -123,18 +141,50 @@ def label_dataset(
     return report
 
 
-def _resume(writer: HDF5Writer, inputs: str, report: LabelReport) -> int:
+def _resume(
+    writer: HDF5Writer,
+    inputs: str,
+    report: LabelReport,
+    structures: Sequence[Structure],
+    extend: bool,
+    max_force: float | None,
+    teacher: str,
+) -> tuple[int, set[bytes]]:
+    """Inputs that are done, and geometries in the file that are not to be labelled again."""
     state = writer.progress
     if not state and len(writer) == 0:
-        return 0
-    if state.get("inputs") != inputs:
+        return 0, set()
+    same = state.get("inputs") == inputs
+    # What a lower limit rejected is looked at again.
+    revisit = bool(state.get("rejected")) and state.get("max_force", max_force) != max_force
+    if same and not revisit:
+        report.num_resumed = int(state["done"])
+        report.rejected = dict(state["rejected"])
+        report.num_before = int(state.get("before", 0))
+        report.num_known = int(state.get("known", 0))
+        unfinished = report.num_before and report.num_resumed < len(structures)
+        return report.num_resumed, _geometries(writer.path) if unfinished else set()
+    if not same and not extend:
         raise InputError(
             f"{writer.path} must hold labels of the same structures to go on, got others; write "
             "to another file, or start anew with resume=False (--no-resume)"
         )
-    report.num_resumed = int(state["done"])
-    report.rejected = dict(state["rejected"])
-    return report.num_resumed
+    there = HDF5Dataset(writer.path, require_labels=False).teacher
+    if there != teacher:
+        raise InputError(
+            f"{writer.path} holds labels of {there or 'unknown origin'}, got {teacher!r}; write to "
+            "another file, or start anew with resume=False (--no-resume)"
+        )
+    known = _geometries(writer.path)
+    report.num_before = len(writer)
+    report.num_known = sum(geometry_key(s) in known for s in structures)
+    return 0, known
+
+
+def _geometries(path: Path) -> set[bytes]:
+    return {
+        geometry_key(s) for s in HDF5Dataset(path, require_labels=False) if s.energy is not None
+    }
 
 
 def _label(
