@@ -46,10 +46,15 @@ def run(*arguments: Any, code: int = 0, cwd: Path | None = None) -> Outcome:
 
 
 def launch(*arguments: Any, code: int = 0, **kwargs: Any) -> Outcome:
-    """Run a command in a process of its own."""
+    """Run a command in a process of its own.
+
+    It leaves no compiled modules behind: with a limit on the size of files they would be cut off,
+    and every process after it would end with "marshal data too short".
+    """
     command = [*COMMAND, *map(str, arguments)]
+    env = environment(PYTHONDONTWRITEBYTECODE="1")
     process = subprocess.run(
-        command, capture_output=True, text=True, check=False, env=environment(), **kwargs
+        command, capture_output=True, text=True, check=False, env=env, **kwargs
     )
     assert process.returncode == code, process.stdout + process.stderr
     return Outcome(process.stdout, process.stderr)
