@@ -137,7 +137,9 @@ CASE(memory_runs_out) {
   try {
     mlff::gpu::check(cudaErrorMemoryAllocation, "allocating edges");
   } catch (const mlff::DeviceError& error) {
-    thrown = std::string(error.what()) == "CUDA error while allocating edges: out of memory";
+    thrown = std::string(error.what()) ==
+             "CUDA error while allocating edges: out of memory; make the system smaller, free the "
+             "GPU's memory or use the CPU";
   }
   EXPECT(thrown);
 }
