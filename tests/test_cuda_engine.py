@@ -429,6 +429,15 @@ def test_no_device_and_no_memory(gpu, models):
     )
 
 
+def test_memory_bytes_are_all_there_are(gpu, models):
+    before = gpu.memory_in_use()
+    potential = gpu.GpuPotential(models["zbl"])
+    compute(potential, many(), atom_virials=True)
+    used = gpu.memory_in_use() - before
+    assert used >= potential.memory_bytes > 2e6
+    assert used - potential.memory_bytes < 200 * 512  # what allocations are rounded up by
+
+
 def test_memory_may_run_out_anywhere(gpu, models):
     """... and leaves nothing half-made behind for the same system, once there is memory again."""
     system = random_system(150, 13.0, (True, False, True), seed=8, distance=0.9)

@@ -417,7 +417,7 @@ def test_domains_with_ghosts_equal_one_domain(small, num_ranks, tabulate):
     n = len(numbers)
 
     def new_engine():
-        return _native.Engine(path, dtype="float64", tabulate=tabulate)
+        return _native.testing.Engine(path, dtype="float64", tabulate=tabulate)
 
     whole = new_engine()
     whole.begin(species, offsets, senders, vectors)
@@ -469,7 +469,7 @@ def test_rows_without_species_and_edges_in_the_skin(small):
         species, offsets, senders, vectors, _ = graph_of(numbers, positions, cell, pbc, cutoff)
         species = np.concatenate([species, np.full(extra, -1, np.int32)])
         offsets = np.concatenate([offsets, np.full(extra, offsets[-1])])
-        engine = _native.Engine(path, dtype="float64")
+        engine = _native.testing.Engine(path, dtype="float64")
         engine.begin(species, offsets, senders, vectors)
         while engine.advance() is not None:
             pass
@@ -486,7 +486,7 @@ def test_energy_only_needs_no_adjoints(small):
 
     _, path = small
     species, offsets, senders, vectors, _ = graph_of(*SYSTEMS["skewed"](), 4.0)
-    engine = _native.Engine(path, dtype="float64")
+    engine = _native.testing.Engine(path, dtype="float64")
     requests, energies = [], []
     for gradients in (False, True):
         engine.begin(species, offsets, senders, vectors, gradients)

@@ -168,7 +168,7 @@ def test_systems_that_make_no_sense(path):
 def test_graphs_that_make_no_sense(path):
     from mlff_distiller import _native
 
-    engine = _native.Engine(path, dtype="float64")
+    engine = _native.testing.Engine(path, dtype="float64")
     species, offsets, senders, vectors, _ = graph_of(
         *random_system(6, 4.0, (True, True, True), distance=1.2), 3.0
     )

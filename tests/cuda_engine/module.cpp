@@ -10,6 +10,7 @@
 
 #include "bindings/errors.h"
 #include "bindings/gpu_python.h"
+#include "bindings/testing.h"
 #include "core/error.h"
 #include "cuda/dense.h"
 #include "cuda/potential.h"
@@ -141,9 +142,15 @@ std::vector<std::array<int64_t, 4>> product_shapes(const std::string& path,
 PYBIND11_MODULE(_cuda_emulated, m) {
   mlff_bindings::register_errors();
   bind_gpu(m);
+  bind_gpu_testing(m);
   m.def("set_schedule", [](std::uint64_t seed) { cuda_host::set_schedule(seed); });
   m.def("set_device_count", [](int count) { cuda_host::set_device_count(count); });
   m.def("set_memory_limit", [](std::size_t bytes) { cuda_host::set_memory_limit(bytes); });
+  m.def("memory_in_use", [] {
+    size_t available = 0, total = 0;
+    mlff::gpu::check(cudaMemGetInfo(&available, &total), "asking for memory");
+    return total - available;
+  });
   m.def("reset_counters", [] { cuda_host::reset_counters(); });
   m.def("counters", [] {
     const cuda_host::Counters& c = cuda_host::counters();

@@ -3,5 +3,5 @@
 
 #include <pybind11/pybind11.h>
 
-// Adds GpuPotential, GpuSystem, gpu_count and gpu_name.
+// Adds GpuPotential, gpu_count and gpu_name.
 void bind_gpu(pybind11::module_& m);

@@ -27,6 +27,11 @@ int default_threads() {
 
 class Engine::Impl {
  public:
+  Impl(const ModelFile& model, const EngineOptions& given)
+      : options(given),
+        isa(choose_isa(given.isa)),
+        cutoff(model.cutoff),
+        num_species(static_cast<int>(model.elements.size())) {}
   virtual ~Impl() = default;
   virtual void begin(const Graph& graph, const Outputs& outputs) = 0;
   virtual const ExchangeRequest* advance() = 0;
@@ -37,17 +42,18 @@ class Engine::Impl {
   virtual void set_profiling(bool on) = 0;
 
   EngineOptions options;
-  Isa isa = Isa::kPortable;
-  double cutoff = 0.0;
-  int num_species = 0;
+  const Isa isa;
+  const double cutoff;
+  const int num_species;
 };
 
 template <typename T>
 class Engine::TypedImpl : public Engine::Impl {
  public:
-  TypedImpl(const ModelFile& model, Isa chosen, bool tabulate)
-      : repulsion_(model),
-        network_(model, kernels_of<T>(chosen), tabulate),
+  TypedImpl(const ModelFile& model, const EngineOptions& options)
+      : Impl(model, options),
+        repulsion_(model),
+        network_(model, kernels_of<T>(isa), options.tabulate),
         num_interactions_(model.num_interactions) {}
 
   void begin(const Graph& graph, const Outputs& outputs) override {
@@ -138,16 +144,11 @@ void check_threads(int num_threads) {
 
 Engine::Engine(const ModelFile& model, const EngineOptions& options) {
   check_threads(options.num_threads);
-  const Isa isa = choose_isa(options.isa);
   if (options.precision == Precision::kFloat32) {
-    impl_ = std::make_unique<TypedImpl<float>>(model, isa, options.tabulate);
+    impl_ = std::make_unique<TypedImpl<float>>(model, options);
   } else {
-    impl_ = std::make_unique<TypedImpl<double>>(model, isa, options.tabulate);
+    impl_ = std::make_unique<TypedImpl<double>>(model, options);
   }
-  impl_->options = options;
-  impl_->isa = isa;
-  impl_->cutoff = model.cutoff;
-  impl_->num_species = static_cast<int>(model.elements.size());
 }
 
 Engine::~Engine() = default;

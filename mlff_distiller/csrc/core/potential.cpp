@@ -277,6 +277,7 @@ void Potential::compute(int64_t n, const int64_t* atomic_numbers, const double* 
 const ModelFile& Potential::model() const { return state_->model; }
 Engine& Potential::engine() { return state_->engine; }
 double Potential::skin() const { return state_->skin; }
+const TableReport& Potential::table_report() const { return state_->engine.table_report(); }
 int64_t Potential::num_builds() const { return state_->num_builds; }
 int64_t Potential::num_edges() const { return state_->list.num_edges(); }
 double Potential::neighbor_seconds() const { return state_->neighbor_seconds; }

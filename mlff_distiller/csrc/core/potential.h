@@ -53,6 +53,7 @@ class Potential {
   const ModelFile& model() const;
   Engine& engine();
   double skin() const;
+  const TableReport& table_report() const;
   int64_t num_builds() const;       // neighbour lists built so far
   int64_t num_edges() const;        // in the present list, skin included
   double neighbor_seconds() const;  // wall time in neighbour search and edge vectors so far

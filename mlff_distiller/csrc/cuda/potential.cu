@@ -54,6 +54,10 @@ Potential::~Potential() = default;
 const ModelFile& Potential::model() const { return state_->model; }
 const System& Potential::system() const { return state_->system; }
 double Potential::skin() const { return state_->skin; }
+const TableReport& Potential::table_report() const { return system().table_report(); }
+int64_t Potential::num_builds() const { return system().num_builds(); }
+int64_t Potential::num_edges() const { return system().num_edges(); }
+size_t Potential::memory_bytes() const { return system().memory_bytes(); }
 
 void Potential::compute(int64_t n, const int64_t* atomic_numbers, const double* positions,
                         const double* cell, const std::array<bool, 3>& pbc, PotentialResult& result,

@@ -29,6 +29,10 @@ class Potential {
   const ModelFile& model() const;
   const System& system() const;
   double skin() const;
+  const TableReport& table_report() const;
+  int64_t num_builds() const;   // neighbour lists built so far
+  int64_t num_edges() const;    // in the present list, skin included
+  size_t memory_bytes() const;  // on the device
 
  private:
   struct State;

@@ -1,0 +1,87 @@
+#include <string>
+
+#include "bindings/potential_python.h"
+#include "bindings/testing.h"
+#include "core/model_file.h"
+#include "cuda/system.h"
+
+using namespace mlff_bindings;
+
+namespace {
+
+// A system with ghosts: what LAMMPS uses, for tests.
+class PyGpuSystem {
+ public:
+  PyGpuSystem(const std::string& path, const std::string& dtype, double skin)
+      : double_(dtype == "float64"),
+        model_(mlff::read_model_file(path)),
+        system_(model_, options(dtype, skin)) {}
+
+  // ghost_owners: (n_rows - n_local,), or empty when another process has them.
+  void begin(py::ssize_t n_local, const Int32s& species, const Doubles& positions,
+             const Int32s& ghost_owners, const Doubles& weights, bool new_list, bool atom_virials) {
+    species_ = species;
+    positions_ = positions;
+    owners_ = ghost_owners;
+    weights_ = weights;
+    input_ = mlff::gpu::StepInput();
+    input_.n_local = n_local;
+    input_.n_rows = species.size();
+    check_shape("positions", positions, {species.size(), 3});
+    input_.species = species_.data();
+    input_.positions = positions_.data();
+    input_.ghost_owners = ghost_owners.size() ? owners_.data() : nullptr;
+    input_.energy_weights = weights.size() ? weights_.data() : nullptr;
+    input_.new_atoms = input_.new_list = new_list;
+    input_.keep_list = true;
+    input_.atom_virials = atom_virials;
+    if (!input_.ghost_owners) system_.begin(input_);
+  }
+
+  py::object advance() { return request_dict(system_.advance(), double_, py::cast(this)); }
+
+  py::dict finish() {
+    const mlff::gpu::StepResult& result =
+        input_.ghost_owners ? system_.compute(input_) : system_.finish();
+    const py::ssize_t rows = input_.n_rows;
+    py::dict out;
+    out["energy"] = result.energy;
+    out["energies"] = py::array_t<double>(input_.n_local, result.energies);
+    out["forces"] = py::array_t<double>({rows, py::ssize_t{3}}, result.forces);
+    out["virial"] = py::array_t<double>({3, 3}, result.virial.data());
+    if (result.atom_virials) {
+      out["atom_virials"] =
+          py::array_t<double>({rows, py::ssize_t{3}, py::ssize_t{3}}, result.atom_virials);
+    }
+    return out;
+  }
+
+ private:
+  static mlff::gpu::SystemOptions options(const std::string& dtype, double skin) {
+    mlff::gpu::SystemOptions options;
+    options.precision = precision_of(dtype);
+    options.skin = skin;
+    options.graph = options.cublas = false;
+    return options;
+  }
+
+  bool double_;
+  mlff::ModelFile model_;
+  mlff::gpu::System system_;
+  mlff::gpu::StepInput input_;
+  Int32s species_, owners_;
+  Doubles positions_, weights_;
+};
+
+}  // namespace
+
+void bind_gpu_testing(py::module_& m) {
+  py::class_<PyGpuSystem>(m, "GpuSystem")
+      .def(py::init<const std::string&, const std::string&, double>(), py::arg("path"),
+           py::arg("dtype"), py::arg("skin"))
+      .def("begin", &PyGpuSystem::begin, py::arg("n_local"), py::arg("species"),
+           py::arg("positions"), py::arg("ghost_owners"), py::arg("weights"),
+           py::arg("new_list") = true, py::arg("atom_virials") = false)
+      .def("advance", &PyGpuSystem::advance)
+      .def("finish", &PyGpuSystem::finish);
+}
