@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 
 #include "atom.h"
 #include "comm.h"
@@ -65,59 +66,79 @@ void PairPaiNN::settings(int narg, char** arg) {
     error->all(FLERR, std::string("pair_style painn: ") + problem.what());
   }
 
-  auto choose = [&](const char* keyword, const char* value, std::vector<const char*> choices) {
-    std::string known;
-    for (size_t i = 0; i < choices.size(); ++i) {
-      if (std::strcmp(value, choices[i]) == 0) return static_cast<int>(i);
-      known += (i ? " or " : "") + std::string(choices[i]);
-    }
-    error->all(FLERR,
-               format("pair_style painn: %s must be %s, got '%s'", keyword, known.c_str(), value));
-  };
-
   for (int i = 0; i < narg; i += 2) {
-    const char* keyword = arg[i];
-    const bool known =
-        std::strcmp(keyword, "device") == 0 || std::strcmp(keyword, "precision") == 0 ||
-        std::strcmp(keyword, "threads") == 0 || std::strcmp(keyword, "tabulate") == 0 ||
-        std::strcmp(keyword, "extrapolation") == 0 || std::strcmp(keyword, "math") == 0;
-    if (!known)
-      error->all(
-          FLERR,
-          format("pair_style painn: unknown keyword '%s'; known are device, precision, "
-                 "threads, tabulate, extrapolation, math (the model belongs into pair_coeff)",
-                 keyword));
-    if (i + 1 >= narg)
-      error->all(FLERR, format("pair_style painn: keyword '%s' lacks its value", keyword));
-    const char* value = arg[i + 1];
-
-    if (std::strcmp(keyword, "device") == 0) {
-      // auto is the CPU: a GPU is used by those who ask for it.
-      on_gpu_ = choose(keyword, value, {"auto", "cpu", "gpu"}) == 2;
-      if (on_gpu_ && !kBuiltWithCuda)
-        error->all(FLERR,
-                   "pair_style painn: this plugin was built without CUDA and cannot run with "
-                   "device gpu; use device cpu");
-    } else if (std::strcmp(keyword, "precision") == 0) {
-      precision_given_ = true;
-      options_.precision = choose(keyword, value, {"single", "double"}) == 0
-                               ? mlff::Precision::kFloat32
-                               : mlff::Precision::kFloat64;
-    } else if (std::strcmp(keyword, "threads") == 0) {
-      threads_ = utils::inumeric(FLERR, value, false, lmp);
-      if (threads_ < 1)
-        error->all(FLERR, format("pair_style painn: threads must be >= 1, got %d", threads_));
-    } else if (std::strcmp(keyword, "tabulate") == 0) {
-      tabulate_given_ = true;
-      options_.tabulate = choose(keyword, value, {"off", "on"}) == 1;
-    } else if (std::strcmp(keyword, "math") == 0) {
-      const std::vector<const char*> names = {"float32", "tf32", "bfloat16"};
-      math_ = names[static_cast<size_t>(choose(keyword, value, names))];
-    } else {
-      extrapolation_ =
-          static_cast<Extrapolation>(choose(keyword, value, {"ignore", "warn", "stop"}));
+    const auto* keyword =
+        std::find_if(std::begin(kKeywords), std::end(kKeywords),
+                     [&](const Keyword& k) { return std::strcmp(k.name, arg[i]) == 0; });
+    if (keyword == std::end(kKeywords)) {
+      std::string known;
+      for (const Keyword& k : kKeywords) known += (known.empty() ? "" : ", ") + std::string(k.name);
+      error->all(FLERR, format("pair_style painn: unknown keyword '%s'; known are %s (the model "
+                               "belongs into pair_coeff)",
+                               arg[i], known.c_str()));
     }
+    if (i + 1 >= narg)
+      error->all(FLERR, format("pair_style painn: keyword '%s' lacks its value", arg[i]));
+    (this->*keyword->set)(arg[i + 1]);
   }
+}
+
+const PairPaiNN::Keyword PairPaiNN::kKeywords[6] = {
+    {"device", &PairPaiNN::set_device},
+    {"precision", &PairPaiNN::set_precision},
+    {"threads", &PairPaiNN::set_threads},
+    {"tabulate", &PairPaiNN::set_tabulate},
+    {"extrapolation", &PairPaiNN::set_extrapolation},
+    {"math", &PairPaiNN::set_math},
+};
+
+// The place of `value` among the choices.
+int PairPaiNN::choose(const char* keyword, const char* value,
+                      const std::vector<const char*>& choices) {
+  std::string known;
+  for (size_t i = 0; i < choices.size(); ++i) {
+    if (std::strcmp(value, choices[i]) == 0) return static_cast<int>(i);
+    known += (i ? " or " : "") + std::string(choices[i]);
+  }
+  error->all(FLERR,
+             format("pair_style painn: %s must be %s, got '%s'", keyword, known.c_str(), value));
+}
+
+void PairPaiNN::set_device(const char* value) {
+  // auto is the CPU: a GPU is used by those who ask for it.
+  on_gpu_ = choose("device", value, {"auto", "cpu", "gpu"}) == 2;
+  if (on_gpu_ && !kBuiltWithCuda)
+    error->all(FLERR,
+               "pair_style painn: this plugin was built without CUDA and cannot run with device "
+               "gpu; use device cpu");
+}
+
+void PairPaiNN::set_precision(const char* value) {
+  precision_given_ = true;
+  options_.precision = choose("precision", value, {"single", "double"}) == 0
+                           ? mlff::Precision::kFloat32
+                           : mlff::Precision::kFloat64;
+}
+
+void PairPaiNN::set_threads(const char* value) {
+  threads_ = utils::inumeric(FLERR, value, false, lmp);
+  if (threads_ < 1)
+    error->all(FLERR, format("pair_style painn: threads must be >= 1, got %d", threads_));
+}
+
+void PairPaiNN::set_tabulate(const char* value) {
+  tabulate_given_ = true;
+  options_.tabulate = choose("tabulate", value, {"off", "on"}) == 1;
+}
+
+void PairPaiNN::set_extrapolation(const char* value) {
+  extrapolation_ =
+      static_cast<Extrapolation>(choose("extrapolation", value, {"ignore", "warn", "stop"}));
+}
+
+void PairPaiNN::set_math(const char* value) {
+  const std::vector<const char*> names = {"float32", "tf32", "bfloat16"};
+  math_ = names[static_cast<size_t>(choose("math", value, names))];
 }
 
 void PairPaiNN::allocate() {
@@ -152,8 +173,8 @@ void PairPaiNN::coeff(int narg, char** arg) {
       options_.tabulate = on_gpu_ || options_.precision == mlff::Precision::kFloat32;
     options_.num_threads = threads_ > 0 ? threads_ : comm->nthreads;
     engine_ = std::make_unique<mlff::Engine>(model_, options_);
-    gpu_.reset();
-    if (on_gpu_) open_gpu();
+    evaluator_.reset();
+    evaluator_ = make_evaluator();
   } catch (const mlff::Error& caught) {
     problem = caught.what();
   }
@@ -183,14 +204,14 @@ void PairPaiNN::coeff(int narg, char** arg) {
 
   cutoff_ = engine_->cutoff() * units_.length;
   min_distance_ = model_.min_distance * units_.length;
-  const size_t bytes = on_gpu_ ? gpu_exchange_bytes() : engine_->max_exchange_bytes();
-  forward_doubles_ = std::max<int>(3, static_cast<int>(bytes / sizeof(double)));
+  forward_doubles_ =
+      std::max<int>(3, static_cast<int>(evaluator_->max_exchange_bytes() / sizeof(double)));
   comm_forward = forward_doubles_;
   banner_printed_ = false;
 }
 
 void PairPaiNN::init_style() {
-  if (!on_gpu_) neighbor->add_request(this, NeighConst::REQ_FULL);
+  if (evaluator_->needs_list()) neighbor->add_request(this, NeighConst::REQ_FULL);
   // hybrid took its sub-styles' sizes in settings(), before the model was known; LAMMPS sizes its
   // buffers by the top-level style, after this call.
   if (force->pair && force->pair != this) {
@@ -287,9 +308,7 @@ void PairPaiNN::print_banner() {
   if (!model_.caveat().empty()) text += format("  %s\n", model_.caveat().c_str());
   text +=
       format("  types %s; units %s; device %s, precision %s, filters %s\n", types.c_str(),
-             update->unit_style,
-             on_gpu_ ? ("gpu " + gpu_name()).c_str()
-                     : format("cpu (%s)", mlff::isa_name(engine_->isa())).c_str(),
+             update->unit_style, evaluator_->device().c_str(),
              engine_->precision() == mlff::Precision::kFloat64 ? "double" : "single",
              table.tabulated ? format("from a table of %lld intervals (error %.0e)",
                                       static_cast<long long>(table.intervals), table.value_error)

@@ -28,15 +28,7 @@
 #include "core/units.h"
 #include "pair.h"
 
-namespace mlff {
-namespace gpu {
-struct StepResult;
-}
-}  // namespace mlff
-
 namespace LAMMPS_NS {
-
-struct PainnGpu;  // pair_painn_gpu.cpp
 
 class PairPaiNN : public Pair {
  public:
@@ -62,6 +54,23 @@ class PairPaiNN : public Pair {
  private:
   enum class Extrapolation { kIgnore, kWarn, kStop };
 
+  // What computes a step, by the keyword `device`: Cpu (pair_painn_compute.cpp) or Gpu
+  // (pair_painn_gpu.cpp).
+  class Evaluator {
+   public:
+    virtual ~Evaluator() = default;
+    virtual std::string device() const = 0;         // for the banner
+    virtual size_t max_exchange_bytes() const = 0;  // of one row
+    virtual bool needs_list() const = 0;            // the full neighbour list of LAMMPS
+    // Energies, forces and virials of this step, added to LAMMPS' arrays. Collective.
+    virtual void compute() = 0;
+  };
+  class Cpu;
+  class Gpu;
+  std::unique_ptr<Evaluator> make_evaluator();
+  // Throws InputError in a build without CUDA, without a GPU, and for settings that it has not.
+  std::unique_ptr<Evaluator> make_gpu();
+
   // The closest pair of a step on this rank, rows of this rank, distance in Angstrom.
   struct ClosestPair {
     double distance = 1e300;
@@ -69,10 +78,26 @@ class PairPaiNN : public Pair {
     int second = -1;
   };
 
+  // settings, one for each keyword
+  struct Keyword {
+    const char* name;
+    void (PairPaiNN::*set)(const char* value);
+  };
+  static const Keyword kKeywords[6];
+  int choose(const char* keyword, const char* value, const std::vector<const char*>& choices);
+  void set_device(const char* value);
+  void set_precision(const char* value);
+  void set_threads(const char* value);
+  void set_tabulate(const char* value);
+  void set_extrapolation(const char* value);
+  void set_math(const char* value);
+
   void allocate();
   void check_neighbor_settings();
   void plan_exchange();
   void find_rows();
+  void compute_on_cpu();
+  std::string find_not_finite(int n_all) const;
   std::string build_edges();
   std::string describe(const ClosestPair& pair) const;
   long long tag_of(int i) const;
@@ -85,12 +110,6 @@ class PairPaiNN : public Pair {
   void keep_ghost_adjoints(const mlff::ExchangeRequest& request);
   void find_barycentre_gradients(mlff::Graph graph);
   void add_results();
-  // device gpu, see pair_painn_gpu.cpp
-  void open_gpu();
-  std::string gpu_name() const;
-  size_t gpu_exchange_bytes() const;
-  void compute_gpu();
-  void add_gpu_results(const mlff::gpu::StepResult& result);
   void print_banner();
 
   // settings
@@ -107,7 +126,7 @@ class PairPaiNN : public Pair {
   std::string model_path_;
   mlff::ModelFile model_;
   std::unique_ptr<mlff::Engine> engine_;  // with device gpu only asked for facts
-  std::shared_ptr<PainnGpu> gpu_;
+  std::unique_ptr<Evaluator> evaluator_;
   std::vector<int> type_species_;  // [ntypes + 1], -1 for NULL
   double cutoff_ = 0.0;            // distance units of the run
   double min_distance_ = 0.0;

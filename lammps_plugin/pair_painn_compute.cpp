@@ -30,17 +30,31 @@ void PairPaiNN::compute(int eflag, int vflag) {
   const double start = MPI_Wtime();
   ev_init(eflag, vflag);
   if (!neighbor_settings_checked_) check_neighbor_settings();
-  if (on_gpu_) {
-    if (cvflag_atom)
-      error->all(FLERR,
-                 "pair_style painn: centroid/stress/atom is not available with device gpu; use "
-                 "device cpu");
-    compute_gpu();
-    compute_seconds_ += MPI_Wtime() - start;
-    if (!banner_printed_) print_banner();
-    return;
-  }
+  evaluator_->compute();
+  compute_seconds_ += MPI_Wtime() - start;
+  if (!banner_printed_) print_banner();
+}
 
+class PairPaiNN::Cpu : public PairPaiNN::Evaluator {
+ public:
+  explicit Cpu(PairPaiNN& pair) : pair_(pair) {}
+  std::string device() const override {
+    return format("cpu (%s)", mlff::isa_name(pair_.engine_->isa()));
+  }
+  size_t max_exchange_bytes() const override { return pair_.engine_->max_exchange_bytes(); }
+  bool needs_list() const override { return true; }
+  void compute() override { pair_.compute_on_cpu(); }
+
+ private:
+  PairPaiNN& pair_;
+};
+
+std::unique_ptr<PairPaiNN::Evaluator> PairPaiNN::make_evaluator() {
+  if (on_gpu_) return make_gpu();
+  return std::make_unique<Cpu>(*this);
+}
+
+void PairPaiNN::compute_on_cpu() {
   ghost_rows_ = cvflag_atom != 0;
   find_rows();
   std::string problem = build_edges();
@@ -77,8 +91,18 @@ void PairPaiNN::compute(int eflag, int vflag) {
   if (cvflag_atom) find_barycentre_gradients(graph);
 
   add_results();
-  compute_seconds_ += MPI_Wtime() - start;
-  if (!banner_printed_) print_banner();
+}
+
+// A problem or "".
+std::string PairPaiNN::find_not_finite(int n_all) const {
+  const double* const* x = atom->x;
+  for (int i = 0; i < n_all; ++i)
+    if (!std::isfinite(x[i][0]) || !std::isfinite(x[i][1]) || !std::isfinite(x[i][2]))
+      return format(
+          "the position of atom %lld is not finite at step %lld; the simulation is "
+          "unstable (timestep, start structure, or model outside its training)",
+          tag_of(i), static_cast<long long>(update->ntimestep));
+  return "";
 }
 
 // Edges from LAMMPS' full neighbour list. Returns a problem or "".
@@ -95,13 +119,7 @@ std::string PairPaiNN::build_edges() {
   closest_ = ClosestPair();
   kept_adjoints_ = 0;
 
-  std::string problem;
-  for (int i = 0; i < n_all && problem.empty(); ++i)
-    if (!std::isfinite(x[i][0]) || !std::isfinite(x[i][1]) || !std::isfinite(x[i][2]))
-      problem = format(
-          "the position of atom %lld is not finite at step %lld; the simulation is "
-          "unstable (timestep, start structure, or model outside its training)",
-          tag_of(i), static_cast<long long>(update->ntimestep));
+  std::string problem = find_not_finite(n_all);
 
   // Atoms without a place in the list (NULL under hybrid) and those that the model does not see
   // keep no edges.

@@ -27,15 +27,32 @@ using mlff::format;
 
 #if defined(MLFF_CUDA)
 
-struct LAMMPS_NS::PainnGpu {
-  std::unique_ptr<mlff::gpu::System> system;
-  std::string name;
-  std::vector<double> positions;
-  std::vector<int32_t> ghost_owners;
+class PairPaiNN::Gpu : public PairPaiNN::Evaluator {
+ public:
+  Gpu(PairPaiNN& pair, const mlff::gpu::SystemOptions& options)
+      : pair_(pair), system_(pair.model_, options), name_(mlff::gpu::device_name(options.device)) {}
+
+  std::string device() const override {
+    return "gpu " + name_ + ", products " + (system_.uses_cublas() ? "cuBLAS " : "") + pair_.math_;
+  }
+  size_t max_exchange_bytes() const override { return system_.max_exchange_bytes(); }
+  bool needs_list() const override { return false; }
+  void compute() override;
+
+ private:
+  void renew_ghosts();
+  mlff::gpu::StepInput step_input(bool new_list);
+  void add_results(const mlff::gpu::StepResult& result);
+
+  PairPaiNN& pair_;
+  mlff::gpu::System system_;
+  std::string name_;
+  std::vector<double> positions_;
+  std::vector<int32_t> ghost_owners_;
 };
 
 // Ranks of one node share its GPUs in turn.
-void PairPaiNN::open_gpu() {
+std::unique_ptr<PairPaiNN::Evaluator> PairPaiNN::make_gpu() {
   int rank = 0, ranks = 1;
 #if MLFF_LAMMPS_MPI
   MPI_Comm node;
@@ -59,78 +76,30 @@ void PairPaiNN::open_gpu() {
   options.math = mlff::gpu::math_from_name(math_);
   options.device = rank % gpus;
   options.warn_distance = extrapolation_ == Extrapolation::kIgnore ? 0.0 : model_.min_distance;
-  gpu_ = std::make_shared<PainnGpu>();
-  gpu_->system = std::make_unique<mlff::gpu::System>(model_, options);
-  gpu_->name = mlff::gpu::device_name(options.device);
+  return std::make_unique<Gpu>(*this, options);
 }
 
-std::string PairPaiNN::gpu_name() const {
-  return gpu_ ? gpu_->name + ", products " + (gpu_->system->uses_cublas() ? "cuBLAS " : "") + math_
-              : "";
-}
-
-size_t PairPaiNN::gpu_exchange_bytes() const { return gpu_->system->max_exchange_bytes(); }
-
-void PairPaiNN::compute_gpu() {
-  PainnGpu& gpu = *gpu_;
-  n_local_ = atom->nlocal;
-  n_rows_ = atom->nlocal + atom->nghost;
-  ghost_rows_ = true;
-  const bool new_list = !plan_valid_ || neighbor->ago == 0;
-  const size_t rows = static_cast<size_t>(std::max(1, n_rows_));
-  if (new_list) {
-    plan_valid_ = true;
-    n_remote_ = comm->nprocs > 1 ? atom->nghost : 0;
-    species_.resize(rows);
-    row_tags_.resize(rows);
-    for (int i = 0; i < n_rows_; ++i) {
-      species_[i] = type_species_[atom->type[i]];
-      row_tags_[i] = tag_of(i);
-    }
-    if (comm->nprocs == 1) {
-      owners_.resize(2 * rows);
-      for (int i = 0; i < n_local_; ++i) {
-        owners_[2 * i] = 0;
-        owners_[2 * i + 1] = i;
-      }
-      forward_rows(owners_.data(), 2);
-      gpu.ghost_owners.resize(rows);
-      for (int i = n_local_; i < n_rows_; ++i)
-        gpu.ghost_owners[i - n_local_] = static_cast<int32_t>(owners_[2 * i + 1]);
-    }
-  }
-
-  gpu.positions.resize(3 * rows);
-  const double* const* x = atom->x;
-  for (int i = 0; i < n_rows_; ++i)
-    for (int a = 0; a < 3; ++a) gpu.positions[3 * i + a] = x[i][a] / units_.length;
-  std::string problem;
-  for (int i = 0; i < n_rows_ && problem.empty(); ++i)
-    if (!std::isfinite(x[i][0]) || !std::isfinite(x[i][1]) || !std::isfinite(x[i][2]))
-      problem = format(
-          "the position of atom %lld is not finite at step %lld; the simulation is "
-          "unstable (timestep, start structure, or model outside its training)",
-          tag_of(i), static_cast<long long>(update->ntimestep));
-
-  mlff::gpu::StepInput input;
-  input.n_local = n_local_;
-  input.n_rows = n_rows_;
-  input.species = species_.data();
-  input.positions = gpu.positions.data();
-  input.names = row_tags_.data();
-  input.new_atoms = input.new_list = new_list;
-  input.keep_list = true;
-  input.skin = neighbor->skin / units_.length;
-  input.ghost_owners = comm->nprocs == 1 ? gpu.ghost_owners.data() : nullptr;
-  input.atom_virials = vflag_atom != 0;
-  const bool alone = comm->nprocs == 1;
+void PairPaiNN::Gpu::compute() {
+  PairPaiNN& p = pair_;
+  if (p.cvflag_atom)
+    p.error->all(FLERR,
+                 "pair_style painn: centroid/stress/atom is not available with device gpu; use "
+                 "device cpu");
+  p.n_local_ = p.atom->nlocal;
+  p.n_rows_ = p.atom->nlocal + p.atom->nghost;
+  p.ghost_rows_ = true;
+  const bool alone = p.comm->nprocs == 1;
+  const bool new_list = !p.plan_valid_ || p.neighbor->ago == 0;
+  if (new_list) renew_ghosts();
+  const mlff::gpu::StepInput input = step_input(new_list);
+  std::string problem = p.find_not_finite(p.n_rows_);
   const mlff::gpu::StepResult* result = nullptr;
   if (problem.empty()) {
     try {
       if (alone) {
-        result = &gpu.system->compute(input);
+        result = &system_.compute(input);
       } else {
-        gpu.system->begin(input);
+        system_.begin(input);
       }
     } catch (const mlff::Error& caught) {
       problem = caught.what();
@@ -138,70 +107,111 @@ void PairPaiNN::compute_gpu() {
   }
 
   std::string warning;
-  closest_ = ClosestPair();
-  if (problem.empty() &&
-      gpu.system->close_pair(closest_.first, closest_.second, closest_.distance)) {
-    if (extrapolation_ == Extrapolation::kStop)
-      problem = describe(closest_);
-    else if (!closeness_reported_)
-      warning = describe(closest_);
+  ClosestPair& closest = p.closest_;
+  closest = ClosestPair();
+  if (problem.empty() && system_.close_pair(closest.first, closest.second, closest.distance)) {
+    if (p.extrapolation_ == Extrapolation::kStop)
+      problem = p.describe(closest);
+    else if (!p.closeness_reported_)
+      warning = p.describe(closest);
   }
-  agree(problem, warning);
+  p.agree(problem, warning);
 
   if (!alone) {
     try {
-      while (const mlff::ExchangeRequest* request = gpu.system->advance()) exchange(*request);
-      result = &gpu.system->finish();
+      while (const mlff::ExchangeRequest* request = system_.advance()) p.exchange(*request);
+      result = &system_.finish();
     } catch (const mlff::Error& caught) {  // the device failed: others may be waiting
-      error->one(FLERR, std::string("pair_style painn: ") + caught.what());
+      p.error->one(FLERR, std::string("pair_style painn: ") + caught.what());
     }
   }
-  add_gpu_results(*result);
+  add_results(*result);
 }
 
-void PairPaiNN::add_gpu_results(const mlff::gpu::StepResult& result) {
-  const double to_energy = units_.energy;
-  const double to_force = units_.energy / units_.length;
-  constexpr int kPlace[6][2] = {{0, 0}, {1, 1}, {2, 2}, {0, 1}, {0, 2}, {1, 2}};
-  if (eflag_global) eng_vdwl += result.energy * to_energy;
-  if (eflag_atom)
-    for (int i = 0; i < n_local_; ++i) eatom[i] += result.energies[i] * to_energy;
-  if (vflag_global)
-    for (int k = 0; k < 6; ++k)
-      virial[k] += result.virial[static_cast<size_t>(3 * kPlace[k][0] + kPlace[k][1])] * to_energy;
+// Species and names of the rows and, on one rank, the owners of the ghosts. Collective.
+void PairPaiNN::Gpu::renew_ghosts() {
+  PairPaiNN& p = pair_;
+  const size_t rows = static_cast<size_t>(std::max(1, p.n_rows_));
+  p.plan_valid_ = true;
+  p.n_remote_ = p.comm->nprocs > 1 ? p.atom->nghost : 0;
+  p.species_.resize(rows);
+  p.row_tags_.resize(rows);
+  for (int i = 0; i < p.n_rows_; ++i) {
+    p.species_[i] = p.type_species_[p.atom->type[i]];
+    p.row_tags_[i] = p.tag_of(i);
+  }
+  if (p.comm->nprocs > 1) return;
+  p.owners_.resize(2 * rows);
+  for (int i = 0; i < p.n_local_; ++i) {
+    p.owners_[2 * i] = 0;
+    p.owners_[2 * i + 1] = i;
+  }
+  p.forward_rows(p.owners_.data(), 2);
+  ghost_owners_.resize(rows);
+  for (int i = p.n_local_; i < p.n_rows_; ++i)
+    ghost_owners_[i - p.n_local_] = static_cast<int32_t>(p.owners_[2 * i + 1]);
+}
 
-  totals_width_ = vflag_atom ? 9 : 3;
-  const size_t width = totals_width_;
-  totals_.resize(std::max<size_t>(1, n_rows_ * width));
-  for (int i = 0; i < n_rows_; ++i) {
-    double* total = &totals_[i * width];
+mlff::gpu::StepInput PairPaiNN::Gpu::step_input(bool new_list) {
+  PairPaiNN& p = pair_;
+  positions_.resize(3 * static_cast<size_t>(std::max(1, p.n_rows_)));
+  const double* const* x = p.atom->x;
+  for (int i = 0; i < p.n_rows_; ++i)
+    for (int a = 0; a < 3; ++a) positions_[3 * i + a] = x[i][a] / p.units_.length;
+  mlff::gpu::StepInput input;
+  input.n_local = p.n_local_;
+  input.n_rows = p.n_rows_;
+  input.species = p.species_.data();
+  input.positions = positions_.data();
+  input.names = p.row_tags_.data();
+  input.new_atoms = input.new_list = new_list;
+  input.keep_list = true;
+  input.skin = p.neighbor->skin / p.units_.length;
+  input.ghost_owners = p.comm->nprocs == 1 ? ghost_owners_.data() : nullptr;
+  input.atom_virials = p.vflag_atom != 0;
+  return input;
+}
+
+void PairPaiNN::Gpu::add_results(const mlff::gpu::StepResult& result) {
+  PairPaiNN& p = pair_;
+  const double to_energy = p.units_.energy;
+  const double to_force = p.units_.energy / p.units_.length;
+  constexpr int kPlace[6][2] = {{0, 0}, {1, 1}, {2, 2}, {0, 1}, {0, 2}, {1, 2}};
+  if (p.eflag_global) p.eng_vdwl += result.energy * to_energy;
+  if (p.eflag_atom)
+    for (int i = 0; i < p.n_local_; ++i) p.eatom[i] += result.energies[i] * to_energy;
+  if (p.vflag_global)
+    for (int k = 0; k < 6; ++k)
+      p.virial[k] +=
+          result.virial[static_cast<size_t>(3 * kPlace[k][0] + kPlace[k][1])] * to_energy;
+
+  p.totals_width_ = p.vflag_atom ? 9 : 3;
+  const size_t width = p.totals_width_;
+  p.totals_.resize(std::max<size_t>(1, p.n_rows_ * width));
+  for (int i = 0; i < p.n_rows_; ++i) {
+    double* total = &p.totals_[i * width];
     for (int a = 0; a < 3; ++a) total[a] = result.forces[3 * i + a];
-    if (!vflag_atom) continue;
+    if (!p.vflag_atom) continue;
     const double* w = result.atom_virials + 9 * i;
     for (int k = 0; k < 6; ++k)
       total[3 + k] =
           0.5 * (w[3 * kPlace[k][0] + kPlace[k][1]] + w[3 * kPlace[k][1] + kPlace[k][0]]);
   }
-  return_totals();
-  double** f = atom->f;
-  for (int i = 0; i < n_local_; ++i) {
-    const double* total = &totals_[i * width];
+  p.return_totals();
+  double** f = p.atom->f;
+  for (int i = 0; i < p.n_local_; ++i) {
+    const double* total = &p.totals_[i * width];
     for (int a = 0; a < 3; ++a) f[i][a] += total[a] * to_force;
-    if (vflag_atom)
-      for (int k = 0; k < 6; ++k) vatom[i][k] += total[3 + k] * to_energy;
+    if (p.vflag_atom)
+      for (int k = 0; k < 6; ++k) p.vatom[i][k] += total[3 + k] * to_energy;
   }
 }
 
 #else
 
-struct LAMMPS_NS::PainnGpu {};
-
-void PairPaiNN::open_gpu() {
+std::unique_ptr<PairPaiNN::Evaluator> PairPaiNN::make_gpu() {
   throw mlff::InputError(
       "this plugin was built without CUDA and cannot run with device gpu; use device cpu");
 }
-std::string PairPaiNN::gpu_name() const { return ""; }
-size_t PairPaiNN::gpu_exchange_bytes() const { return 0; }
-void PairPaiNN::compute_gpu() {}
 
 #endif
