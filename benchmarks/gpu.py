@@ -32,7 +32,7 @@ from benchmarks.peers.environments import PEERS as KNOWN_PEERS
 from benchmarks.peers.environments import Peer, python_of
 from benchmarks.peers.run import Worker
 from benchmarks.scaling import export_model
-from mlff_distiller.errors import InputError
+from mlff_distiller.errors import DeviceError, InputError
 from mlff_distiller.ops import engine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -161,7 +161,7 @@ def student_rows(
             row.update(timed(call, seconds))
             row["builds"] = potential.num_builds - builds
             row["memory_GB"] = potential.memory_bytes / 1e9
-        except InputError as error:  # out of memory, first of all
+        except DeviceError as error:  # out of memory, first of all
             row["not_measured"] = str(error)
         rows.append(row)
     return rows
@@ -271,7 +271,7 @@ def main() -> int:
             if not options.model:
                 export_model(path)
             report = measure(options, path, name)
-    except InputError as error:
+    except (InputError, DeviceError) as error:
         print(f"nothing measured: {error}", file=sys.stderr)
         return 2
     wrong = [row for row in report["checks"] if not row["ok"]]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from support.backends import needs_lammps
+from support.backends import needs_lammps, needs_openmm, needs_openmm_plugin
 from support.cuda_module import emulated, operators, plugin
 from support.lammps import Run, run_lmp, script_of
 from support.openmm import openmm_context, openmm_results, openmm_system, topology_of
@@ -73,7 +73,8 @@ def gpu(atoms, model, folder):
 
 def with_openmm(backend):
     def run(atoms, model, folder):
-        openmm = pytest.importorskip("openmm")
+        import openmm
+
         from mlff_distiller.openmm import painn_force
 
         topology = topology_of(atoms)
@@ -111,10 +112,17 @@ ENGINES = {
 }
 
 
+def needs(engine):
+    """What has to be there for an engine, checked where conftest sees the skip."""
+    if "LAMMPS" in engine:
+        return needs_lammps
+    if engine == "OpenMM native":
+        return needs_openmm_plugin
+    return needs_openmm if "OpenMM" in engine else ()
+
+
 @pytest.mark.parametrize("share", SHARE)
-@pytest.mark.parametrize(
-    "engine", [pytest.param(e, marks=needs_lammps if "LAMMPS" in e else ()) for e in ENGINES]
-)
+@pytest.mark.parametrize("engine", [pytest.param(e, marks=needs(e)) for e in ENGINES])
 def test_atoms_at_one_point(model, tmp_path, engine, share):
     atoms = pair(SHARE[share] * lattice.SAME_POINT)
     if share == "apart":
