@@ -124,7 +124,9 @@ def test_gfn2_labels_with_consistent_derivatives_in_any_order() -> None:
     inputs = copies(WATER, 4)
     together = teacher.label(inputs)
     alone = teacher.label(inputs[3:])
-    assert structures_hash(together[3:]) == structures_hash(alone)
+    # Not bit for bit: tblite adds up in threads, in whatever order they end.
+    assert together[3].energy == pytest.approx(alone[0].energy, abs=1e-9)
+    np.testing.assert_allclose(together[3].forces, alone[0].forces, atol=1e-9)
     with pytest.raises(InputError, match="gfn2-xtb does not know U; it labels H to Rn"):
         teacher.check([Structure([92], [[0.0] * 3])])
 
