@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mlff_distiller import __version__
 from mlff_distiller.config import to_dict
@@ -18,23 +18,19 @@ from mlff_distiller.students.checkpoint import read_checkpoint
 from mlff_distiller.students.file import FORMAT_VERSION, METADATA, NATIVE
 from mlff_distiller.students.native_parameters import native_parameters
 from mlff_distiller.students.student import StudentForceField, load_student
+from mlff_distiller.students.terms import EnergyTerms
 
 
-class ExportedStudent(nn.Module):
+class ExportedStudent(EnergyTerms):
     """The portable form: plain TorchScript, no custom operator, runs in any libtorch.
 
     Args:
         student: what to export; parameters are shared, not copied.
     """
 
-    reference_energies: Tensor
-    species_of_z: Tensor
-
     def __init__(self, student: StudentForceField) -> None:
-        super().__init__()
+        super().__init__(student.painn, student.repulsion)
         self.cutoff = student.cutoff
-        self.painn = student.painn
-        self.repulsion = student.repulsion
         self.register_buffer("species_of_z", student.species_of_z)
         self.register_buffer("reference_energies", student.reference_energies)
 
@@ -56,12 +52,7 @@ class ExportedStudent(nn.Module):
         species = self.species_of_z[atomic_numbers * valid.to(atomic_numbers.dtype)]
         if bool((species < 0).any()):
             raise ValueError("an element that the model was not trained on")
-        dtype = self.painn.embedding.weight.dtype
-        vectors = edge_vectors.to(dtype)
-        energies = self.painn(species, edge_index, vectors)
-        if self.repulsion is not None:
-            energies = energies + self.repulsion(species, edge_index, vectors)
-        return energies.to(torch.float64) + self.reference_energies[species].to(torch.float64)
+        return self.energies_of_species(species, edge_index, edge_vectors)
 
 
 def export_student(

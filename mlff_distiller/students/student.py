@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mlff_distiller.config import ModelConfig
 from mlff_distiller.elements import MAX_Z, symbols
@@ -32,12 +32,13 @@ from mlff_distiller.students.load import read_student
 from mlff_distiller.students.painn import PaiNN
 from mlff_distiller.students.repulsion import PairRepulsion
 from mlff_distiller.students.stored import StoredStudent
+from mlff_distiller.students.terms import EnergyTerms
 
 if TYPE_CHECKING:
     from mlff_distiller.data import Batch
 
 
-class StudentForceField(nn.Module):
+class StudentForceField(EnergyTerms):
     """The distilled potential.
 
     Args:
@@ -50,25 +51,20 @@ class StudentForceField(nn.Module):
         InputError: no elements, an element twice, or one outside 1..max_z.
     """
 
-    reference_energies: Tensor
-    species_of_z: Tensor
-
     def __init__(
         self,
         config: ModelConfig,
         elements: Sequence[int],
         reference_energies: Sequence[float] | None = None,
     ) -> None:
-        super().__init__()
         elements = [int(z) for z in elements]
         _check_elements(elements, config.max_z)
+        painn = PaiNN(len(elements), config)
+        zbl = PairRepulsion(elements, switched=config.zbl_switched) if config.zbl else None
+        super().__init__(painn, zbl)
         self.config = config
         self.elements = elements
         self.cutoff = float(config.cutoff)
-        self.painn = PaiNN(len(elements), config)
-        self.repulsion: PairRepulsion | None = None
-        if config.zbl:
-            self.repulsion = PairRepulsion(elements, switched=config.zbl_switched)
         species_of_z = torch.full((MAX_Z + 1,), -1, dtype=torch.int64)
         species_of_z[elements] = torch.arange(len(elements))
         self.register_buffer("species_of_z", species_of_z, persistent=False)
@@ -123,12 +119,7 @@ class StudentForceField(nn.Module):
         Returns:
             (n_atoms,) float64, eV.
         """
-        species = self.species(atomic_numbers)
-        vectors = edge_vectors.to(self.painn.embedding.weight.dtype)
-        energies = self.painn(species, edge_index, vectors)
-        if self.repulsion is not None:
-            energies = energies + self.repulsion(species, edge_index, vectors)
-        return energies.to(torch.float64) + self.reference_energies[species]
+        return self.energies_of_species(self.species(atomic_numbers), edge_index, edge_vectors)
 
     def forward(
         self, atomic_numbers: Tensor, positions: Tensor, cell: Tensor, pbc: Tensor

@@ -92,19 +92,20 @@ struct TileCall {
 template <typename T>
 struct UpdateCall {
   int64_t m = 0, num_channels = 0;
-  bool last = false;        // last interaction: vectors end here, no a_vv
-  T norm_epsilon = 0;       // the norm is sqrt(|V v|^2 + epsilon) - shift
-  T norm_shift = 0;         //
-  const T* vu = nullptr;    // [m][3][2F], V v | U v
-  const T* a = nullptr;     // [m][2F] a_sv | a_vv, last: [m][F] a_sv
-  int64_t lda = 0;          // row stride of a
-  T* cat = nullptr;         // [m][2F] s | norm
-  T* v = nullptr;           // [m][3][F]
-  const T* gs = nullptr;    // [m][F] dE/ds after the update
-  const T* gv = nullptr;    // [m][3][F] dE/dv after the update, null in the last interaction
-  T* ga = nullptr;          // [m][3F] dE/da of a_ss | a_sv | a_vv, last: [m][2F]
-  const T* gcat = nullptr;  // [m][2F]
-  T* gvu = nullptr;         // [m][3][2F]
+  bool last = false;         // last interaction: vectors end here, no a_vv
+  T norm_epsilon = 0;        // the norm is sqrt(|V v|^2 + epsilon) - shift
+  T norm_shift = 0;          //
+  const T* vu = nullptr;     // [m][3][2F], V v | U v
+  const T* a = nullptr;      // [m][2F] a_sv | a_vv, last: [m][F] a_sv
+  int64_t lda = 0;           // row stride of a
+  T* cat = nullptr;          // [m][2F] s | norm
+  const T* norms = nullptr;  // [m][2F], of the adjoints: cat as the forward pass left it
+  T* v = nullptr;            // [m][3][F]
+  const T* gs = nullptr;     // [m][F] dE/ds after the update
+  const T* gv = nullptr;     // [m][3][F] dE/dv after the update, null in the last interaction
+  T* ga = nullptr;           // [m][3F] dE/da of a_ss | a_sv | a_vv, last: [m][2F]
+  const T* gcat = nullptr;   // [m][2F]
+  T* gvu = nullptr;          // [m][3][2F]
 };
 
 // A run of edges of the message pass for training; see kernels_messages-inl.h. Arrays are dense,

@@ -82,7 +82,7 @@ static void update_adjoint_vu(const UpdateCall<T>& u) {
   for (int64_t i = 0; i < u.m; ++i) {
     const T* gs = u.gs + i * n;
     const T* a = u.a + i * u.lda;
-    const T* norm = u.cat + i * 2 * n + n;
+    const T* norm = u.norms + i * 2 * n + n;
     const T* gnorm = u.gcat + i * 2 * n + n;
     const T* vu = u.vu + i * 6 * n;
     T* gvu = u.gvu + i * 6 * n;

@@ -366,7 +366,7 @@ void Network<T>::update_adjoint(int64_t k, int64_t begin, int64_t m, const T* vu
   update.last = last;
   update.a = a;
   update.lda = last ? f : 2 * f;
-  update.cat = const_cast<T*>(norms);
+  update.norms = norms;
   update.gs = w.gs.data();
   update.gv = w.gv.data();
   update.ga = w.ga.data();
@@ -376,7 +376,7 @@ void Network<T>::update_adjoint(int64_t k, int64_t begin, int64_t m, const T* vu
 
   GemmCall<T> out = product(weights.update_reverse, m, w.ga.data(), w.hidden.data());
   out.epilogue = Epilogue::kScale;
-  out.d = const_cast<T*>(slope);
+  out.d = const_cast<T*>(slope);  // kScale reads it: one pointer for both, registers are short
   out.ldd = f;
   kernels_.gemm(out);
   kernels_.gemm(product(weights.update_in.reverse, m, w.hidden.data(), w.gcat.data()));

@@ -12,6 +12,7 @@
 #include "core/memory.h"
 #include "core/model_file.h"
 #include "core/radial.h"
+#include "core/spline.h"
 
 namespace mlff {
 
@@ -72,18 +73,6 @@ class FilterTable {
   double inverse_spacing_ = 0.0;
   TableReport report_;
 };
-
-// Weights of the three slopes at fraction t of an interval: q for the value, b for the derivative
-// (1/spacing times).
-inline void spline_weights(double t, double* q, double* b) {
-  const double u = 1.0 - t;
-  b[0] = 0.5 * u * u;
-  b[1] = 0.5 + t * u;
-  b[2] = 0.5 * t * t;
-  q[0] = (1.0 - u * u * u) / 6.0;
-  q[1] = t * (0.5 + t * (0.5 - t / 3.0));
-  q[2] = t * t * t / 6.0;
-}
 
 extern template class FilterTable<float>;
 extern template class FilterTable<double>;

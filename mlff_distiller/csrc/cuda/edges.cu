@@ -10,6 +10,7 @@
 // the chain record, sender's row, sum is what counts; the next record is therefore loaded ahead.
 // The sums are in benchmarks/gpu_roofline.py; nothing was measured.
 #include "core/lattice.h"
+#include "core/spline.h"
 #include "cuda/edges.h"
 
 namespace mlff {
@@ -83,18 +84,13 @@ __global__ void name_faults(NeighborView list, const double* vectors) {
 
 // --- filters -------------------------------------------------------------------------------------
 
-// As spline_weights in core/tables.h: w = value + sum_k q_k slope_k, w' = sum_k b_k slope_k / h.
+// Weights of an edge, those of the derivative with 1/spacing.
 template <typename T>
 struct Spline {
   T q[3], b[3];
   __device__ __forceinline__ Spline(T t, T inverse_spacing) {
-    const T u = T(1) - t;
-    b[0] = T(0.5) * u * u * inverse_spacing;
-    b[1] = (T(0.5) + t * u) * inverse_spacing;
-    b[2] = T(0.5) * t * t * inverse_spacing;
-    q[0] = (T(1) - u * u * u) * T(1.0 / 6.0);
-    q[1] = t * (T(0.5) + t * (T(0.5) - t * T(1.0 / 3.0)));
-    q[2] = t * t * t * T(1.0 / 6.0);
+    mlff::spline_weights(t, q, b);
+    for (T& weight : b) weight *= inverse_spacing;
   }
 };
 

@@ -1,0 +1,38 @@
+"""What the energy of an atom is made of: one method for training and for the exported file."""
+
+import torch
+from torch import Tensor, nn
+
+from mlff_distiller.students.painn import PaiNN
+from mlff_distiller.students.repulsion import PairRepulsion
+
+
+class EnergyTerms(nn.Module):
+    """The network, the repulsion and the reference energies, which subclasses register.
+
+    Restricted to what ``torch.jit.script`` understands.
+    """
+
+    reference_energies: Tensor  # (n_elements,), eV
+    species_of_z: Tensor  # row of the embedding, (119,); -1 for an element that is not known
+
+    def __init__(self, painn: PaiNN, repulsion: PairRepulsion | None) -> None:
+        super().__init__()
+        self.painn = painn
+        self.repulsion = repulsion
+
+    def energies_of_species(
+        self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor
+    ) -> Tensor:
+        """Energy of each atom, (n_atoms,) float64 in eV, reference energies included.
+
+        Args:
+            species: (n_atoms,) int64, rows of the embedding.
+            edge_index: (2, n_edges) int64.
+            edge_vectors: (n_edges, 3), Å; edges at the cutoff and beyond contribute nothing.
+        """
+        vectors = edge_vectors.to(self.painn.embedding.weight.dtype)
+        energies = self.painn(species, edge_index, vectors)
+        if self.repulsion is not None:
+            energies = energies + self.repulsion(species, edge_index, vectors)
+        return energies.to(torch.float64) + self.reference_energies[species].to(torch.float64)
