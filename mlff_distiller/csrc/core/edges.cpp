@@ -42,7 +42,7 @@ std::string describe(int fault, const Graph& graph, int64_t edge) {
       break;
     default:
       out << "atoms " << name(centre) << " and " << name(sender) << " are at one point (less than "
-          << kSamePoint << " Ang apart); remove duplicate atoms";
+          << kSamePoint << " Å apart); remove duplicate atoms";
   }
   return out.str();
 }

@@ -67,7 +67,7 @@ std::array<Vec3, 3> complete_cell(const double* cell, const std::array<bool, 3>&
   if (volume < 0.0) {
     std::ostringstream text;
     text << "the cell must be right-handed, got the volume " << volume
-         << " Ang^3; swap two lattice vectors and the coordinates with them";
+         << " Å^3; swap two lattice vectors and the coordinates with them";
     throw InputError(text.str());
   }
   return rows;

@@ -42,7 +42,7 @@ struct Potential::State {
   State(ModelFile file, const PotentialOptions& options)
       : model(std::move(file)), engine(model, options.engine), skin(options.skin) {
     if (!(skin >= 0.0) || !std::isfinite(skin)) {
-      throw InputError("skin must be >= 0 Ang, got " + std::to_string(skin));
+      throw InputError("skin must be >= 0 Å, got " + std::to_string(skin));
     }
     for (int z = 0; z <= kNumElements; ++z)
       species_of_z[static_cast<size_t>(z)] = model.species_of(z);

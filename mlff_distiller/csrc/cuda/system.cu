@@ -67,7 +67,7 @@ std::string describe(const State& state, const int64_t* names) {
         << "; the simulation has blown up or its input is damaged";
   } else {
     out << "atoms " << name(state.fault_centre) << " and " << name(state.fault_sender)
-        << " are at one point (less than " << kSamePoint << " Ang apart); remove duplicate atoms";
+        << " are at one point (less than " << kSamePoint << " Å apart); remove duplicate atoms";
   }
   return out.str();
 }
@@ -439,7 +439,7 @@ std::unique_ptr<System::Impl> make_system(const ModelFile& model, const SystemOp
                      ", got " + std::to_string(options.device) + "; use device cpu");
   }
   if (!(options.skin >= 0.0) || !std::isfinite(options.skin)) {
-    throw InputError("skin must be >= 0 Ang, got " + std::to_string(options.skin));
+    throw InputError("skin must be >= 0 Å, got " + std::to_string(options.skin));
   }
   use_device(options.device);
   if (options.precision == Precision::kFloat32) {
