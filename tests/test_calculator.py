@@ -190,8 +190,8 @@ def test_a_forked_child_computes(model, backend):
     queue = context.Queue()
     child = context.Process(target=_child, args=(queue, calc, atoms))
     child.start()
-    received = queue.get(timeout=60)
-    child.join(timeout=60)
+    received = queue.get(timeout=300)
+    child.join(timeout=300)
     np.testing.assert_allclose(received, calc.get_property("forces", atoms), atol=1e-10)
     assert np.abs(received - forces).max() > 1e-6
 

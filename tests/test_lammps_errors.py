@@ -44,7 +44,7 @@ def glass():
 
 def fails(run: Run, folder, *words: str, ranks: int = 2) -> str:
     """The run stops with exactly one error line, which holds ``words``; returns it."""
-    done = run_lmp(folder, script_of(run, folder), ranks, timeout=60)
+    done = run_lmp(folder, script_of(run, folder), ranks, timeout=300)
     errors = [line for line in done.output.splitlines() if line.startswith("ERROR")]
     assert done.returncode != 0, done.output[-2000:]
     assert len(errors) == 1, done.output[-2000:]
@@ -126,13 +126,13 @@ def test_case_34_bonds_with_default_special_bonds(model, glass, tmp_path):
     def script(case: Run) -> str:
         return script_of(case, tmp_path).replace("read_data e.data", extra)
 
-    done = run_lmp(tmp_path, script(run), 2, timeout=60)
+    done = run_lmp(tmp_path, script(run), 2, timeout=300)
     assert done.returncode != 0
     assert "special_bonds removes 1-2" in done.error, done.output[-2000:]
     assert "special_bonds lj/coul 1 1 1" in done.error
     kept = replace(run, after=bonds.format(special="special_bonds lj/coul 1 1 1"))
     for ranks in (1, 2):
-        done = run_lmp(tmp_path, script(kept), ranks, timeout=60)
+        done = run_lmp(tmp_path, script(kept), ranks, timeout=300)
         assert done.returncode == 0, done.output[-2000:]
         energy = float(done.output.split("RESULT e pe=")[1].split()[0])
         assert abs(energy - reference(model[1], glass).energy) < 1e-8

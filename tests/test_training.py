@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from support.labelled import TINY, emt_crystals, emt_molecules, tiny_config, write
-from support.processes import clean_environment
+from support.processes import clean_environment, default_signals
 
 from mlff_distiller import __version__
 from mlff_distiller.config import ModelConfig, TrainConfig, TrainingConfig, load_config
@@ -211,6 +211,7 @@ def test_ctrl_c_keeps_the_state_and_resume_equals_uninterrupted(data, tmp_path):
         [sys.executable, "-c", SCRIPT, str(data), str(tmp_path / "run"), str(epochs)],
         cwd=Path(__file__).parent,
         env=clean_environment(),
+        preexec_fn=default_signals,
         stderr=subprocess.PIPE,
         text=True,
     )

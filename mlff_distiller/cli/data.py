@@ -70,15 +70,24 @@ def sample(
     as_json: bool = JSON,
 ) -> None:
     """Make new structures."""
-    with user_errors("no frames were written; run the command again to start over"):
+    unfinished = output.with_name(output.name + ".partial.h5")
+
+    def kept() -> str:
+        if not unfinished.exists():
+            return "no frames were written; run the command again to start over"
+        return f"finished frames are kept in {unfinished}; run the same command again to go on"
+
+    with user_errors(kept):
         import dataclasses
         from collections import Counter
 
-        from mlff_distiller.config import SamplingConfig, from_dict, load_yaml
+        from mlff_distiller.config import SamplingConfig, from_dict, load_yaml, to_dict
+        from mlff_distiller.data import structures_hash
         from mlff_distiller.data.io import write_structures
+        from mlff_distiller.files import sha256
         from mlff_distiller.progress import Progress
+        from mlff_distiller.sampling import PartialFrames, starting_structures
         from mlff_distiller.sampling import sample as draw
-        from mlff_distiller.sampling import starting_structures
 
         refuse_to_replace(output, overwrite)
         mapping = load_yaml(config) if config else {}
@@ -97,9 +106,18 @@ def sample(
             say("no --teacher given: only rattled copies are made")
         calculator = _calculator(teacher, device) if teacher and settings.num_md else None
         rejected: Counter[str] = Counter()
-        with Progress("molecular dynamics") as bar:
-            frames = draw(base, settings, calculator, rejected=rejected, progress=bar.update)
+        driver = sha256(teacher) if teacher and Path(teacher).is_file() else teacher
+        inputs = {"base": structures_hash(base), "sampling": to_dict(settings), "driver": driver}
+        with PartialFrames(unfinished, inputs) as partial:
+            if len(partial):
+                say(f"{len(partial)} of {settings.num_md} frames of dynamics were done before")
+            with Progress("molecular dynamics") as bar:
+                frames = draw(
+                    base, settings, calculator, rejected=rejected, progress=bar.update,
+                    partial=partial,
+                )  # fmt: skip
         write_structures(output, frames)
+        partial.remove()
         kinds = Counter(str(s.info.get("source", "frame")) for s in frames)
         detail = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
         text = wrote(output, f"{len(frames)} structures: {detail}")

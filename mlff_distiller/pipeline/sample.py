@@ -9,12 +9,13 @@ from typing import Any
 
 from mlff_distiller.config import SamplingConfig
 from mlff_distiller.data import HDF5Writer, Structure, structures_hash
-from mlff_distiller.pipeline.stage import EXECUTION, Hashed, Say, Station
+from mlff_distiller.pipeline.stage import EXECUTION, Hashed, Say, Station, identity
 from mlff_distiller.progress import Progress
-from mlff_distiller.sampling import sample
+from mlff_distiller.sampling import PartialFrames, sample
 from mlff_distiller.teachers import get_teacher
 
 FRAMES = "frames.h5"
+PARTIAL = "frames.partial.h5"  # of molecular dynamics, while it runs
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,22 @@ def work(inputs: Inputs, output: Path, say: Say) -> Result:
         teacher = get_teacher(inputs.teacher, device=inputs.device, **inputs.options)
         calculator = teacher.calculator
     rejected: Counter[str] = Counter()
-    with Progress("molecular dynamics with the teacher") as bar:
-        frames = sample(
-            inputs.start.value, config, calculator, rejected=rejected, progress=bar.update
-        )
+    with PartialFrames(output / PARTIAL, identity(inputs)) as partial:
+        if len(partial):
+            say(f"{len(partial)} of {config.num_md} frames of molecular dynamics were done before")
+        with Progress("molecular dynamics with the teacher") as bar:
+            frames = sample(
+                inputs.start.value,
+                config,
+                calculator,
+                rejected=rejected,
+                progress=bar.update,
+                partial=partial,
+            )
     (output / FRAMES).unlink(missing_ok=True)
     with HDF5Writer(output / FRAMES, seed=config.seed) as writer:
         writer.append(frames)
+    partial.remove()
     kinds = Counter(str(s.info.get("source", "frame")) for s in frames)
     say(f"{len(frames)} frames: " + ", ".join(f"{n} {kind}" for kind, n in kinds.items()))
     return Result(len(frames), dict(kinds), dict(rejected), structures_hash(frames))

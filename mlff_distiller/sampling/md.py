@@ -16,6 +16,7 @@ from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 from mlff_distiller.config import SamplingConfig
 from mlff_distiller.data.structure import Structure
 from mlff_distiller.sampling.geometry import closest_ratio, random_strain, strained
+from mlff_distiller.sampling.partial import PartialFrames
 from mlff_distiller.sampling.rattle import CLOSE_CONTACT
 
 # Frames of one segment are relatives. Short segments let a split take whole ones on each side.
@@ -34,6 +35,7 @@ def run_md(
     *,
     rejected: Counter[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    partial: PartialFrames | None = None,
 ) -> list[Structure]:
     """``config.num_md`` frames, shared out evenly over the temperatures.
 
@@ -49,6 +51,7 @@ def run_md(
             max_force, max_strain, seed.
         rejected: counts frames that were left out, by reason.
         progress: called with (frames, num_md).
+        partial: where finished segments are kept and looked for.
 
     Returns:
         frames whose ``info`` names source, parent, temperature (K) and segment.
@@ -58,7 +61,7 @@ def run_md(
     frames: list[Structure] = []
     for t, temperature in enumerate(temperatures):
         share = config.num_md // len(temperatures) + (t < config.num_md % len(temperatures))
-        ladder = _Trajectory(base, calculator, config, t, float(temperature), rejected)
+        ladder = _Trajectory(base, calculator, config, t, float(temperature), rejected, partial)
         for frame in ladder.frames(share):
             frames.append(frame)
             if progress is not None:
@@ -77,9 +80,11 @@ class _Trajectory:
         index: int,
         temperature: float,
         rejected: Counter[str],
+        partial: PartialFrames | None,
     ) -> None:
         self.base, self.calculator, self.config = base, calculator, config
-        self.index, self.temperature, self.rejected = index, temperature, rejected
+        self.index, self.temperature, self.partial = index, temperature, partial
+        self.total_rejected, self.rejected = rejected, Counter[str]()  # of all, of this segment
         self.last: dict[int, Structure] = {}
         self.segment = 0
         self.failures = 0
@@ -93,15 +98,33 @@ class _Trajectory:
             wanted = -(-(number - found) // max(segments - self.segment, 1))
             wanted = min(wanted, SEGMENT_FRAMES)
             before = found
-            for frame in self._segment(wanted):
+            kept = self.partial.get(self.index, self.segment) if self.partial else None
+            self.rejected = Counter(kept.rejected if kept else {})
+            made = []
+            for frame in self._repeat(kept.frames, wanted) if kept else self._segment(wanted):
                 found += 1
+                made.append(frame)
                 yield frame
+            if self.partial is not None and kept is None:
+                self.partial.put(self.index, self.segment, made, self.rejected)
+            self.total_rejected.update(self.rejected)
             self.failures = 0 if found > before else self.failures + 1
             self.segment += 1
 
+    def _parent(self) -> int:
+        return (self.index + self.segment) % len(self.base)
+
+    def _repeat(self, frames: Sequence[Structure], number: int):  # type: ignore[no-untyped-def]
+        """A segment that was finished earlier, with what it leaves to the next."""
+        yield from frames
+        if len(frames) < number:
+            self.last.pop(self._parent(), None)
+        else:
+            self.last[self._parent()] = frames[-1]
+
     def _segment(self, number: int):  # type: ignore[no-untyped-def]
         config, segment = self.config, self.segment
-        parent = (self.index + segment) % len(self.base)
+        parent = self._parent()
         rng = np.random.default_rng([config.seed, 2, self.index, segment])
         atoms = self._start(parent, rng)
         dynamics = self._dynamics(atoms, rng)

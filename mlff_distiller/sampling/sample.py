@@ -12,6 +12,7 @@ from mlff_distiller.config import SamplingConfig
 from mlff_distiller.data.structure import Structure, check_structure
 from mlff_distiller.errors import InputError
 from mlff_distiller.sampling.md import run_md
+from mlff_distiller.sampling.partial import PartialFrames
 from mlff_distiller.sampling.rattle import rattle_all
 
 # With fewer starting structures than this, one family per structure could not fill three splits.
@@ -25,6 +26,7 @@ def sample(
     *,
     rejected: Counter[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    partial: PartialFrames | None = None,
 ) -> list[Structure]:
     """Make structures to be labelled; the same input and seed give the same output.
 
@@ -39,6 +41,8 @@ def sample(
         calculator: for molecular dynamics; not needed when ``config.num_md`` is 0.
         rejected: counts what was left out, by reason.
         progress: called with (frames, total) during molecular dynamics.
+        partial: where finished segments of molecular dynamics are kept; with it an interrupted
+            call goes on where it stopped, to the same frames.
 
     Returns:
         unlabelled structures, rattled copies first.
@@ -71,7 +75,9 @@ def sample(
         rejected=rejected,
     )
     if config.num_md and calculator is not None:
-        frames += run_md(base, calculator, config, rejected=rejected, progress=progress)
+        frames += run_md(
+            base, calculator, config, rejected=rejected, progress=progress, partial=partial
+        )
     if not frames:
         reasons = ", ".join(f"{n} x {reason}" for reason, n in rejected.items())
         raise InputError(
