@@ -11,7 +11,7 @@ import difflib
 import numpy as np
 from ase.build import bulk
 
-from mlff_distiller.data.io import read_structures
+from mlff_distiller.data.io import read_geometries
 from mlff_distiller.data.structure import Structure
 from mlff_distiller.errors import InputError
 
@@ -81,7 +81,7 @@ _ALANINE_DIPEPTIDE = """
 
 def starting_structures(source: str) -> list[Structure]:
     """Structures of a file or ``builtin:NAME``. Raises InputError."""
-    return builtin(source) if source.startswith(PREFIX) else read_structures(source)
+    return builtin(source) if source.startswith(PREFIX) else read_geometries(source)
 
 
 def builtin(name: str) -> list[Structure]:

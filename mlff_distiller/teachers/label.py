@@ -16,6 +16,7 @@ from rich.console import Console
 from mlff_distiller.data.hdf5 import HDF5Dataset, HDF5Writer, structures_hash
 from mlff_distiller.data.journal import journal_path
 from mlff_distiller.data.structure import Structure, check_structure
+from mlff_distiller.data.survey import geometry_key
 from mlff_distiller.energy_model import EnergyModel
 from mlff_distiller.errors import InputError, MismatchError
 from mlff_distiller.progress import Progress
@@ -30,6 +31,10 @@ class LabelReport:
     """Structures in the file now."""
     num_resumed: int = 0
     """Inputs that an earlier call had dealt with."""
+    num_known: int = 0
+    """Inputs that were in the file already when it was extended."""
+    num_before: int = 0
+    """Structures in the file before it was extended."""
     rejected: dict[str, int] = field(default_factory=dict)
     """Reason -> number of structures that were left out, over all calls."""
     seconds: float = 0.0
@@ -40,6 +45,11 @@ class LabelReport:
         text = f"labelled {self.num_labelled} structures in {self.path}"
         if self.num_resumed:
             text += f" ({self.num_resumed} inputs were done before)"
+        if self.num_before:
+            text += (
+                f" ({self.num_before} were there, {self.num_known} of the inputs among them, "
+                f"{self.num_labelled - self.num_before} added)"
+            )
         for reason, count in self.rejected.items():
             text += f"; rejected {count}: {reason}"
         return text
@@ -52,7 +62,7 @@ def label_dataset(
     *,
     batch_size: int = 8,
     resume: bool = True,
-    on_mismatch: Literal["refuse", "restart"] = "refuse",
+    on_mismatch: Literal["refuse", "restart", "extend"] = "refuse",
     progress: bool | Callable[[int, int], None] = True,
     max_force: float | None = 30.0,
     seed: int | None = None,
@@ -70,7 +80,9 @@ def label_dataset(
         batch_size: structures between two commits.
         resume: go on with an existing file; False starts anew.
         on_mismatch: what becomes of an existing file of other structures, of another teacher or
-            of another ``max_force``: ``refuse`` it, or ``restart`` and keep it as ``*.old``.
+            of another ``max_force``: ``refuse`` it; ``restart`` and keep it as ``*.old``; or
+            ``extend`` it by the structures that it lacks (atoms and cell within 1e-6 Å), where
+            its labels are this teacher's and chosen by no higher ``max_force``.
         progress: show a bar (plain lines where the output is not a terminal); or call this with
             (done, total).
         max_force: eV/Å; structures with a larger force are left out, None keeps all.
@@ -98,14 +110,14 @@ def label_dataset(
     if not resume:
         output.unlink(missing_ok=True)
         journal_path(output).unlink(missing_ok=True)
-    inputs = {"inputs": structures_hash(structures), "max_force": max_force}
+    inputs: dict[str, Any] = {"inputs": structures_hash(structures), "max_force": max_force}
 
-    def open_writer() -> HDF5Writer:
+    def open_writer(check: Callable[[HDF5Writer, dict[str, Any]], None]) -> HDF5Writer:
         writer = HDF5Writer(
             output, teacher=teacher.name, versions=dict(teacher.versions), seed=seed
         )
         try:
-            _check_same(writer, inputs)
+            check(writer, {**inputs, "teacher": teacher.name})
         except MismatchError:
             writer.close()
             raise
@@ -114,25 +126,38 @@ def label_dataset(
     existed = output.exists()
     begin = time.monotonic()
     report = LabelReport(output)
+    known: set[bytes] = set()
     try:
-        writer = open_writer()
+        writer = open_writer(_check_same)
     except MismatchError:
         if on_mismatch == "refuse":
             raise
-        _set_aside(output)
-        writer = open_writer()
+        if on_mismatch == "restart":
+            _set_aside(output)
+        writer = open_writer(_check_extendable if on_mismatch == "extend" else _check_same)
+        if on_mismatch == "extend":
+            known = _geometries(output)
+            report.num_before = len(writer)
+            report.num_known = sum(geometry_key(s) in known for s in structures)
     with writer:
-        if writer.progress:
+        if writer.progress and not report.num_before:
             report.num_resumed = int(writer.progress["done"])
             report.rejected = dict(writer.progress["rejected"])
+            report.num_before = int(writer.progress.get("before", 0))
+            report.num_known = int(writer.progress.get("known", 0))
+            if report.num_before and report.num_resumed < len(structures):
+                known = _geometries(output)
         done = report.num_resumed
         with _shown(progress, console, f"label with {teacher.name}", len(structures)) as update:
             update(done)
             while done < len(structures):
-                batch = structures[done : done + batch_size]
-                labelled = _label(teacher, batch, max_force, report)
-                done += len(batch)
+                inputs_of_batch = structures[done : done + batch_size]
+                batch = [s for s in inputs_of_batch if not known or geometry_key(s) not in known]
+                labelled = _label(teacher, batch, max_force, report) if batch else []
+                done += len(inputs_of_batch)
                 state = {**inputs, "done": done, "rejected": report.rejected}
+                if report.num_before:
+                    state |= {"before": report.num_before, "known": report.num_known}
                 writer.append(labelled, progress=state)
                 update(done)
         report.num_labelled = len(writer)
@@ -169,6 +194,30 @@ def _check_same(writer: HDF5Writer, inputs: dict[str, Any]) -> None:
         raise MismatchError(
             f"{path} must hold labels chosen by max_force {limit} to go on, got {found}; {remedy}"
         )
+
+
+def _check_extendable(writer: HDF5Writer, inputs: dict[str, Any]) -> None:
+    """Raise MismatchError unless the file is this teacher's, chosen by no higher max_force."""
+    path, teacher = writer.path, inputs["teacher"]
+    there = HDF5Dataset(path, require_labels=False).teacher
+    remedy = "write to another file, or start anew with resume=False (--no-resume)"
+    if there != teacher:
+        raise MismatchError(
+            f"{path} holds labels of {there or 'unknown origin'}, got {teacher!r}; {remedy}"
+        )
+    limit = inputs["max_force"]
+    found = writer.progress.get("max_force", limit)
+    if limit is not None and (found is None or found > limit):
+        raise MismatchError(
+            f"{path} must hold labels chosen by max_force up to {limit:g} to be extended, got "
+            f"{found}; {remedy}"
+        )
+
+
+def _geometries(path: Path) -> set[bytes]:
+    return {
+        geometry_key(s) for s in HDF5Dataset(path, require_labels=False) if s.energy is not None
+    }
 
 
 def _set_aside(path: Path) -> None:
