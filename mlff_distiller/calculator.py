@@ -162,6 +162,10 @@ class StudentCalculator(Calculator):
             check_elements(numbers, self.elements)
             self._checked_numbers = numbers
         self._snapshot, self.results = None, {}  # nothing stale is left if the next line raises
+        if _determinant(cell) < 0 and pbc.any():  # the same lattice, as the engines want it
+            from mlff_distiller.data.structure import right_handed
+
+            cell, pbc = right_handed(cell, pbc)
         out = self._potential.compute(numbers, positions, cell, pbc)
         self._snapshot = snapshot
         self.results = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -314,7 +315,7 @@ def test_units_of_the_user() -> None:
             parse_units(wrong)
 
 
-@pytest.mark.parametrize("stated", ["option", "header", "name"])
+@pytest.mark.parametrize("stated", ["option", "header", "name", "janus"])
 def test_units_that_are_said(tmp_path, stated: str) -> None:
     ev, kbar = 1 / HARTREE_IN_EV, 10 * EV_PER_ANGSTROM3_IN_GPA
     header = {"energy": lambda e, s: e * ev, "stress": lambda e, s: s * kbar}
@@ -327,6 +328,10 @@ def test_units_that_are_said(tmp_path, stated: str) -> None:
     if stated == "header":
         units = "energy_unit=Hartree stress_unit=kbar forces_unit=eV/Ang"
         content = content.replace("Lattice=", f"{units} Lattice=")
+    if stated == "janus":
+        units = {"energy": "Hartree", "forces": "eV/Ang", "stress": "kbar", "masses": "amu"}
+        words = json.dumps(units).replace('"', '\\"')
+        content = content.replace("Lattice=", f'units="_JSON {words}" Lattice=')
     assert_labels(read_structures(write(tmp_path / "a.xyz", content), **options))
 
 

@@ -267,12 +267,14 @@ def _repeated(result: Survey, structures: Sequence[Structure], good: list[int]) 
 
 
 def geometry_key(structure: Structure) -> bytes:
-    """Equal for structures with the same atoms and cell within 1e-6 Å, labels aside."""
+    """Equal for structures with the same atoms, cell (within 1e-6 Å), charge and spin."""
     digest = hashlib.sha256(structure.atomic_numbers.astype("<i8").tobytes())
     for array in (structure.positions, structure.cell):
         # + 0.0 makes -0.0 positive
         digest.update((np.round(array, 6) + 0.0).astype("<f8").tobytes())
     digest.update(structure.pbc.astype("u1").tobytes())
+    states = [structure.info.get(key) for key in (*_CHARGES, *_SPINS)]
+    digest.update(repr(states).encode())
     return digest.digest()
 
 

@@ -193,6 +193,10 @@ def _header(comment: str, at: int, notes: _Notes) -> dict[str, Any]:
             header[lower] = value
         elif match := _UNIT_KEY.fullmatch(plain):
             _state_unit(match[1].lower(), str(value), notes, at)
+        elif lower == "units" and isinstance(value, dict):  # janus-core
+            for quantity, unit in value.items():
+                if match := _UNIT_KEY.fullmatch(f"{quantity}_unit"):
+                    _state_unit(match[1].lower(), str(unit), notes, at)
         else:
             header[plain] = value
     return header
