@@ -355,6 +355,32 @@ def test_cp2k_trajectories_with_the_forces_beside(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("units", "size"),
+    [
+        ("positions{angstrom} cell{angstrom}", (1.0, 1.0)),
+        ("positions{atomic_unit} cell{angstrom}", (BOHR_IN_ANGSTROM, 1.0)),
+        ("", (BOHR_IN_ANGSTROM, BOHR_IN_ANGSTROM)),
+    ],
+)
+def test_ipi_states_cell_and_units_in_its_comment(tmp_path, units: str, size: tuple) -> None:
+    comment = f"# CELL(abcABC):  8.0  8.0  9.0  90.0  90.0  90.0  Step: 0  Bead: 0 {units}"
+    (tmp_path / "a.xyz").write_text(f"2\n{comment}\nO 0 0 0\nH 0 0 1.9\n")
+    (s,) = read_structures(tmp_path / "a.xyz")
+    assert s.pbc.all()
+    assert s.positions[1, 2] == pytest.approx(1.9 * size[0])
+    np.testing.assert_allclose(s.cell, np.diag([8, 8, 9]) * size[1], atol=1e-9)
+    (tmp_path / "f.xyz").write_text(f"1\n{comment.replace('positions', 'forces')}\nO 0 0 0\n")
+    if units:
+        with pytest.raises(InputError, match=r"i-PI wrote forces here"):
+            read_structures(tmp_path / "f.xyz")
+
+
+def test_a_number_for_a_comment_is_said(tmp_path) -> None:
+    (tmp_path / "a.xyz").write_text("1\n-17.2\nO 0 0 0\n")
+    assert any("energy=-17.2" in note for note in read_file(tmp_path / "a.xyz").notes)
+
+
+@pytest.mark.parametrize(
     ("old", "new", "parts"),
     [
         ("0.97", "zero", ["line 4", "pos of atom 1", "'zero'"]),

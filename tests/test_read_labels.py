@@ -220,6 +220,19 @@ def test_missing_values_of_labels(tmp_path) -> None:
     assert any("None" in hint for hint in found.hints)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "name"),
+    [("energy=", "energy=abc old=", "energy"), ("stress=", 'stress="1 2 3" old=', "stress"),
+     ("forces:R:3", "forces:R:1:a:R:1:b:R:1", "forces")],
+)  # fmt: skip
+def test_values_that_cannot_be_labels_are_said(tmp_path, old, new, name) -> None:
+    content = text("forces", energy="energy", stress="stress")
+    found = read_file(write(tmp_path / "a.xyz", content.replace(old, new, 1)))
+    (hint,) = [h for h in found.hints if "not what its name says" in h]
+    assert hint.startswith(f"{name} in 1 frames")
+    assert "line 1" in hint
+
+
 def test_from_atoms_follows_the_same_rules() -> None:
     atoms, energy, forces, stress = FRAMES[0]
     atoms = atoms.copy()

@@ -10,7 +10,7 @@ from ase import Atoms
 from ase.io.formats import UnknownFileTypeError, filetype
 
 from mlff_distiller.data.read.frame import Frame, RawFile, ReadOptions
-from mlff_distiller.data.read.labels import labels_of_atoms
+from mlff_distiller.data.read.labels import labels_of_atoms, misfits
 
 _NOT_OURS = ("spacegroup", "unit_cell", "occupancy")  # of CIF files
 
@@ -31,8 +31,9 @@ def read(path: Path, options: ReadOptions) -> RawFile:
 def frame_of(atoms: Atoms, options: ReadOptions, place: str = "") -> Frame:
     """A frame of ASE atoms, whose labels are taken out."""
     labels, rest, unnamed = labels_of_atoms(atoms, options)
+    wrong = misfits(rest, {}, labels)
     bare = atoms.copy()  # without the calculator
     bare.info = {k: v for k, v in rest.items() if k not in _NOT_OURS}
     for name in labels:
         bare.arrays.pop(name, None)
-    return Frame(bare, labels, place, unnamed)
+    return Frame(bare, labels, place, unnamed, wrong)

@@ -44,12 +44,14 @@ class Frame:
         labels: name in the file -> value, for everything whose name could be a label.
         place: where it stands, for messages: ``line 12``.
         unnamed: names of columns of three numbers that say nothing to us.
+        misfits: name of a label -> value that cannot be one, as text.
     """
 
     atoms: Atoms
     labels: dict[str, Any] = field(default_factory=dict)
     place: str = ""
     unnamed: tuple[str, ...] = ()
+    misfits: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass

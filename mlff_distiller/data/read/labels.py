@@ -84,6 +84,30 @@ def split_labels(
 _KNOWN_VECTORS = {"momenta", "velo", "vel", "velocities", "initial_magmoms", "magmoms", "magmom"}
 
 
+def misfits(
+    rest: dict[str, Any], per_atom: dict[str, Any], labels: dict[str, Any]
+) -> dict[str, str]:
+    """Values under the name of a label that cannot be one, as text.
+
+    Args:
+        rest: values of the frame that are no label.
+        per_atom: all columns.
+        labels: what was taken for labels.
+    """
+    found = {}
+    for name, value in rest.items():
+        if parse_name(name) is not None and np.size(value) < _MANY:
+            found[name] = f"{value!s:.40}".replace("\n", " ")
+    for name, value in per_atom.items():
+        parsed = parse_name(name)
+        if name not in labels and parsed and parsed.quantity in ("forces", "gradient"):
+            found[name] = f"columns of shape {np.shape(value)}"
+    return found
+
+
+_MANY = 100
+
+
 def labels_of_atoms(
     atoms: Atoms, options: ReadOptions
 ) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]:

@@ -245,6 +245,14 @@ def _hints(raw: RawFile, choice: Choice) -> list[str]:
                 f"no forces were found; columns of three numbers: {listed(unnamed)}; if they are "
                 f"forces, say --forces-key {unnamed[0]}"
             )
+    wrong: dict[str, list[str]] = {}
+    for frame in raw.frames:
+        for name, text in frame.misfits.items():
+            wrong.setdefault(name, []).append(f"{frame.place}: {text}" if frame.place else text)
+    for name, places in wrong.items():
+        hints.append(
+            f"{name} in {len(places)} frames is not what its name says ({places[0]}), left there"
+        )
     none = sum(any(_missing(v) for v in frame.labels.values()) for frame in raw.frames)
     if none:
         hints.append(f"{none} frames hold a label without a value (None), taken as missing")

@@ -2,8 +2,8 @@
 
 ASE's reader stops at much that is in use: lower case keys (GPUMD), stress as six numbers, Fortran
 exponents, site labels, QM9. Header values are still taken apart by ASE. The comment lines of CP2K
-(``i = 3, time = 1.5, E = -17.2``, Hartree; forces in the ``-frc-`` file beside it) and of QM9
-(``gdb 9 ...``, U0 in Hartree) are known.
+(``i = 3, time = 1.5, E = -17.2``, Hartree; forces in the ``-frc-`` file beside it), of QM9
+(``gdb 9 ...``, U0 in Hartree) and i-PI (``# CELL(abcABC): ...``, units in braces) are known.
 """
 
 from __future__ import annotations
@@ -18,16 +18,19 @@ import numpy as np
 from ase import Atoms
 from ase.constraints import FixAtoms, FixCartesian
 from ase.data import atomic_numbers as number_of
+from ase.geometry import cellpar_to_cell
 from ase.io.extxyz import key_val_str_to_dict
 from ase.io.formats import open_with_compression
 
 from mlff_distiller.data.read.frame import Frame, RawFile, ReadOptions, listed
-from mlff_distiller.data.read.labels import split_labels
+from mlff_distiller.data.read.labels import misfits, split_labels
+from mlff_distiller.data.read.units import factor
 from mlff_distiller.errors import InputError
 
 _CP2K = re.compile(r"\s*i\s*=\s*\d+\s*,.*\bE\s*=\s*(\S+)")
 # Keys that ASE insists on being nine numbers, whatever their case.
 _NINE = re.compile(r"(?<![\w-])(lattice|stress|virial)(?=\s*=)", re.IGNORECASE)
+_IPI = re.compile(r"CELL\(abcABC\):\s*((?:[-+.\deE]+\s+){6})")
 _COLUMNS = {
     "pos": "positions",
     "position": "positions",
@@ -55,6 +58,7 @@ class _Notes:
 
     renamed: dict[str, str] = field(default_factory=dict)
     extra_columns: int = 0
+    numbers: str = ""
     kinds: set[str] = field(default_factory=set)
     units: dict[str, str] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
@@ -69,6 +73,12 @@ class _Notes:
             lines.append(
                 f"columns without a name were left in {self.extra_columns} frames; name them in the "
                 "comment line, as Properties=species:S:1:pos:R:3:forces:R:3"
+            )
+        if self.numbers:
+            number = self.numbers.split()[-1]
+            lines.append(
+                f"the comment line is a number ({self.numbers}); if it is the energy, write "
+                f"energy={number}"
             )
         return lines
 
@@ -162,7 +172,7 @@ def _frame(
     for name, array in columns.items():
         if name not in labels and name not in atoms.arrays and array.dtype.kind in "biuf":
             atoms.set_array(name, array)
-    return Frame(atoms, labels, place, unnamed)
+    return Frame(atoms, labels, place, unnamed, misfits(rest, columns, labels))
 
 
 def _header(comment: str, at: int, notes: _Notes) -> dict[str, Any]:
@@ -177,7 +187,11 @@ def _header(comment: str, at: int, notes: _Notes) -> dict[str, Any]:
         notes.kinds.add("cp2k")
         notes.units |= {"E": "Hartree"}
         return {"E": match[1]}
+    if match := _IPI.search(comment):
+        return _ipi(match, comment, at, notes)
     if "=" not in comment:
+        if len(words) == 1 and re.fullmatch(r"[-+]?\d+\.\d+([eEdD][-+]?\d+)?", words[0]):
+            notes.numbers = notes.numbers or f"line {at + 2}: {words[0]}"
         return {}
     try:
         parsed = key_val_str_to_dict(_NINE.sub(r"\1__", comment))
@@ -200,6 +214,25 @@ def _header(comment: str, at: int, notes: _Notes) -> dict[str, Any]:
         else:
             header[plain] = value
     return header
+
+
+def _ipi(match: re.Match[str], comment: str, at: int, notes: _Notes) -> dict[str, Any]:
+    """Cell and units of i-PI; without a unit it means atomic ones."""
+    what = dict(re.findall(r"(\w+)\{(\w+)\}", comment))
+    if not {"positions", "x_centroid"} & set(what) and set(what) - {"cell"}:
+        raise InputError(
+            f"line {at + 2}: i-PI wrote {listed(set(what) - {'cell'})} here, not positions; "
+            "convert the file with the positions"
+        )
+    unit = what.get("positions") or what.get("x_centroid") or "atomic_unit"
+    length, of_cell = (
+        "Bohr" if u == "atomic_unit" else u for u in (unit, what.get("cell", "atomic_unit"))
+    )
+    _state_unit("length", length, notes, at)
+    ratio = factor(of_cell, "length") / factor(length, "length")
+    cell = cellpar_to_cell([float(w) for w in match[1].split()])
+    cell[np.abs(cell) < 1e-12 * np.abs(cell).max()] = 0.0
+    return {"lattice": cell.ravel() * ratio}
 
 
 def _state_unit(quantity: str, unit: str, notes: _Notes, at: int) -> None:
