@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
-from cli_runner import run
-from labelled import emt_crystals, emt_molecules
+from support.commands import run
+from support.labelled import emt_crystals, emt_molecules
 
 from mlff_distiller.data import (
     HDF5Dataset,
@@ -234,18 +234,18 @@ def test_label_extends_a_file(tmp_path) -> None:
     shuffled = [frames[i] for i in np.random.default_rng(0).permutation(20)]
     with pytest.raises(InputError, match="same structures"):
         label_dataset(shuffled, emt, path, progress=False)
-    report = label_dataset(shuffled, emt, path, extend=True, progress=False, batch_size=3)
+    report = label_dataset(shuffled, emt, path, on_mismatch="extend", progress=False, batch_size=3)
     assert (report.num_before, report.num_known, report.num_labelled) == (8, 8, 20)
     assert "8 were there" in str(report)
     data = HDF5Dataset(path)
     assert structures_hash(data[:8]) == before
     assert {geometry_key(s) for s in data} == {geometry_key(s) for s in frames}
-    again = label_dataset(shuffled, emt, path, extend=True, progress=False)
+    again = label_dataset(shuffled, emt, path, on_mismatch="extend", progress=False)
     assert (again.num_resumed, again.num_labelled) == (20, 20)
     # Labels of another origin are not extended.
     write_structures(tmp_path / "dft.h5", emt_crystals(2))
     with pytest.raises(InputError, match="labels of unknown origin, got 'emt'"):
-        label_dataset(frames, emt, tmp_path / "dft.h5", extend=True, progress=False)
+        label_dataset(frames, emt, tmp_path / "dft.h5", on_mismatch="extend", progress=False)
 
 
 def test_extending_goes_on_after_an_interruption(tmp_path) -> None:
@@ -253,16 +253,20 @@ def test_extending_goes_on_after_an_interruption(tmp_path) -> None:
     emt = get_teacher("emt")
     for name in ("whole", "cut"):
         label_dataset(frames[:8], emt, tmp_path / f"{name}.h5", progress=False)
-    label_dataset(frames, emt, tmp_path / "whole.h5", extend=True, batch_size=3, progress=False)
+    label_dataset(
+        frames, emt, tmp_path / "whole.h5", on_mismatch="extend", batch_size=3, progress=False
+    )
 
     def stop(done: int, total: int) -> None:
         if done >= 12:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        label_dataset(frames, emt, tmp_path / "cut.h5", extend=True, batch_size=3, progress=stop)
+        label_dataset(
+            frames, emt, tmp_path / "cut.h5", on_mismatch="extend", batch_size=3, progress=stop
+        )
     report = label_dataset(
-        frames, emt, tmp_path / "cut.h5", extend=True, batch_size=3, progress=False
+        frames, emt, tmp_path / "cut.h5", on_mismatch="extend", batch_size=3, progress=False
     )
     assert (report.num_resumed, report.num_before, report.num_labelled) == (12, 8, 20)
     assert HDF5Dataset(tmp_path / "cut.h5").hash() == HDF5Dataset(tmp_path / "whole.h5").hash()
@@ -274,9 +278,12 @@ def test_a_higher_limit_of_forces_looks_at_the_rejected_again(tmp_path) -> None:
     forces = sorted(np.linalg.norm(s.forces, axis=1).max() for s in emt_crystals(12))
     low = label_dataset(frames, emt, path, max_force=float(forces[6]) + 1e-6, progress=False)
     assert low.num_labelled == 7
-    high = label_dataset(frames, emt, path, max_force=1000.0, progress=False)
+    again = {"on_mismatch": "extend", "progress": False}
+    high = label_dataset(frames, emt, path, max_force=1000.0, **again)
     assert high.num_labelled == 12
     assert not high.rejected
+    with pytest.raises(InputError, match="up to 1 to be extended, got 1000"):
+        label_dataset(frames[:3], emt, path, max_force=1.0, **again)
 
 
 @pytest.mark.parametrize("seed", range(12))

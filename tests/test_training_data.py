@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from labelled import emt_crystals, emt_molecules, tiny_config
+from support.labelled import emt_crystals, emt_molecules, tiny_config
 
 from mlff_distiller.data import Structure, ensure_splits, write_structures
 from mlff_distiller.data.hdf5 import store_splits
 from mlff_distiller.errors import InputError
-from mlff_distiller.models import StudentForceField
+from mlff_distiller.students import StudentForceField
 from mlff_distiller.training import fit_reference_energies, train
 from mlff_distiller.training.reference import isolated_energies, mean_binding
 from mlff_distiller.training.setup import load_data, new_student
