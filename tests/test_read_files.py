@@ -468,7 +468,7 @@ def test_vasp_forces_belong_to_the_free_energy(tmp_path) -> None:
 )
 def test_published_files(name: str, count: int, energy_per_atom: float, formula: str) -> None:
     if not (SHARED / name).exists():
-        pytest.skip(f"needs shared/data/{name}")
+        pytest.skip("no ../shared/data")
     structures = read_structures(SHARED / name)
     assert len(structures) == count
     assert {s.formula for s in structures} == {formula}

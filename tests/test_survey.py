@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,8 +24,8 @@ from mlff_distiller.data import (
 from mlff_distiller.data.hdf5 import store_splits
 from mlff_distiller.data.splits import draw_splits
 from mlff_distiller.data.survey import geometry_key, survey
-from mlff_distiller.errors import InputError
-from mlff_distiller.teachers import get_teacher, label_dataset
+from mlff_distiller.errors import InputError, MismatchError
+from mlff_distiller.teachers import CalculatorTeacher, get_teacher, label_dataset
 from mlff_distiller.units import EV_PER_ANGSTROM3_IN_GPA
 
 ATOM = Structure([29], [[0.0, 0, 0]], energy=-0.3, info={"config_type": "IsolatedAtom"})
@@ -234,39 +235,36 @@ def test_label_extends_a_file(tmp_path) -> None:
     shuffled = [frames[i] for i in np.random.default_rng(0).permutation(20)]
     with pytest.raises(InputError, match="same structures"):
         label_dataset(shuffled, emt, path, progress=False)
-    report = label_dataset(shuffled, emt, path, on_mismatch="extend", progress=False, batch_size=3)
+    report = label_dataset(shuffled, emt, path, extend=True, progress=False, batch_size=3)
     assert (report.num_before, report.num_known, report.num_labelled) == (8, 8, 20)
     assert "8 were there" in str(report)
     data = HDF5Dataset(path)
     assert structures_hash(data[:8]) == before
     assert {geometry_key(s) for s in data} == {geometry_key(s) for s in frames}
-    again = label_dataset(shuffled, emt, path, on_mismatch="extend", progress=False)
+    again = label_dataset(shuffled, emt, path, extend=True, progress=False)
     assert (again.num_resumed, again.num_labelled) == (20, 20)
     # Labels of another origin are not extended.
     write_structures(tmp_path / "dft.h5", emt_crystals(2))
     with pytest.raises(InputError, match="labels of unknown origin, got 'emt'"):
-        label_dataset(frames, emt, tmp_path / "dft.h5", on_mismatch="extend", progress=False)
+        label_dataset(frames, emt, tmp_path / "dft.h5", extend=True, progress=False)
 
 
 def test_extending_goes_on_after_an_interruption(tmp_path) -> None:
     frames = [s.with_labels(None) for s in emt_crystals(20)]
+    frames[14] = frames[10]  # added twice, as without an interruption
     emt = get_teacher("emt")
     for name in ("whole", "cut"):
         label_dataset(frames[:8], emt, tmp_path / f"{name}.h5", progress=False)
-    label_dataset(
-        frames, emt, tmp_path / "whole.h5", on_mismatch="extend", batch_size=3, progress=False
-    )
+    label_dataset(frames, emt, tmp_path / "whole.h5", extend=True, batch_size=3, progress=False)
 
     def stop(done: int, total: int) -> None:
         if done >= 12:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        label_dataset(
-            frames, emt, tmp_path / "cut.h5", on_mismatch="extend", batch_size=3, progress=stop
-        )
+        label_dataset(frames, emt, tmp_path / "cut.h5", extend=True, batch_size=3, progress=stop)
     report = label_dataset(
-        frames, emt, tmp_path / "cut.h5", on_mismatch="extend", batch_size=3, progress=False
+        frames, emt, tmp_path / "cut.h5", extend=True, batch_size=3, progress=False
     )
     assert (report.num_resumed, report.num_before, report.num_labelled) == (12, 8, 20)
     assert HDF5Dataset(tmp_path / "cut.h5").hash() == HDF5Dataset(tmp_path / "whole.h5").hash()
@@ -278,12 +276,41 @@ def test_a_higher_limit_of_forces_looks_at_the_rejected_again(tmp_path) -> None:
     forces = sorted(np.linalg.norm(s.forces, axis=1).max() for s in emt_crystals(12))
     low = label_dataset(frames, emt, path, max_force=float(forces[6]) + 1e-6, progress=False)
     assert low.num_labelled == 7
-    again = {"on_mismatch": "extend", "progress": False}
-    high = label_dataset(frames, emt, path, max_force=1000.0, **again)
-    assert high.num_labelled == 12
+    limits = {"max_force": 1000.0, "progress": False}
+    with pytest.raises(MismatchError, match=r"max_force 1000.0 to go on, got \d"):
+        label_dataset(frames, emt, path, **limits)
+    calls: list[int] = []
+
+    class Counted(EMT):
+        def calculate(self, *arguments: Any, **keywords: Any) -> None:
+            calls.append(1)
+            super().calculate(*arguments, **keywords)
+
+    high = label_dataset(frames, CalculatorTeacher("emt", Counted()), path, extend=True, **limits)
+    assert (high.num_before, high.num_known, high.num_labelled, len(calls)) == (7, 7, 12, 5)
     assert not high.rejected
-    with pytest.raises(InputError, match="up to 1 to be extended, got 1000"):
-        label_dataset(frames[:3], emt, path, max_force=1.0, **again)
+    again = label_dataset(frames, emt, path, extend=True, **limits)
+    assert (again.num_resumed, again.num_labelled) == (12, 12)
+    # Nothing can be added that would make this a choice by the lower limit.
+    with pytest.raises(MismatchError, match=r"max_force \S+ to go on, got a force of"):
+        label_dataset(frames, emt, path, extend=True, max_force=float(forces[6]), progress=False)
+
+
+def test_extending_goes_before_starting_anew(tmp_path) -> None:
+    frames = [s.with_labels(None) for s in emt_crystals(6)]
+    path, both = tmp_path / "lab.h5", {"extend": True, "on_mismatch": "restart", "progress": False}
+    label_dataset(frames[:4], get_teacher("emt"), path, progress=False)
+    report = label_dataset(frames, get_teacher("emt"), path, **both)
+    assert (report.num_before, report.num_labelled) == (4, 6)
+    assert not (tmp_path / "lab.h5.old").exists()
+    other = CalculatorTeacher("other", EMT())
+    with pytest.raises(MismatchError, match="labelled by 'emt', got 'other'"):
+        label_dataset(frames, other, path, extend=True, progress=False)
+    report = label_dataset(frames, other, path, **both)
+    assert (report.num_before, report.num_labelled) == (0, 6)
+    assert HDF5Dataset(tmp_path / "lab.h5.old").teacher == "emt"
+    write_structures(tmp_path / "dft.h5", emt_crystals(2))  # of unknown origin
+    assert label_dataset(frames, other, tmp_path / "dft.h5", **both).num_before == 0
 
 
 @pytest.mark.parametrize("seed", range(12))

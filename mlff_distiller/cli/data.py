@@ -13,6 +13,7 @@ from mlff_distiller.cli.common import (
     OVERWRITE,
     emit,
     example,
+    note,
     parse_options,
     refuse_to_replace,
     say,
@@ -90,7 +91,7 @@ def sample(
         settings = dataclasses.replace(
             settings, **{k: v for k, v in given.items() if v is not None}
         )
-        base = starting_structures(structures)
+        base = starting_structures(structures, note)
         if teacher is None and settings.num_md:
             if md is not None:
                 raise InputError(
@@ -145,7 +146,7 @@ def label(
         from mlff_distiller.sampling import starting_structures
         from mlff_distiller.teachers import get_teacher, label_dataset
 
-        frames = starting_structures(structures)
+        frames = starting_structures(structures, note)
         if output.is_dir():
             raise InputError(f"--output must be a file, got the directory {output}; name another")
         labeller = get_teacher(teacher, device=device, **parse_options(option))
@@ -155,7 +156,7 @@ def label(
             output,
             batch_size=batch_size,
             resume=resume,
-            on_mismatch="extend",
+            extend=True,
             max_force=max_force,
         )
         data = HDF5Dataset(output)

@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from mlff_distiller.cli.common import note
 from mlff_distiller.data.read.frame import listed
 from mlff_distiller.data.read.reading import Reading
 from mlff_distiller.data.survey import Survey
@@ -51,8 +52,8 @@ def reading_dict(found: Reading) -> dict[str, Any]:
 
 def tell(warnings: Sequence[str], notes: Sequence[str] = ()) -> None:
     """Notes and warnings, one line each, on stderr."""
-    for note in notes:
-        typer.echo(f"note: {note}", err=True)
+    for text in notes:
+        note(text)
     for warning in warnings:
         typer.secho(f"warning: {warning}", fg="yellow", err=True)
 

@@ -36,19 +36,14 @@ from typing import Any
 
 import h5py
 import numpy as np
-from ase.data import chemical_symbols
 
 from mlff_distiller.data.arrays import FORMAT_VERSION, ArrayStore, missing_label, pack
 from mlff_distiller.data.journal import Journal, journal_path, read_journal, sync_directory
 from mlff_distiller.data.splits import SPLITS, draw_splits
-from mlff_distiller.data.structure import (
-    MAX_Z,
-    Structure,
-    check_structure,
-    is_isolated,
-    right_handed,
-)
+from mlff_distiller.data.structure import Structure, check_structure, is_isolated
+from mlff_distiller.elements import MAX_Z, symbol
 from mlff_distiller.errors import InputError, MismatchError
+from mlff_distiller.lattice import right_handed
 
 FORMAT = f"mlff-distiller {FORMAT_VERSION}"
 # One chunk of every array of a small file.
@@ -160,7 +155,7 @@ class HDF5Dataset(Sequence[Structure]):
         found = []
         for i, kind in enumerate(kinds):
             own = numbers[self._store.offsets[i] : self._store.offsets[i + 1]]
-            features = {chemical_symbols[z] for z in np.unique(own) if 0 < z <= MAX_Z}
+            features = {symbol(int(z)) for z in np.unique(own) if 0 < z <= MAX_Z}
             if counted and kind:
                 features.add(f"the kind {kind}")
             if len(own) == 1 and is_isolated(own, infos[i]):
@@ -412,15 +407,13 @@ def ensure_splits(
         stored=stored,
         name=str(path),
     )
-    if {k: v.tolist() for k, v in splits.items()} != {
-        k: v.tolist() for k, v in dataset.splits.items()
-    }:
+    if any(v.tolist() != dataset.splits.get(k, v[:0]).tolist() for k, v in splits.items()):
         store_splits(path, splits)
     return splits
 
 
 def store_splits(path: Path, splits: dict[str, np.ndarray]) -> None:
-    """Store splits in place of those of the file, if any."""
+    """Store splits in a file, in place of those that it has."""
     attributes = dict(HDF5Dataset(path, require_labels=False, in_memory=False)._store.attributes)
     journal = Journal(journal_path(path))
     merged = False

@@ -68,19 +68,6 @@ def read_structures(
     return found.structures
 
 
-def read_geometries(path: str | Path) -> list[Structure]:
-    """Like :func:`read_structures`, where labels do not matter: several sets of them are no fault.
-
-    Raises:
-        InputError: missing, empty, truncated or unknown file, or an invalid structure.
-    """
-    found = read_file(path)
-    for note in found.notes:
-        logger.warning("%s: %s", path, note)
-    check_all(path, found)
-    return found.structures
-
-
 def read_file(path: str | Path, options: ReadOptions | None = None) -> Reading:
     """Like :func:`read_structures`, with all that was found; structures are not checked.
 

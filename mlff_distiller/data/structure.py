@@ -25,7 +25,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from mlff_distiller.elements import MAX_Z
 from mlff_distiller.errors import InputError
-from mlff_distiller.lattice import is_flat, volume_of
+from mlff_distiller.lattice import is_flat, right_handed, volume_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,34 +218,6 @@ def check_cell(cell: np.ndarray, pbc: np.ndarray, name: str = "structure") -> No
             f"{name}: the cell must be right-handed, got a determinant of {volume:.6g} Å^3; "
             "exchange two lattice vectors (and their pbc)"
         )
-
-
-def is_left_handed(cell: np.ndarray, pbc: np.ndarray) -> bool:
-    """Whether a cell with a periodic direction spans a negative volume."""
-    return bool(np.any(pbc)) and float(np.linalg.det(complete_cell(cell))) < 0.0
-
-
-def right_handed(cell: np.ndarray, pbc: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same lattice with right-handed vectors; Cartesian positions stay where they are.
-
-    Of the ways to turn it over (exchange two vectors, turn one or all of them round) the one is
-    taken whose vectors lie closest to the axes x, y, z.
-
-    Args:
-        cell: (3, 3), Å.
-        pbc: (3,) bool.
-
-    Returns:
-        cell and pbc; unchanged if they are right-handed or nothing is periodic.
-    """
-    if not is_left_handed(cell, pbc):
-        return cell, pbc
-    orders = [[1, 0, 2], [0, 2, 1], [2, 1, 0]]
-    ways = [(cell[order], np.asarray(pbc)[order]) for order in orders]
-    signs = [[-1, 1, 1], [1, -1, 1], [1, 1, -1], [-1, -1, -1]]
-    ways += [(cell * np.array(sign)[:, None], np.asarray(pbc)) for sign in signs]
-    ways = [way for way in ways if not is_left_handed(*way)]
-    return max(ways, key=lambda way: float(np.trace(way[0])))
 
 
 def complete_cell(cell: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 from mlff_distiller.config import TrainConfig, TrainingConfig, to_dict
 from mlff_distiller.data import HDF5Dataset, Structure, collate, elements_of, ensure_splits
 from mlff_distiller.data.survey import charge_and_spin
-from mlff_distiller.elements import symbols
+from mlff_distiller.elements import symbols, unknown_elements
 from mlff_distiller.errors import InputError
 from mlff_distiller.students import StudentForceField
 from mlff_distiller.students.student import load_student
@@ -95,7 +95,7 @@ def load_data(config: TrainConfig, cutoff: float) -> TrainingData:
     valid = _labelled(dataset, "valid", notes) or train
     elements = elements_of(train)
     for split, frames in (("validation", valid), ("test", dataset.subset("test"))):
-        unknown = sorted(set(elements_of(frames)) - set(elements))
+        unknown = unknown_elements(elements_of(frames), elements)
         if not unknown:
             continue
         found = f"the {split} split holds {symbols(unknown, ', ')}, which the training split lacks"

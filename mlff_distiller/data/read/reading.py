@@ -15,8 +15,9 @@ from mlff_distiller.data.read import calculations, database, deepmd, npz, units,
 from mlff_distiller.data.read.frame import Frame, RawFile, ReadOptions, listed
 from mlff_distiller.data.read.labels import Choice, choose, number
 from mlff_distiller.data.read.names import mentions_quantity, parse_name
-from mlff_distiller.data.structure import Structure, full_stress, is_left_handed
+from mlff_distiller.data.structure import Structure, full_stress
 from mlff_distiller.errors import InputError
+from mlff_distiller.lattice import is_left_handed
 
 
 @dataclass
