@@ -24,6 +24,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from mlff_distiller.constants import DEFAULT_SKIN
 from mlff_distiller.elements import check_elements
 from mlff_distiller.errors import InputError
+from mlff_distiller.lattice import right_handed
 from mlff_distiller.students.file import read_metadata
 from mlff_distiller.students.potential import (
     Potential,
@@ -162,6 +163,7 @@ class StudentCalculator(Calculator):
             check_elements(numbers, self.elements)
             self._checked_numbers = numbers
         self._snapshot, self.results = None, {}  # nothing stale is left if the next line raises
+        cell, pbc = right_handed(cell, pbc)  # the same lattice, as the engines want it
         out = self._potential.compute(numbers, positions, cell, pbc)
         self._snapshot = snapshot
         self.results = {

@@ -47,6 +47,37 @@ def is_flat(rows: Sequence[Row]) -> bool:
     return not abs(volume_of(rows)) > FLAT_CELL * math.prod(math.hypot(*row) for row in rows)
 
 
+def is_left_handed(cell: np.ndarray, pbc: np.ndarray) -> bool:
+    """Whether a cell with a periodic direction spans a negative volume.
+
+    Open directions count, unless their vector is zero: the boxes of LAMMPS and others have three
+    vectors.
+    """
+    return bool(np.any(pbc)) and volume_of(np.asarray(cell).tolist()) < 0.0
+
+
+def right_handed(cell: np.ndarray, pbc: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same lattice with right-handed vectors; Cartesian positions stay where they are.
+
+    Of the ways to turn it over (exchange two vectors, turn one or all of them round) the one is
+    taken whose vectors lie closest to the axes x, y, z.
+
+    Args:
+        cell: (3, 3), Å.
+        pbc: (3,) bool.
+
+    Returns:
+        cell and pbc; unchanged unless :func:`is_left_handed`.
+    """
+    if not is_left_handed(cell, pbc):
+        return cell, pbc
+    orders = [[1, 0, 2], [0, 2, 1], [2, 1, 0]]
+    signs = [[-1, 1, 1], [1, -1, 1], [1, 1, -1], [-1, -1, -1]]
+    ways = [(cell[order], np.asarray(pbc)[order]) for order in orders]
+    ways += [(cell * np.array(sign)[:, None], np.asarray(pbc)) for sign in signs]
+    return max(ways, key=lambda way: float(np.trace(way[0])))
+
+
 def reduced(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
     """The same lattice by shorter vectors: Gauss reduction of each pair, as in the native engine.
 

@@ -24,7 +24,7 @@ from support.commands import COMMAND, environment, launch, run
 from support.processes import default_signals
 
 from mlff_distiller.config import ModelConfig
-from mlff_distiller.data import HDF5Dataset
+from mlff_distiller.data import HDF5Dataset, read_structures
 from mlff_distiller.errors import InputError
 from mlff_distiller.export import export_student
 from mlff_distiller.models import StudentForceField
@@ -343,21 +343,20 @@ def test_nan_positions(tmp_path: Path) -> None:
     assert not (tmp_path / "d.h5").exists()
 
 
-@pytest.mark.parametrize(
-    ("cell", "words"),
-    [
-        (np.diag([0.0, 4.0, 4.0]), "zero"),
-        (np.array([[0, 4.0, 0], [4.0, 0, 0], [0, 0, 4.0]]), "right-handed"),
-    ],
-)
-def test_bad_cells(tmp_path: Path, cell: np.ndarray, words: str) -> None:
+def test_flat_cells_are_refused_and_left_handed_ones_turned_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     atoms = bulk("Cu", cubic=True)
-    atoms.cell = cell
+    atoms.cell = np.diag([0.0, 4.0, 4.0])
     atoms.pbc = True
-    write(tmp_path / "bad.extxyz", atoms)
-    refuse(
-        "sample", tmp_path / "bad.extxyz", "-o", tmp_path / "out.extxyz", "--rattle", 2, say=[words]
-    )
+    write(tmp_path / "flat.extxyz", atoms)
+    sample = ["sample", "-o", tmp_path / "out.extxyz", "--rattle", 2]
+    refuse(*sample, tmp_path / "flat.extxyz", say=["zero"])
+    atoms.cell = np.array([[0, 4.0, 0], [4.0, 0, 0], [0, 0, 4.0]])
+    write(tmp_path / "left.extxyz", atoms)
+    run(*sample, tmp_path / "left.extxyz")
+    assert caplog.text.count("left-handed") == 1
+    assert all(np.linalg.det(s.cell) > 0 for s in read_structures(tmp_path / "out.extxyz"))
 
 
 def test_missing_and_truncated_files(folder: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from support.processes import clean_environment, default_signals
 from mlff_distiller import __version__
 from mlff_distiller.config import ModelConfig, TrainConfig, TrainingConfig, load_config
 from mlff_distiller.data import HDF5Dataset, HDF5Writer, collate
+from mlff_distiller.data.hdf5 import store_splits
 from mlff_distiller.errors import InputError
 from mlff_distiller.models import StudentForceField
 from mlff_distiller.students.checkpoint import read_checkpoint
@@ -118,7 +119,8 @@ def test_molecules_without_stress_train(tmp_path):
 
 
 def test_an_element_in_the_validation_split_alone_is_refused(tmp_path):
-    path = write(tmp_path / "m.h5", emt_molecules(2), valid=0.5)
+    path = write(tmp_path / "m.h5", emt_molecules(2), valid=0.0)
+    store_splits(path, {"train": np.array([0]), "valid": np.array([1]), "test": np.array([], int)})
     with pytest.raises(InputError, match=r"validation split holds [CO], which .* lacks") as error:
         train(tiny_config(path), tmp_path / "run", progress=False)
     assert "\n" not in str(error.value)

@@ -123,6 +123,11 @@ def say(text: str) -> None:
     typer.echo(text, err=True)
 
 
+def note(text: str) -> None:
+    """What was decided for the user, on stderr."""
+    say(f"note: {text}")
+
+
 def check_device(device: str) -> str:
     """``device`` if this torch can use it. Raises InputError."""
     import torch

@@ -13,6 +13,7 @@ from mlff_distiller.cli.common import (
     OVERWRITE,
     emit,
     example,
+    note,
     parse_options,
     refuse_to_replace,
     say,
@@ -34,17 +35,20 @@ def register(app: typer.Typer) -> None:
     app.command(
         **example(
             "Label structures with a teacher: energy, forces, stress. Ctrl-C and run it again to "
-            "go on.",
+            "go on; with more structures, those that are not in the file yet are added.",
             "label frames.extxyz --teacher sevennet-0 -o data.h5",
+            "label more.extxyz --teacher sevennet-0 -o data.h5",
             "label frames.extxyz --teacher 'ase.calculators.lj:LennardJones(sigma=3.4)' -o lj.h5",
         )
     )(label)
     app.command(
         **example(
-            "Convert between structure files and HDF5, keeping labels; or make a student of a PaiNN "
-            "that SchNetPack or graph-pes trained.",
+            "Convert between structure files and HDF5, keeping labels, and join files; or make a "
+            "student of a PaiNN that SchNetPack or graph-pes trained. What is read, and how names "
+            "and units of labels are decided: docs/data.md.",
             "convert frames.xyz data.h5",
-            "convert data.h5 frames.extxyz",
+            "convert frames.xyz data.h5 --energy-key TotEnergy --units energy=Hartree",
+            "convert data.h5 more.h5 -o all.h5 --drop-bad",
             "convert best_model student.pt --energy-unit kcal/mol --elements C,H,O",
             "convert model.pt student.pt --energy-unit eV",
         )
@@ -96,7 +100,7 @@ def sample(
         settings = dataclasses.replace(
             settings, **{k: v for k, v in given.items() if v is not None}
         )
-        base = starting_structures(structures)
+        base = starting_structures(structures, note)
         if teacher is None and settings.num_md:
             if md is not None:
                 raise InputError(
@@ -136,7 +140,9 @@ def label(
     teacher: str = typer.Option(
         ..., "--teacher", help="Registry name (see info --teachers) or module:Class(kwargs)."
     ),
-    output: Path = typer.Option(..., "-o", "--output", help="HDF5 file to write or to continue."),
+    output: Path = typer.Option(
+        ..., "-o", "--output", help="HDF5 file to write, to continue or to extend."
+    ),
     device: str = typer.Option("cpu", help="cpu or cuda."),
     batch_size: int = typer.Option(8, min=1, help="Structures between two writes to disk."),
     option: list[str] = typer.Option(
@@ -158,7 +164,7 @@ def label(
         from mlff_distiller.sampling import starting_structures
         from mlff_distiller.teachers import get_teacher, label_dataset
 
-        frames = starting_structures(structures)
+        frames = starting_structures(structures, note)
         if output.is_dir():
             raise InputError(f"--output must be a file, got the directory {output}; name another")
         labeller = get_teacher(teacher, device=device, **parse_options(option))
@@ -168,6 +174,7 @@ def label(
             output,
             batch_size=batch_size,
             resume=resume,
+            extend=True,
             max_force=max_force,
         )
         data = HDF5Dataset(output)
@@ -184,10 +191,28 @@ def label(
 
 
 def convert(
-    source: Path = typer.Argument(
-        help="extxyz, xyz, ASE db, CIF, POSCAR or HDF5 file; or a model of SchNetPack or graph-pes."
+    paths: list[Path] = typer.Argument(
+        metavar="SOURCE... [TARGET]",
+        help="extxyz, xyz, ASE or SchNetPack db, npz, DeePMD folder, VASP, CP2K, CIF, HDF5 ... or "
+        "a model of SchNetPack or graph-pes; then the file to write: .h5, .extxyz ...; .pt for a "
+        "model.",
     ),
-    target: Path = typer.Argument(help="File to write: .h5, .extxyz ...; .pt for a model."),
+    output: Path | None = typer.Option(
+        None, "-o", "--output", help="File to write; then all other names are sources to join."
+    ),
+    energy_key: str | None = typer.Option(None, help="Name of the energy in the file."),
+    forces_key: str | None = typer.Option(None, help="Name of the forces in the file."),
+    stress_key: str | None = typer.Option(None, help="Name of the stress in the file."),
+    virial_key: str | None = typer.Option(None, help="Name of the virial in the file."),
+    units: str | None = typer.Option(
+        None, help="Where the file does not say: kcal/mol, or energy=Hartree,stress=kbar ..."
+    ),
+    drop_bad: bool = typer.Option(
+        False, "--drop-bad", help="Leave out duplicates and structures that make no sense."
+    ),
+    new_splits: bool = typer.Option(
+        False, "--new-splits", help="Leave stored splits out; training draws new ones."
+    ),
     energy_unit: str | None = typer.Option(
         None, "--energy-unit", help="Of the model's training data: eV, kcal/mol, Hartree ..."
     ),
@@ -198,17 +223,30 @@ def convert(
     dtype: str = typer.Option("float32", "--dtype", help="Of the student: float32 or float64."),
     as_json: bool = JSON,
 ) -> None:
-    """Convert between structure files and HDF5, or import a model of SchNetPack or graph-pes."""
+    """Convert or join structure files, or import a model of SchNetPack or graph-pes."""
+    sources, target = (paths, output) if output else (paths[:-1], paths[-1])
     with user_errors(f"{target} was not written"):
+        if not sources:
+            raise InputError(f"convert needs a source and a target, got only {target}; name both")
         if target.suffix == ".pt":
-            _convert_model(source, target, energy_unit, length_unit, elements, dtype, as_json)
+            if len(sources) > 1:
+                raise InputError(f"a model is made of one file, got {len(sources)}; name one")
+            _convert_model(sources[0], target, energy_unit, length_unit, elements, dtype, as_json)
             return
         if energy_unit is not None or elements is not None:
             raise InputError(
-                f"--energy-unit and --elements go with a model, got the target {target}; "
-                "name it .pt to import a model"
+                f"--energy-unit and --elements go with a model, got the target {target}; name it "
+                ".pt to import a model, or say --units for the units of data"
             )
-        _convert_structures(source, target, as_json)
+        if len(sources) > 1 and output is None:
+            raise InputError(
+                f"several files are joined with -o, got {len(paths)} names; write convert "
+                f"{' '.join(str(p) for p in sources)} -o {target}"
+            )
+        from mlff_distiller.data.read.frame import ReadOptions
+
+        options = ReadOptions(energy_key, forces_key, stress_key, virial_key, units)
+        _convert_structures(sources, target, options, drop_bad, new_splits, as_json)
 
 
 def _convert_model(
@@ -256,16 +294,54 @@ def _convert_model(
     emit(result, as_json, "\n".join(lines))
 
 
-def _convert_structures(source: Path, target: Path, as_json: bool) -> None:
-    from mlff_distiller.data.io import read_structures, write_structures
+def _convert_structures(
+    sources: list[Path],
+    target: Path,
+    options: Any,
+    drop_bad: bool,
+    new_splits: bool,
+    as_json: bool,
+) -> None:
+    from mlff_distiller.cli import tables
+    from mlff_distiller.data import join
+    from mlff_distiller.data.read.frame import listed
 
-    if source.resolve() == target.resolve():
-        raise InputError(f"source and target are the same file, got {source}; name another target")
-    structures = read_structures(source)
-    write_structures(target, structures)
+    for source in sources:
+        if source.resolve() == target.resolve():
+            raise InputError(
+                f"source and target are the same file, got {source}; name another target"
+            )
+    joined = join.gather(sources, options, drop_bad=drop_bad, new_splits=new_splits)
+    join.write(joined, target)
+    structures, found = joined.structures, joined.survey
     labelled = sum(s.energy is not None for s in structures)
-    result = {"path": target, "num_structures": len(structures), "num_labelled": labelled}
-    emit(result, as_json, wrote(target, f"{len(structures)} structures, {labelled} labelled"))
+    rows: dict[str, str] = {}
+    notes = []
+    for i, (source, reading) in enumerate(zip(sources, joined.readings, strict=True), 1):
+        key = "source" if len(sources) == 1 else f"source {i}"
+        rows[key] = f"{source}: {reading.kind}, {len(reading.structures)} structures"
+        rows |= tables.label_rows(reading) if len(sources) == 1 else {}
+        own = [*reading.notes, *reading.label_notes, *reading.hints]
+        notes += own if len(sources) == 1 else [f"{source}: {note}" for note in own]
+    rows |= tables.survey_rows(found)
+    if joined.dropped:
+        reasons = listed((f"{i} ({reason})" for i, reason in joined.dropped.items()), 12)
+        rows["left out"] = f"{len(joined.dropped)} structures: {reasons}"
+    tables.tell([*found.warnings, *joined.warnings], notes)
+    result = {
+        "path": target,
+        "num_structures": len(structures),
+        "num_labelled": labelled,
+        "sources": [
+            {"file": p, **tables.reading_dict(r)}
+            for p, r in zip(sources, joined.readings, strict=True)
+        ],
+        "survey": found.to_dict(),
+        "dropped": joined.dropped,
+        "warnings": [*found.warnings, *joined.warnings],
+    }
+    headline = wrote(target, f"{len(structures)} structures, {labelled} labelled")
+    emit(result, as_json, f"{headline}\n{tables.aligned(rows)}")
 
 
 def _calculator(name: str, device: str):  # type: ignore[no-untyped-def]

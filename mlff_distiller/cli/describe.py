@@ -6,7 +6,6 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ase.data import chemical_symbols
 
 from mlff_distiller.cli.common import accuracy_text
@@ -19,7 +18,10 @@ Description = tuple[dict[str, Any], str]
 def anything(path: Path) -> Description:
     """Describe a file or directory by its content. Raises InputError for unknown kinds."""
     if path.is_dir():
-        return checkpoint(path)
+        from mlff_distiller.data.read import deepmd
+
+        holds_run = any(path.glob("*.ckpt")) or (path / "metrics.json").exists()
+        return structures(path) if not holds_run and deepmd.systems(path) else checkpoint(path)
     if not path.exists():
         raise InputError(f"no such file: {path}; check the path")
     if path.suffix == ".ckpt":
@@ -28,7 +30,7 @@ def anything(path: Path) -> Description:
         magic = file.read(8)
     if magic == b"\x89HDF\r\n\x1a\n" or path.suffix in (".h5", ".hdf5"):
         return dataset(path)
-    if path.suffix in (".pt", ".pth") or zipfile.is_zipfile(path):
+    if path.suffix in (".pt", ".pth") or (path.suffix != ".npz" and zipfile.is_zipfile(path)):
         return student(path)
     return structures(path)
 
@@ -77,15 +79,14 @@ def _smoothness(config: ModelConfig, repulsion_step: float | None) -> str:
 
 def dataset(path: Path) -> Description:
     """An HDF5 file."""
-    from mlff_distiller.data import HDF5Dataset, elements_of
+    from mlff_distiller.cli import tables
+    from mlff_distiller.data import HDF5Dataset, elements_of, structures_hash
+    from mlff_distiller.data.survey import survey
 
     data = HDF5Dataset(path, require_labels=False)
-    frames = list(data)
+    frames = data.unchecked()
     sizes = [len(s) for s in frames]
-    labels = {
-        name: sum(getattr(s, name) is not None for s in frames)
-        for name in ("energy", "forces", "stress")
-    }
+    found = survey(frames)
     result: dict[str, Any] = {
         "kind": "data",
         "path": path,
@@ -93,13 +94,14 @@ def dataset(path: Path) -> Description:
         "num_atoms": int(sum(sizes)),
         "elements": elements_of(frames),
         "num_periodic": sum(bool(s.pbc.any()) for s in frames),
-        "labels": labels,
+        **found.to_dict(),
         "splits": {name: len(indices) for name, indices in data.splits.items()},
         "teacher": data.teacher,
         "units": data.units,
         "versions": data.versions,
         "seed": data.seed,
-        "data_hash": data.hash(),
+        "provenance": data.provenance,
+        "data_hash": structures_hash(frames),
     }
     span = f"{min(sizes)}–{max(sizes)} each" if sizes else "none"
     rows = {
@@ -107,18 +109,21 @@ def dataset(path: Path) -> Description:
         "structures": f"{len(frames)} ({result['num_periodic']} periodic)",
         "atoms": f"{sum(sizes):,} ({span})",
         "elements": _symbols(result["elements"]),
-        "labels": ", ".join(f"{name} {count}" for name, count in labels.items()),
+        "labels": ", ".join(f"{name} {count}" for name, count in found.counts.items()),
+        **found.rows(),
         "splits": ", ".join(f"{name} {count}" for name, count in result["splits"].items())
         or "none stored",
         "teacher": data.teacher or "unknown",
         "units": ", ".join(f"{key} {unit}" for key, unit in data.units.items()),
         "data hash": result["data_hash"][:16],
     }
-    forces = [s.forces for s in frames if s.forces is not None]
-    if forces:
-        largest = max(float(np.linalg.norm(f, axis=1).max()) for f in forces)
-        result["max_force_ev_per_ang"] = largest
-        rows["largest force"] = f"{largest:.3g} eV/Å"
+    for number, entry in enumerate(data.provenance, 1):
+        origin = f", labelled by {entry['teacher']}" if entry.get("teacher") else ""
+        rows[f"source {number}"] = (
+            f"{entry.get('file')}: {entry.get('kind')}, {entry.get('num_structures')} structures"
+            f"{origin}"
+        )
+    tables.tell(found.warnings)
     return result, _rows(path, rows)
 
 
@@ -171,24 +176,35 @@ def distillation(path: Path) -> Description:
 
 def structures(path: Path) -> Description:
     """Any structure file that ASE reads."""
+    from mlff_distiller.cli import tables
     from mlff_distiller.data import elements_of
-    from mlff_distiller.data.io import read_structures
+    from mlff_distiller.data.io import read_file
+    from mlff_distiller.data.survey import survey
 
-    frames = read_structures(path)
+    reading = read_file(path)
+    frames = reading.structures
+    found = survey(frames)
     result = {
         "kind": "structures",
         "path": path,
         "num_structures": len(frames),
         "num_atoms": sum(len(s) for s in frames),
         "elements": elements_of(frames),
-        "num_labelled": sum(s.energy is not None for s in frames),
+        "num_labelled": found.counts["energy"],
+        "reading": tables.reading_dict(reading),
+        **found.to_dict(),
     }
     rows = {
-        "kind": "structures",
+        "kind": reading.kind,
         "structures": f"{len(frames)}, {result['num_labelled']} labelled",
         "atoms": f"{result['num_atoms']:,}",
-        "elements": _symbols(elements_of(frames)),
+        "elements": _symbols(elements_of([s for s in frames if all(s.atomic_numbers > 0)])),
+        **tables.label_rows(reading),
+        **tables.survey_rows(found),
     }
+    doubt = [f"no labels would be taken: {reading.doubt}"] if reading.doubt else []
+    notes = [*reading.notes, *reading.label_notes, *reading.hints]
+    tables.tell([*doubt, *found.warnings], notes)
     return result, _rows(path, rows)
 
 

@@ -12,6 +12,7 @@ from mlff_distiller.cli.common import (
     OVERWRITE,
     emit,
     example,
+    note,
     refuse_to_replace,
     say,
     user_errors,
@@ -81,7 +82,7 @@ def md(
             seed=seed,
         )
         refuse_to_replace(output, overwrite)
-        start = starting_structures(structure)[-1]
+        start = starting_structures(structure, note)[-1]
         try:
             trajectory = run_md(engine.lower(), model, start, settings)
         except RunInterrupted as stopped:
@@ -125,7 +126,7 @@ def bench(
         from mlff_distiller.dynamics import MDSettings, run_md
         from mlff_distiller.sampling import starting_structures
 
-        start = starting_structures(structure)[-1]
+        start = starting_structures(structure, note)[-1]
         settings = MDSettings(
             ensemble="nve",
             steps=steps,

@@ -30,16 +30,18 @@ _PLACES = {
     "energy": "labels/energy",
     "forces": "labels/forces",
     "stress": "labels/stress",
+    "has_energy": "labels/has_energy",
+    "has_forces": "labels/has_forces",
 }
 _PER_ATOM = ("atomic_numbers", "positions", "forces")
 
 
 def pack(structures: Sequence[Structure]) -> dict[str, np.ndarray]:
-    """Concatenate structures; labels appear when the first structure has them.
+    """Concatenate structures; a label appears when any structure has it.
 
     Returns:
-        ``sizes`` (S,), ``info`` (S,) JSON text and the arrays of the HDF5 layout; ``stress`` has
-        NaN rows for structures without one and is left out when none has any.
+        ``sizes`` (S,), ``info`` (S,) JSON text and the arrays of the HDF5 layout, with NaN for
+        structures that lack a label; then ``has_energy`` and ``has_forces`` (S,) bool say which.
     """
     rows = np.zeros((0, 3))
     arrays = {
@@ -52,16 +54,24 @@ def pack(structures: Sequence[Structure]) -> dict[str, np.ndarray]:
         "pbc": np.array([s.pbc for s in structures], dtype=bool).reshape(-1, 3),
         "info": np.array([json.dumps(s.info) for s in structures], dtype=np.str_),
     }
-    if structures and structures[0].energy is not None:
-        arrays["energy"] = np.array([s.energy for s in structures], dtype=np.float64)
-        if any(s.stress is not None for s in structures):
-            missing = np.full((3, 3), np.nan)
-            arrays["stress"] = np.array(
-                [missing if s.stress is None else s.stress for s in structures]
-            )
-    if structures and structures[0].forces is not None:
-        arrays["forces"] = np.concatenate([rows, *(s.forces for s in structures)])
+    for name in ("energy", "forces", "stress"):
+        present = np.array([getattr(s, name) is not None for s in structures], dtype=bool)
+        if not present.any():
+            continue
+        values = [
+            missing_label(name, len(s)) if getattr(s, name) is None else getattr(s, name)
+            for s in structures
+        ]
+        arrays[name] = np.concatenate(values) if name == "forces" else np.array(values, np.float64)
+        if name != "stress" and not present.all():
+            arrays[f"has_{name}"] = present
     return arrays
+
+
+def missing_label(name: str, num_atoms: int) -> np.ndarray:
+    """NaN in the shape of a label of one structure."""
+    shape = {"energy": (), "forces": (num_atoms, 3), "stress": (3, 3)}[name]
+    return np.full(shape, np.nan)
 
 
 class ArrayStore:
@@ -110,13 +120,19 @@ class ArrayStore:
 
     @property
     def has_energy(self) -> bool:
-        """Whether energies are stored."""
+        """Whether any energy is stored."""
         return "energy" in self._names
 
     @property
     def has_forces(self) -> bool:
-        """Whether forces are stored."""
+        """Whether any forces are stored."""
         return "forces" in self._names
+
+    def atomic_numbers(self) -> np.ndarray:
+        """(N,) of all structures."""
+        parts = [record.arrays["atomic_numbers"] for record in self._records]
+        main = self._main().get("atomic_numbers")
+        return np.concatenate([np.zeros(0, np.int64) if main is None else main[()], *parts])
 
     def close(self) -> None:
         """Close the file; it opens again when it is read from."""
@@ -151,6 +167,11 @@ class ArrayStore:
             ends = np.cumsum(source["sizes"])
             start, stop = ends[local] - source["sizes"][local], ends[local]
             length = energy = 1.0
+
+        def has(name: str) -> bool:
+            given = source.get(f"has_{name}")
+            return name in source and (given is None or bool(given[local]))
+
         stress = full_stress(source["stress"][local]) if "stress" in source else None
         if stress is not None and np.all(np.isnan(stress)):
             stress = None
@@ -161,8 +182,8 @@ class ArrayStore:
             positions=source["positions"][start:stop] * length,
             cell=cell,
             pbc=pbc,
-            energy=float(source["energy"][local]) * energy if "energy" in source else None,
-            forces=source["forces"][start:stop] * (energy / length) if "forces" in source else None,
+            energy=float(source["energy"][local]) * energy if has("energy") else None,
+            forces=source["forces"][start:stop] * (energy / length) if has("forces") else None,
             stress=None if stress is None else stress * (energy / length**3),
             info=self.info(index),
         )
@@ -234,7 +255,7 @@ class ArrayStore:
         self._count, self.offsets = self._read_offsets(file, n)
         expected: dict[str, tuple[int, ...]] = {"positions": (n, 3), "forces": (n, 3)}
         expected |= {"cells": (self._count, 3, 3), "pbc": (self._count, 3)}
-        expected |= {"energy": (self._count,), "info": (self._count,)}
+        expected |= dict.fromkeys(("energy", "info", "has_energy", "has_forces"), (self._count,))
         for name, shape in expected.items():
             if name in a and a[name].shape != shape:
                 raise InputError(
@@ -316,6 +337,12 @@ def open_hdf5(path: Path) -> h5py.File:
     try:
         return h5py.File(path, "r")
     except OSError as error:
+        if path.suffix.lower() not in (".h5", ".hdf5") and not h5py.is_hdf5(path):
+            data = path.with_suffix(".h5").name
+            raise InputError(
+                f"{path} must be an HDF5 file, got one of another kind; make one of it with "
+                f"'mlff-distiller convert {path} {data}'"
+            ) from None
         raise _damaged(path, error) from None
 
 

@@ -2,9 +2,14 @@
 
     structures/atomic_numbers (N,)  atomic_numbers_splits (S+1,) int64, offsets of the structures
     structures/positions (N, 3)  cells (S, 3, 3)  pbc (S, 3)  info (S,) JSON
-    labels/energy (S,)  forces (N, 3)  stress (S, 3, 3), NaN rows where there is none
+    labels/energy (S,)  forces (N, 3)  stress (S, 3, 3), NaN where there is none
+    labels/has_energy (S,)  has_forces (S,)  bool, only where some structures lack the label
     splits/train, valid, test     indices; stored once, never drawn again
-    attributes: units, teacher, versions, seed, format, identity, progress
+    attributes: units, teacher, versions, seed, format, identity, progress, provenance
+
+Readers that do not know has_energy and has_forces (up to 2026) refuse the structures without a
+label by name, as their labels are NaN; files in which all structures have the same labels are the
+same as ever.
 
 Files of this layout written by others open as well: units, splits, info, pbc and stress may be
 missing, stress may be Voigt (S, 6).
@@ -24,6 +29,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,11 +37,13 @@ from typing import Any
 import h5py
 import numpy as np
 
-from mlff_distiller.data.arrays import FORMAT_VERSION, ArrayStore, pack
+from mlff_distiller.data.arrays import FORMAT_VERSION, ArrayStore, missing_label, pack
 from mlff_distiller.data.journal import Journal, journal_path, read_journal, sync_directory
 from mlff_distiller.data.splits import SPLITS, draw_splits
-from mlff_distiller.data.structure import Structure, check_structure
+from mlff_distiller.data.structure import Structure, check_structure, is_isolated
+from mlff_distiller.elements import MAX_Z, symbol
 from mlff_distiller.errors import InputError, MismatchError
+from mlff_distiller.lattice import right_handed
 
 FORMAT = f"mlff-distiller {FORMAT_VERSION}"
 # One chunk of every array of a small file.
@@ -55,6 +63,8 @@ class HDF5Dataset(Sequence[Structure]):
     Attributes:
         teacher, units, versions, seed: the attributes of the file, None where missing.
         progress: what the writer of the last batch noted for resuming.
+        provenance: of a file that was converted or joined: file, hash, number of structures,
+            teacher of each source.
         splits: ``train``, ``valid``, ``test`` -> indices; empty when none are stored.
 
     Raises:
@@ -73,12 +83,14 @@ class HDF5Dataset(Sequence[Structure]):
         self.versions: dict[str, str] = _as_mapping(attributes.get("versions"))
         self.seed: int | None = _as_int(attributes.get("seed"))
         self.progress: dict[str, Any] = self._store.progress
+        self.provenance: list[dict[str, Any]] = _as_list(attributes.get("provenance"))
         self.splits: dict[str, np.ndarray] = self._store.splits
         self._kept: dict[int, Structure] = {}
         if require_labels and not self._store.has_energy:
             raise InputError(
                 f"{path} must hold labels/energy, got no labels; make them with "
-                f"'mlff-distiller label {path} --teacher NAME -o labelled.h5'"
+                f"'mlff-distiller label {path} --teacher NAME -o labelled.h5', or convert the file "
+                "that it was made of again, with --energy-key NAME"
             )
 
     def __len__(self) -> int:
@@ -93,10 +105,19 @@ class HDF5Dataset(Sequence[Structure]):
             raise IndexError(f"{self.path} holds {len(self)} structures, got index {index}")
         if i in self._kept:
             return self._kept[i]
-        structure = check_structure(self._store.read(i), f"{self.path}, structure {i}")
+        structure = check_structure(self._read(i), f"{self.path}, structure {i}")
         if self._store.in_memory:
             self._kept[i] = structure
         return structure
+
+    def unchecked(self) -> list[Structure]:
+        """All structures as stored, bad ones included."""
+        return [self._read(i) for i in range(len(self))]
+
+    def _read(self, index: int) -> Structure:
+        structure = self._store.read(index)
+        cell, pbc = right_handed(structure.cell, structure.pbc)
+        return structure if cell is structure.cell else replace(structure, cell=cell, pbc=pbc)
 
     def __iter__(self) -> Iterator[Structure]:
         return (self[i] for i in range(len(self)))
@@ -106,7 +127,7 @@ class HDF5Dataset(Sequence[Structure]):
 
     @property
     def has_labels(self) -> bool:
-        """Whether energies are stored."""
+        """Whether any energies are stored."""
         return self._store.has_energy
 
     def sizes(self) -> np.ndarray:
@@ -120,6 +141,27 @@ class HDF5Dataset(Sequence[Structure]):
     def sources(self) -> list[str]:
         """Origin of each structure (``info["source"]``): rattle, md ...; empty when unknown."""
         return [str(self._store.info(i).get("source", "")) for i in range(len(self))]
+
+    def features(self) -> list[set[str]]:
+        """What training must have seen of each structure: its elements and its kind.
+
+        The kind is ``source``, else ``config_type``; kinds so many that most occur once are names
+        of structures and do not count. Each isolated atom is a kind of its own.
+        """
+        numbers = self._store.atomic_numbers()
+        infos = [self._store.info(i) for i in range(len(self))]
+        kinds = [str(i.get("source") or i.get("config_type") or "") for i in infos]
+        counted = 3 * len(set(kinds)) <= len(set(self.groups()))
+        found = []
+        for i, kind in enumerate(kinds):
+            own = numbers[self._store.offsets[i] : self._store.offsets[i + 1]]
+            features = {symbol(int(z)) for z in np.unique(own) if 0 < z <= MAX_Z}
+            if counted and kind:
+                features.add(f"the kind {kind}")
+            if len(own) == 1 and is_isolated(own, infos[i]):
+                features.add(f"the isolated atom {i}")
+            found.append(features)
+        return found
 
     def subset(self, split: str) -> list[Structure]:
         """Structures of the stored split ``train``, ``valid`` or ``test``."""
@@ -144,6 +186,7 @@ class HDF5Writer:
         teacher: name of what made the labels.
         versions: package -> version.
         seed: of the sampling, if any.
+        provenance: of the structures, see HDF5Dataset.
 
     Raises:
         InputError: the file was written by something else, or another process is writing to it.
@@ -157,6 +200,7 @@ class HDF5Writer:
         teacher: str | None = None,
         versions: dict[str, str] | None = None,
         seed: int | None = None,
+        provenance: list[dict[str, Any]] | None = None,
     ) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -169,6 +213,8 @@ class HDF5Writer:
             self._attributes["teacher"] = teacher
         if seed is not None:
             self._attributes["seed"] = int(seed)
+        if provenance:
+            self._attributes["provenance"] = json.dumps(provenance)
         self._journal = Journal(journal_path(self.path))
         try:
             self._continue(teacher)
@@ -180,7 +226,6 @@ class HDF5Writer:
 
     def _continue(self, teacher: str | None) -> None:
         self._count = 0
-        self._labels: tuple[bool, bool] | None = None
         self.progress: dict[str, Any] = {}
         header = self._journal.header
         if self.path.exists() or header is not None:
@@ -198,8 +243,6 @@ class HDF5Writer:
                 )
             self._count = store.num_structures
             self.progress = store.progress
-            if self._count:
-                self._labels = (store.has_energy, store.has_forces)
             self._attributes = {**self._attributes, **written}
             store.close()
         self._attributes.setdefault("identity", uuid.uuid4().hex)
@@ -215,12 +258,11 @@ class HDF5Writer:
         """Commit structures: all of them or, when this raises, none.
 
         Args:
-            structures: checked here. Within one file all or none have an energy, and all or
-                none have forces; stress may be missing from some.
+            structures: checked here; labels may differ from one to the next.
             progress: plain JSON that is committed together with them, for resuming.
 
         Raises:
-            InputError: invalid structure, labels that the others lack, or a full disk.
+            InputError: invalid structure, or a full disk.
         """
         arrays = self._pack(structures)
         if progress is not None:
@@ -235,23 +277,10 @@ class HDF5Writer:
         self._count += len(structures)
         if progress is not None:
             self.progress = progress
-        if structures:
-            s = structures[0]
-            self._labels = (s.energy is not None, s.forces is not None)
 
     def _pack(self, structures: Sequence[Structure]) -> dict[str, np.ndarray]:
-        expected = self._labels
         for i, s in enumerate(structures):
-            name = f"structure {self._count + i} for {self.path}"
-            check_structure(s, name)
-            found = (s.energy is not None, s.forces is not None)
-            if expected is None:
-                expected = found
-            if found != expected:
-                raise InputError(
-                    f"{name} must have {_label_names(expected)} like the ones before, got "
-                    f"{_label_names(found)}; write it to another file"
-                )
+            check_structure(s, f"structure {self._count + i} for {self.path}")
         return pack(structures)
 
     def close(self) -> None:
@@ -345,8 +374,10 @@ def ensure_splits(
 ) -> dict[str, np.ndarray]:
     """The stored splits of a file; drawn and stored when there are none.
 
-    Stored splits are not drawn again unless that is asked for. Structures appended later follow their group, new groups
-    are drawn. Relatives (one ``info["group"]``) are always on the same side.
+    Stored splits are not drawn again unless that is asked for. Structures appended later follow
+    their group, new groups are drawn. Relatives (one ``info["group"]``) are always on the same
+    side. Training has every element, every kind of structure (``source`` or ``config_type``) and
+    all isolated atoms.
 
     Args:
         path: an HDF5 file.
@@ -372,21 +403,25 @@ def ensure_splits(
         test_fraction,
         seed,
         strata=dataset.sources(),
+        features=dataset.features(),
         stored=stored,
         name=str(path),
     )
-    if {k: v.tolist() for k, v in splits.items()} == {
-        k: v.tolist() for k, v in dataset.splits.items()
-    }:
-        return splits
+    if any(v.tolist() != dataset.splits.get(k, v[:0]).tolist() for k, v in splits.items()):
+        store_splits(path, splits)
+    return splits
+
+
+def store_splits(path: Path, splits: dict[str, np.ndarray]) -> None:
+    """Store splits in a file, in place of those that it has."""
+    attributes = dict(HDF5Dataset(path, require_labels=False, in_memory=False)._store.attributes)
     journal = Journal(journal_path(path))
     merged = False
     try:
-        merge(path, dict(dataset._store.attributes), splits)
+        merge(path, attributes, splits)
         merged = True
     finally:
         journal.close(remove=merged or journal.header is None)
-    return splits
 
 
 def structures_hash(structures: Sequence[Structure]) -> str:
@@ -424,16 +459,34 @@ def _extend(file: h5py.File, arrays: dict[str, np.ndarray]) -> None:
     for name in ("atomic_numbers", "positions", "cells", "pbc"):
         _append_rows(file, f"structures/{name}", arrays[name])
     _append_rows(file, "structures/info", arrays["info"], h5py.string_dtype())
-    if "energy" not in arrays:
-        return
-    has_stress = "labels/stress" in file
-    if "stress" in arrays and not has_stress and "labels/energy" in file:
-        _append_rows(file, "labels/stress", np.full((len(file["labels/energy"]), 3, 3), np.nan))
-    elif "stress" not in arrays and has_stress:
-        arrays = {**arrays, "stress": np.full((count, 3, 3), np.nan)}
+    sizes = np.diff(file["structures/atomic_numbers_splits"][()])
     for name in ("energy", "forces", "stress"):
-        if name in arrays:
-            _append_rows(file, f"labels/{name}", arrays[name])
+        _extend_label(file, name, arrays, sizes)
+
+
+def _extend_label(
+    file: h5py.File, name: str, arrays: dict[str, np.ndarray], sizes: np.ndarray
+) -> None:
+    """Append one label, with NaN (and ``has_...`` false) for structures that lack it."""
+    place, mask = f"labels/{name}", f"labels/has_{name}"
+    count = len(arrays["sizes"])
+    before = len(sizes) - count
+    if name not in arrays and place not in file:
+        return
+
+    def nothing(of: np.ndarray) -> np.ndarray:
+        if name == "forces":
+            return missing_label(name, int(of.sum()))
+        return np.tile(missing_label(name, 0), (len(of), *[1] * missing_label(name, 0).ndim))
+
+    new = arrays.get(f"has_{name}", np.full(count, name in arrays))
+    if name != "stress" and mask not in file and (not new.all() or (before and place not in file)):
+        _append_rows(file, mask, np.full(before, place in file))
+    if place not in file and before:
+        _append_rows(file, place, nothing(sizes[:before]))
+    _append_rows(file, place, arrays[name] if name in arrays else nothing(arrays["sizes"]))
+    if mask in file:
+        _append_rows(file, mask, new)
 
 
 def _append_rows(file: h5py.File, name: str, rows: np.ndarray, dtype: Any = None) -> None:
@@ -466,17 +519,20 @@ def _count_in(file: h5py.File) -> int:
     return int(file["structures/cells"].shape[0]) if "structures/cells" in file else 0
 
 
-def _label_names(labels: tuple[bool, bool]) -> str:
-    names = [n for n, there in zip(("energy", "forces"), labels, strict=True) if there]
-    return " and ".join(names) or "no labels"
-
-
 def _as_mapping(value: Any) -> dict[str, str]:
     try:
         mapping = json.loads(value) if isinstance(value, str) else value
     except ValueError:
         return {"": str(value)}
     return dict(mapping) if isinstance(mapping, dict) else {}
+
+
+def _as_list(value: Any) -> list[dict[str, Any]]:
+    try:
+        found = json.loads(value) if isinstance(value, str) else []
+    except ValueError:
+        return []
+    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
 
 
 def _as_int(value: Any) -> int | None:

@@ -1,35 +1,29 @@
-"""Structures in and out, by the name of the file.
+"""Structures in and out.
 
-| name                     | read | write |                                                        |
-|--------------------------|------|-------|--------------------------------------------------------|
-| .h5 .hdf5                | yes  | yes   | the layout of hdf5.py                                  |
-| .xyz .extxyz             | yes  | yes   | energy (eV), forces (eV/Å), stress (eV/Å^3) or virial  |
-| .db                      | yes  | yes   | ASE database                                           |
-| .cif .vasp POSCAR CONTCAR| yes  | yes   | no labels                                              |
-| .npz                     | yes  | no    | rMD17: nuclear_charges, coords, energies (kcal/mol)    |
-| folder with type.raw     | yes  | no    | DeePMD-kit                                             |
-| anything else            | yes  | no    | whatever ASE reads                                     |
+Files are read by what they say, see ``read/`` and docs/data.md. Written are, by extension: .h5
+(the layout of hdf5.py), .extxyz and .xyz, .db (ASE), .cif, .vasp and POSCAR (no labels).
 """
 
 from __future__ import annotations
 
+import logging
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ase.db
 import ase.io
-import numpy as np
-from ase import Atoms
-from ase.data import atomic_numbers as number_of
 
 from mlff_distiller.data.hdf5 import HDF5Dataset, HDF5Writer
 from mlff_distiller.data.journal import journal_path
+from mlff_distiller.data.read import deepmd, reading
+from mlff_distiller.data.read.frame import ReadOptions
+from mlff_distiller.data.read.reading import Reading
 from mlff_distiller.data.structure import Structure, check_structure
 from mlff_distiller.errors import InputError
-from mlff_distiller.units import EV_IN_KCAL_PER_MOL
+
+logger = logging.getLogger(__name__)
 
 _WRITERS = {
     ".xyz": "extxyz",
@@ -40,20 +34,59 @@ _WRITERS = {
 }
 
 
-def read_structures(path: str | Path) -> list[Structure]:
-    """Read and check every structure of a file; see the table at the top of this module.
+def read_structures(
+    path: str | Path,
+    *,
+    energy_key: str | None = None,
+    forces_key: str | None = None,
+    stress_key: str | None = None,
+    virial_key: str | None = None,
+    units: str | None = None,
+) -> list[Structure]:
+    """Read and check every structure of a file of any kind; see docs/data.md.
+
+    What was decided (sets of labels passed over, units assumed) is logged as a warning.
+
+    Args:
+        path: file, or a DeePMD folder.
+        energy_key, forces_key, stress_key, virial_key: names of the labels, where the file has
+            several or unusual ones.
+        units: ``"kcal/mol"`` or ``"energy=Hartree,length=Bohr,stress=kbar"``, where the file does
+            not say them.
 
     Raises:
-        InputError: missing, empty, truncated or unknown file, or a structure that is not valid
-            (named by its number).
+        InputError: missing, empty, truncated or unknown file, several sets of labels, or a
+            structure that is not valid (named by its number and place).
     """
-    path = Path(path)
+    options = ReadOptions(energy_key, forces_key, stress_key, virial_key, units)
+    found = read_file(path, options)
+    if found.doubt:
+        raise InputError(f"{path}: {found.doubt}")
+    for note in found.notes + found.label_notes:
+        logger.warning("%s: %s", path, note)
+    check_all(path, found)
+    return found.structures
+
+
+def read_file(path: str | Path, options: ReadOptions | None = None) -> Reading:
+    """Like :func:`read_structures`, with all that was found; structures are not checked.
+
+    Raises:
+        InputError: missing, empty, truncated or unknown file.
+    """
+    path, options = Path(path), options or ReadOptions()
     suffix = path.suffix.lower()
     if suffix in (".h5", ".hdf5"):
-        return list(HDF5Dataset(path, require_labels=False, in_memory=True))
+        if options != ReadOptions():
+            raise InputError(
+                f"{path} says itself which labels it holds and in which units; leave the options "
+                "for names and units out"
+            )
+        structures = HDF5Dataset(path, require_labels=False, in_memory=True).unchecked()
+        return Reading(structures, [""] * len(structures), kind="HDF5 data")
     if not path.exists():
         raise InputError(f"{path} must be a file with structures, got no such file; check the path")
-    if path.is_dir() and not (path / "type.raw").exists():
+    if path.is_dir() and not deepmd.systems(path):
         raise InputError(
             f"{path} must be a file, or a DeePMD folder with type.raw, got another folder; name a "
             "file in it"
@@ -64,36 +97,41 @@ def read_structures(path: str | Path) -> list[Structure]:
             "`mlff-distiller info` shows what is in a student"
         )
     try:
-        if path.is_dir():
-            structures = _read_deepmd(path)
-        elif suffix == ".npz":
-            structures = _read_npz(path)
-        elif suffix == ".db":
-            structures = [Structure.from_atoms(atoms) for atoms in _read_database(path)]
-        else:
-            structures = [Structure.from_atoms(atoms) for atoms in _read_ase(path)]
+        found = reading.read(path, options)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except Exception as error:  # parsers raise whatever they like on damaged files
-        lines = str(error).strip().splitlines() or [type(error).__name__]
+        lines = str(error).strip().splitlines() or [""]
+        reason = f"{type(error).__name__}: {lines[0][:150]}".rstrip(": ")
         raise InputError(
-            f"{path} must be a complete file of its kind, got one that cannot be read "
-            f"({lines[0][:150]}); write or copy it again"
+            f"{path} must be a complete file of the kind that its name says, got one that cannot "
+            f"be read ({reason}); copy it again, or convert it with the program that wrote it to "
+            "extxyz"
         ) from error
-    if not structures:
+    if not found.structures:
         raise InputError(f"{path} must hold at least one structure, got none; check the file")
-    for i, s in enumerate(structures):
-        check_structure(s, f"{path}, structure {i}")
-    return structures
+    return found
+
+
+def check_all(path: str | Path, found: Reading) -> None:
+    """Raise InputError for the first structure that cannot be used."""
+    for i, s in enumerate(found.structures):
+        check_structure(s, place_of(path, found, i))
+
+
+def place_of(path: str | Path, found: Reading, index: int) -> str:
+    """How to call a structure in messages."""
+    place = f", {found.places[index]}" if found.places and found.places[index] else ""
+    return f"{path}{place}, structure {index}"
 
 
 def write_structures(path: str | Path, structures: Sequence[Structure], **attributes: Any) -> None:
-    """Write structures, replacing the file in one step; see the table at the top of this module.
+    """Write structures, replacing the file in one step; see the top of this module.
 
     Args:
         path: its extension says the format.
         structures: at least one, and only one for .cif and .vasp.
-        attributes: ``teacher``, ``versions``, ``seed`` of an HDF5 file.
+        attributes: ``teacher``, ``versions``, ``seed``, ``provenance`` of an HDF5 file.
 
     Raises:
         InputError: unknown extension, no structures, a disk that is full.
@@ -133,81 +171,3 @@ def write_structures(path: str | Path, structures: Sequence[Structure], **attrib
     finally:
         temporary.unlink(missing_ok=True)
         journal_path(temporary).unlink(missing_ok=True)
-
-
-def _read_ase(path: Path) -> list[Atoms]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        frames = ase.io.read(path, index=":")
-    frames = frames if isinstance(frames, list) else [frames]
-    for atoms in frames:
-        for key in ("spacegroup", "unit_cell", "occupancy"):  # of CIF files: not ours to keep
-            atoms.info.pop(key, None)
-    return frames
-
-
-def _read_database(path: Path) -> list[Atoms]:
-    frames = []
-    with ase.db.connect(path) as database:
-        for row in database.select():
-            atoms = row.toatoms()
-            atoms.info.update(row.key_value_pairs)
-            atoms.info.update(dict(row.data))
-            frames.append(atoms)
-    return frames
-
-
-def _read_npz(path: Path) -> list[Structure]:
-    with np.load(path, allow_pickle=False) as data:
-        keys = {"nuclear_charges": "z", "coords": "R", "energies": "E", "forces": "F"}
-        found = {k: data[k] if k in data else data[v] for k, v in keys.items() if {k, v} & {*data}}
-    if not {"nuclear_charges", "coords"} <= set(found):
-        raise InputError("an .npz file must hold nuclear_charges and coords (rMD17); convert it")
-    numbers, positions = found["nuclear_charges"], found["coords"]
-    factor = 1.0 / EV_IN_KCAL_PER_MOL
-    for key in ("energies", "forces"):
-        if key in found and len(found[key]) != len(positions):
-            raise InputError(
-                f"{key} must have {len(positions)} rows like coords, got {len(found[key])}"
-            )
-    energies, forces = found.get("energies"), found.get("forces")
-    return [
-        Structure(
-            atomic_numbers=numbers,
-            positions=positions[i],
-            energy=None if energies is None else float(np.squeeze(energies[i])) * factor,
-            forces=None if forces is None else forces[i] * factor,
-        )
-        for i in range(len(positions))
-    ]
-
-
-def _read_deepmd(path: Path) -> list[Structure]:
-    types = np.loadtxt(path / "type.raw", dtype=np.int64).reshape(-1)
-    if not (path / "type_map.raw").exists():
-        raise InputError("a DeePMD folder must hold type_map.raw (element names); add it")
-    names = (path / "type_map.raw").read_text().split()
-    numbers = np.array([number_of[names[t]] for t in types])
-    periodic = not (path / "nopbc").exists()
-    structures = []
-    for folder in sorted(path.glob("set.*")):
-        arrays = {f.stem: np.load(f).astype(np.float64) for f in folder.glob("*.npy")}
-        for i, coordinates in enumerate(arrays["coord"]):
-            cell = arrays["box"][i].reshape(3, 3) if periodic else np.zeros((3, 3))
-            virial = arrays["virial"][i].reshape(3, 3) if "virial" in arrays else None
-            force = arrays["force"][i].reshape(-1, 3) if "force" in arrays else None
-            energy = float(arrays["energy"][i].squeeze()) if "energy" in arrays else None
-            structures.append(
-                Structure(
-                    atomic_numbers=numbers,
-                    positions=coordinates.reshape(-1, 3),
-                    cell=cell,
-                    pbc=np.full(3, periodic),
-                    energy=energy,
-                    forces=force,
-                    stress=None
-                    if virial is None or not periodic
-                    else -virial / abs(np.linalg.det(cell)),
-                )
-            )
-    return structures

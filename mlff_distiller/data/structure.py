@@ -13,20 +13,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from mlff_distiller.elements import MAX_Z
 from mlff_distiller.errors import InputError
-from mlff_distiller.lattice import is_flat, volume_of
+from mlff_distiller.lattice import is_flat, right_handed, volume_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,24 +111,31 @@ class Structure:
         return atoms
 
     @classmethod
-    def from_atoms(cls, atoms: Atoms) -> Structure:
+    def from_atoms(cls, atoms: Atoms, *, labels: bool = True) -> Structure:
         """From ASE atoms; takes labels that are already computed, never computes any.
 
-        Labels come from the attached calculator or, failing that, from the entries ``energy``,
-        ``stress`` (eV/Å^3) or ``virial`` (eV) of ``info`` and the array ``forces``; the same with
-        the prefix ``REF_``.
+        Labels come from the attached calculator, ``info`` and ``arrays``, under any of the names
+        in use, chosen as docs/data.md says; units are those of ASE. A left-handed cell is turned
+        over, with the positions kept.
+
+        Args:
+            atoms: any atoms.
+            labels: False leaves ``info`` as it is and takes no labels.
+
+        Raises:
+            InputError: two sets of labels, of which none goes before the other.
         """
-        energy, forces, stress = _labels_of(atoms)
-        used = {"energy", "stress", "virial", "forces", "free_energy"}
-        info = {k: _plain(v) for k, v in atoms.info.items() if k.removeprefix("REF_") not in used}
+        if labels:
+            from mlff_distiller.data.read.reading import structure_of  # it builds Structures
+
+            return structure_of(atoms)
+        cell, pbc = right_handed(np.asarray(atoms.get_cell()), atoms.get_pbc())
+        info = {k: _plain(v) for k, v in atoms.info.items()}
         return cls(
             atomic_numbers=atoms.get_atomic_numbers(),
             positions=atoms.get_positions(),
-            cell=np.asarray(atoms.get_cell()),
-            pbc=atoms.get_pbc(),
-            energy=energy,
-            forces=forces,
-            stress=stress,
+            cell=cell,
+            pbc=pbc,
             info={k: v for k, v in info.items() if v is not None},
         )
 
@@ -159,7 +165,12 @@ def check_structure(structure: Structure, name: str = "structure") -> Structure:
     """
     s = structure
     n = len(s.atomic_numbers)
-    if s.atomic_numbers.ndim != 1 or n == 0:
+    if s.atomic_numbers.ndim != 1:
+        raise InputError(
+            f"{name}: atomic numbers must have shape (atoms,), got {s.atomic_numbers.shape}; "
+            "split it into one structure for each row"
+        )
+    if n == 0:
         raise InputError(f"{name} must have at least one atom, got {n}; remove it")
     for label, array in (("positions", s.positions), ("forces", s.forces)):
         if array is not None and array.shape != (n, 3):
@@ -167,10 +178,12 @@ def check_structure(structure: Structure, name: str = "structure") -> Structure:
                 f"{name}: {label} must have shape ({n}, 3) to match {n} atomic numbers, got "
                 f"{array.shape}; correct the file"
             )
-    bad_z = s.atomic_numbers[(s.atomic_numbers < 1) | (s.atomic_numbers > MAX_Z)]
-    if len(bad_z):
+    bad = np.flatnonzero((s.atomic_numbers < 1) | (s.atomic_numbers > MAX_Z))
+    if len(bad):
+        ghost = " (a ghost atom or an unknown symbol)" if s.atomic_numbers[bad[0]] == 0 else ""
         raise InputError(
-            f"{name}: atomic numbers must be 1..{MAX_Z}, got {int(bad_z[0])}; correct the file"
+            f"{name}: atomic numbers must be 1..{MAX_Z}, got {int(s.atomic_numbers[bad[0]])} at "
+            f"atom {int(bad[0])}{ghost}; remove that atom or name its element"
         )
     _check_finite(s, name)
     check_cell(s.cell, s.pbc, name)
@@ -233,6 +246,17 @@ def elements_of(structures: Sequence[Structure]) -> list[int]:
     return sorted({int(z) for s in structures for z in np.unique(s.atomic_numbers)})
 
 
+def is_isolated(atomic_numbers: np.ndarray, info: Mapping[str, Any]) -> bool:
+    """Whether a structure is marked as an isolated atom: ``config_type=IsolatedAtom`` and alike."""
+    if len(atomic_numbers) != 1:
+        return False
+    for key in ("config_type", "config", "source", "group", "type"):
+        text = "".join(c for c in str(info.get(key, "")).lower() if c.isalpha())
+        if text.startswith(("isolatedatom", "isoatom", "freeatom")) or text == "isolated":
+            return True
+    return False
+
+
 def _check_finite(s: Structure, name: str) -> None:
     for label, value in (
         ("positions", s.positions),
@@ -250,32 +274,6 @@ def _check_finite(s: Structure, name: str) -> None:
             raise InputError(
                 f"{name}: {label} must be finite, got NaN or infinity{where}; remove or mend it"
             )
-
-
-def _labels_of(atoms: Atoms) -> tuple[float | None, np.ndarray | None, np.ndarray | None]:
-    results: dict[str, Any] = {}
-    if atoms.calc is not None:
-        for key in ("energy", "forces", "stress"):
-            try:
-                results[key] = atoms.calc.get_property(key, atoms, allow_calculation=False)
-            except (PropertyNotImplementedError, NotImplementedError):
-                results[key] = None
-    # Without a calculator: plain keys, or the REF_ prefix that keeps ASE from touching them.
-    for prefix in ("", "REF_"):
-        for key, source in (
-            ("energy", atoms.info),
-            ("forces", atoms.arrays),
-            ("stress", atoms.info),
-            ("virial", atoms.info),
-        ):
-            if results.get(key) is None:
-                results[key] = source.get(prefix + key)
-    stress, virial = results["stress"], results["virial"]
-    if stress is not None:
-        stress = full_stress(stress)
-    elif virial is not None and abs(atoms.cell.volume) > 0:
-        stress = -full_stress(virial) / atoms.cell.volume
-    return results["energy"], results["forces"], stress
 
 
 def _plain(value: Any) -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from mlff_distiller.config import DistillConfig, save_yaml
-from mlff_distiller.data import structures_hash
+from mlff_distiller.data import Structure, structures_hash
 from mlff_distiller.evaluation.summary import print_summary
 from mlff_distiller.pipeline import engines, evaluate, export, fit, label, report, sample
 from mlff_distiller.pipeline.stage import Hashed, Stages, hashed_file
@@ -49,14 +49,16 @@ def run_distillation(
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     save_yaml(config, output / "config.yaml")
-    metrics = _line(config, output, Stages(output, say, fresh), fresh)
+    start = starting_structures(config.structures, lambda line: say(f"note: {line}"))
+    metrics = _line(config, start, output, Stages(output, say, fresh), fresh)
     if not quiet:
         print_summary(metrics, output)
     return metrics
 
 
-def _line(config: DistillConfig, output: Path, stages: Stages, fresh: bool) -> dict[str, Any]:
-    start = starting_structures(config.structures)
+def _line(
+    config: DistillConfig, start: list[Structure], output: Path, stages: Stages, fresh: bool
+) -> dict[str, Any]:
     teacher, options, device = config.teacher.name, config.teacher.options, config.teacher.device
     sampled = stages.run(
         sample.STATION,

@@ -7,13 +7,17 @@ force 0.002 eV/Å); the crystal and the water box follow from their formulas.
 from __future__ import annotations
 
 import difflib
+import logging
+from collections.abc import Callable
 
 import numpy as np
 from ase.build import bulk
 
-from mlff_distiller.data.io import read_structures
+from mlff_distiller.data.io import check_all, read_file
 from mlff_distiller.data.structure import Structure
 from mlff_distiller.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "builtin:"
 
@@ -79,9 +83,25 @@ _ALANINE_DIPEPTIDE = """
 """
 
 
-def starting_structures(source: str) -> list[Structure]:
-    """Structures of a file or ``builtin:NAME``. Raises InputError."""
-    return builtin(source) if source.startswith(PREFIX) else read_structures(source)
+def starting_structures(
+    source: str, note: Callable[[str], None] = logger.warning
+) -> list[Structure]:
+    """Structures of a file or ``builtin:NAME``, for new labels: those in the file do not matter.
+
+    Args:
+        source: file or name.
+        note: called with each line about what the reader decided.
+
+    Raises:
+        InputError: unknown name, or a file that cannot be used.
+    """
+    if source.startswith(PREFIX):
+        return builtin(source)
+    found = read_file(source)
+    check_all(source, found)
+    for line in found.notes:
+        note(f"{source}: {line}")
+    return found.structures
 
 
 def builtin(name: str) -> list[Structure]:

@@ -16,9 +16,12 @@ from rich.console import Console
 from mlff_distiller.data.hdf5 import HDF5Dataset, HDF5Writer, structures_hash
 from mlff_distiller.data.journal import journal_path
 from mlff_distiller.data.structure import Structure, check_structure
+from mlff_distiller.data.survey import geometry_key
 from mlff_distiller.energy_model import EnergyModel
 from mlff_distiller.errors import InputError, MismatchError
 from mlff_distiller.progress import Progress
+
+_REMEDY = "write to another file, or start anew with resume=False (--no-resume)"
 
 
 @dataclass
@@ -30,6 +33,10 @@ class LabelReport:
     """Structures in the file now."""
     num_resumed: int = 0
     """Inputs that an earlier call had dealt with."""
+    num_known: int = 0
+    """Inputs that were in the file already when it was extended."""
+    num_before: int = 0
+    """Structures in the file before it was extended."""
     rejected: dict[str, int] = field(default_factory=dict)
     """Reason -> number of structures that were left out, over all calls."""
     seconds: float = 0.0
@@ -40,6 +47,11 @@ class LabelReport:
         text = f"labelled {self.num_labelled} structures in {self.path}"
         if self.num_resumed:
             text += f" ({self.num_resumed} inputs were done before)"
+        if self.num_before:
+            text += (
+                f" ({self.num_before} were there, {self.num_known} of the inputs among them, "
+                f"{self.num_labelled - self.num_before} added)"
+            )
         for reason, count in self.rejected.items():
             text += f"; rejected {count}: {reason}"
         return text
@@ -52,6 +64,7 @@ def label_dataset(
     *,
     batch_size: int = 8,
     resume: bool = True,
+    extend: bool = False,
     on_mismatch: Literal["refuse", "restart"] = "refuse",
     progress: bool | Callable[[int, int], None] = True,
     max_force: float | None = 30.0,
@@ -69,8 +82,12 @@ def label_dataset(
         output: the HDF5 file.
         batch_size: structures between two commits.
         resume: go on with an existing file; False starts anew.
-        on_mismatch: what becomes of an existing file of other structures, of another teacher or
-            of another ``max_force``: ``refuse`` it, or ``restart`` and keep it as ``*.old``.
+        extend: where the file holds labels of other structures, or those that another
+            ``max_force`` chose, add those of ``structures`` that it lacks (atoms and cell within
+            1e-6 Å), in order. What is there stays.
+        on_mismatch: what becomes of an existing file of other structures or of another
+            ``max_force`` that is not extended, or of another teacher: ``refuse`` it, or
+            ``restart`` and keep it as ``*.old``.
         progress: show a bar (plain lines where the output is not a terminal); or call this with
             (done, total).
         max_force: eV/Å; structures with a larger force are left out, None keeps all.
@@ -100,44 +117,44 @@ def label_dataset(
         journal_path(output).unlink(missing_ok=True)
     inputs = {"inputs": structures_hash(structures), "max_force": max_force}
 
-    def open_writer() -> HDF5Writer:
+    def open_writer() -> tuple[HDF5Writer, set[bytes]]:
         writer = HDF5Writer(
             output, teacher=teacher.name, versions=dict(teacher.versions), seed=seed
         )
         try:
-            _check_same(writer, inputs)
-        except MismatchError:
+            return writer, _go_on(writer, teacher.name, inputs, structures, extend, report)
+        except BaseException:
             writer.close()
             raise
-        return writer
 
     existed = output.exists()
     begin = time.monotonic()
     report = LabelReport(output)
     try:
-        writer = open_writer()
+        writer, known = open_writer()
     except MismatchError:
         if on_mismatch == "refuse":
             raise
         _set_aside(output)
-        writer = open_writer()
+        writer, known = open_writer()
+    fresh = 0
     with writer:
-        if writer.progress:
-            report.num_resumed = int(writer.progress["done"])
-            report.rejected = dict(writer.progress["rejected"])
         done = report.num_resumed
         with _shown(progress, console, f"label with {teacher.name}", len(structures)) as update:
             update(done)
             while done < len(structures):
-                batch = structures[done : done + batch_size]
-                labelled = _label(teacher, batch, max_force, report)
-                done += len(batch)
+                inputs_of_batch = structures[done : done + batch_size]
+                batch = [s for s in inputs_of_batch if not known or geometry_key(s) not in known]
+                labelled = _label(teacher, batch, max_force, report) if batch else []
+                done += len(inputs_of_batch)
+                fresh += len(batch)
                 state = {**inputs, "done": done, "rejected": report.rejected}
+                if report.num_before:
+                    state |= {"before": report.num_before, "known": report.num_known}
                 writer.append(labelled, progress=state)
                 update(done)
         report.num_labelled = len(writer)
     report.seconds = time.monotonic() - begin
-    fresh = len(structures) - report.num_resumed
     report.seconds_per_structure = report.seconds / fresh if fresh else 0.0
     if report.num_labelled == 0:
         if not existed:  # a file without structures is of no use to anybody
@@ -149,26 +166,89 @@ def label_dataset(
     return report
 
 
+def _go_on(
+    writer: HDF5Writer,
+    teacher: str,
+    inputs: dict[str, Any],
+    structures: Sequence[Structure],
+    extend: bool,
+    report: LabelReport,
+) -> set[bytes]:
+    """Say in the report what the file holds: the beginning of this work, or what this extends.
+
+    Returns:
+        Geometries that are there and not to be labelled again.
+
+    Raises:
+        MismatchError: neither of them.
+    """
+    state, path = writer.progress, writer.path
+    if not state and len(writer) == 0:
+        return set()
+    try:
+        _check_same(writer, inputs)
+    except MismatchError:
+        if not extend:
+            raise
+        _check_extends(writer, teacher, inputs)
+        known = _geometries(path, len(writer))
+        report.num_before = len(writer)
+        report.num_known = sum(geometry_key(s) in known for s in structures)
+        return known
+    report.num_resumed = int(state["done"])
+    report.rejected = dict(state["rejected"])
+    report.num_before = int(state.get("before", 0))
+    report.num_known = int(state.get("known", 0))
+    unfinished = report.num_resumed < len(structures)
+    return _geometries(path, report.num_before) if unfinished else set()
+
+
 def _check_same(writer: HDF5Writer, inputs: dict[str, Any]) -> None:
     """Raise MismatchError unless what the file holds is the beginning of the same work."""
     state, path = writer.progress, writer.path
-    if not state and len(writer) == 0:
-        return
-    remedy = "write to another file, or start anew with resume=False (--no-resume)"
     if state.get("inputs") != inputs["inputs"]:
         raise MismatchError(
-            f"{path} must hold labels of the same structures to go on, got others; {remedy}"
+            f"{path} must hold labels of the same structures to go on, got others; {_REMEDY}"
         )
     limit = inputs["max_force"]
-    if "max_force" in state:
-        same, found = state["max_force"] == limit, f"{state['max_force']}"
-    else:  # a file of an older version: at least nothing in it may be above the limit
-        largest = max((_largest_force(s) for s in HDF5Dataset(path)), default=0.0)
-        same, found = limit is None or largest <= limit, f"a force of {largest:.3g} eV/Å"
-    if not same:
+    if "max_force" not in state:  # a file of an older version
+        _check_limit(path, limit)
+    elif state["max_force"] != limit:
+        raise _other_limit(path, limit, f"{state['max_force']}")
+
+
+def _check_extends(writer: HDF5Writer, teacher: str, inputs: dict[str, Any]) -> None:
+    """Raise MismatchError unless labels by ``teacher`` may be added to what the file holds."""
+    path = writer.path
+    there = HDF5Dataset(path, require_labels=False).teacher
+    if there != teacher:
         raise MismatchError(
-            f"{path} must hold labels chosen by max_force {limit} to go on, got {found}; {remedy}"
+            f"{path} holds labels of {there or 'unknown origin'}, got {teacher!r}; {_REMEDY}"
         )
+    if writer.progress.get("inputs") == inputs["inputs"]:  # a lower limit adds nothing
+        _check_limit(path, inputs["max_force"])
+
+
+def _check_limit(path: Path, limit: float | None) -> None:
+    """Raise MismatchError if a force in the file is above ``limit``."""
+    frames = HDF5Dataset(path, require_labels=False)
+    largest = max((_largest_force(s) for s in frames), default=0.0)
+    if limit is not None and largest > limit:
+        raise _other_limit(path, limit, f"a force of {largest:.3g} eV/Å")
+
+
+def _other_limit(path: Path, limit: float | None, found: str) -> MismatchError:
+    return MismatchError(
+        f"{path} must hold labels chosen by max_force {limit} to go on, got {found}; {_REMEDY}"
+    )
+
+
+def _geometries(path: Path, count: int) -> set[bytes]:
+    """Of the labelled ones among the first ``count`` structures of a file."""
+    if count == 0:
+        return set()
+    frames = HDF5Dataset(path, require_labels=False)[:count]
+    return {geometry_key(s) for s in frames if s.energy is not None}
 
 
 def _set_aside(path: Path) -> None:

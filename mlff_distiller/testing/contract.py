@@ -264,13 +264,18 @@ def repeated_calls(subject: Subject) -> None:
 
 
 def bad_cell(subject: Subject) -> None:
-    """A periodic cell must be right-handed and span a volume."""
+    """A periodic cell must span a volume; a left-handed one is the same lattice or refused."""
     start = crystal(subject.elements)
     flat, mirrored = start.cell.copy(), start.cell.copy()
     flat[2] = flat[0] + flat[1]
     mirrored[[0, 1]] = mirrored[[1, 0]]
-    for cell in (flat, mirrored, np.zeros((3, 3)), start.cell * np.nan):
+    for cell in (flat, np.zeros((3, 3)), start.cell * np.nan):
         _refused(subject, replace(start, cell=cell))
+    try:
+        turned = subject.evaluate(replace(start, cell=mirrored))
+    except subject.refusal:
+        return
+    _same(subject, turned, subject.evaluate(start))
 
 
 def not_a_number(subject: Subject) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
 from mlff_distiller.data import Batch, Structure, collate, neighbors_of
+from mlff_distiller.data.structure import is_isolated
 from mlff_distiller.errors import InputError
 from mlff_distiller.ops import edge_vectors
 from mlff_distiller.students import StudentForceField
@@ -24,6 +25,7 @@ def fit_reference_energies(
     structures: Sequence[Structure],
     elements: Sequence[int],
     repulsion: np.ndarray | None = None,
+    isolated: Mapping[int, float] | None = None,
 ) -> np.ndarray:
     """Energy per atom of each element that explains most of the labels by composition alone.
 
@@ -35,6 +37,8 @@ def fit_reference_energies(
         structures: with energy labels; others are ignored.
         elements: atomic numbers, ascending or not.
         repulsion: (len(structures),), eV; subtracted from the labels beforehand.
+        isolated: atomic number -> energy of the isolated atom, eV; kept as it is, and only the
+            other elements are fitted.
 
     Returns:
         (len(elements),) float64, eV, in the order of ``elements``.
@@ -64,8 +68,13 @@ def fit_reference_energies(
             "training.reference_energies to none"
         )
     matrix, target = np.array(rows), np.array(targets)
+    known = np.array([int(z) in (isolated or {}) for z in elements], dtype=bool)
+    energies = np.array([(isolated or {}).get(int(z), 0.0) for z in elements])
     # Compositions are ratios of small integers: singular values below 1e-9 are rounding.
-    energies, _, rank, _ = np.linalg.lstsq(matrix, target, rcond=1e-9)
+    energies[~known], _, rank, _ = np.linalg.lstsq(
+        matrix[:, ~known], target - matrix @ energies, rcond=1e-9
+    )
+    rank += known.sum()
     rms = float(np.sqrt(np.mean((matrix @ energies - target) ** 2)))
     logger.info(
         "reference energies, eV: %s; %.4g meV/atom remain%s",
@@ -74,6 +83,49 @@ def fit_reference_energies(
         "" if rank == len(column) else f" (rank {rank} of {len(column)}: smallest norm)",
     )
     return np.asarray(energies, dtype=np.float64)
+
+
+def isolated_energies(structures: Sequence[Structure]) -> dict[int, float]:
+    """Energies of the isolated atoms that are marked as such (``config_type=IsolatedAtom``), eV.
+
+    Of several for one element the lowest is taken; ions are left out.
+
+    Returns:
+        atomic number -> energy.
+    """
+    energies: dict[int, float] = {}
+    for s in structures:
+        if s.energy is None or not is_isolated(s.atomic_numbers, s.info) or s.info.get("charge"):
+            continue
+        z = int(s.atomic_numbers[0])
+        energies[z] = min(s.energy, energies.get(z, s.energy))
+    return energies
+
+
+def mean_binding(
+    structures: Sequence[Structure],
+    elements: Sequence[int],
+    energies: np.ndarray,
+    repulsion: np.ndarray,
+) -> float:
+    """Mean of what reference energies and repulsion leave of the labels, isolated atoms aside.
+
+    Args:
+        structures: those without an energy do not count.
+        elements: atomic numbers of ``energies``.
+        energies: (len(elements),), eV.
+        repulsion: (len(structures),), eV.
+
+    Returns:
+        eV/atom; 0 if there is nothing to average.
+    """
+    of = dict(zip((int(z) for z in elements), energies.tolist(), strict=True))
+    rest = [
+        (s.energy - repulsion[i] - sum(of[int(z)] for z in s.atomic_numbers)) / len(s)
+        for i, s in enumerate(structures)
+        if s.energy is not None and len(s) > 1
+    ]
+    return float(np.mean(rest)) if rest else 0.0
 
 
 def repulsion_energies(student: StudentForceField, structures: Sequence[Structure]) -> np.ndarray:
@@ -92,15 +144,16 @@ def repulsion_energies(student: StudentForceField, structures: Sequence[Structur
     return energies
 
 
-def scale_readout(student: StudentForceField, batch: Batch) -> None:
+def scale_readout(student: StudentForceField, batch: Batch, mean: float = 0.0) -> None:
     """Scale and shift the last layer so that training starts near the labels.
 
     Random weights give energies and forces of an arbitrary size. Afterwards the forces of the
-    network are a tenth of the labels' in root mean square, and its mean energy is zero.
+    network are a tenth of the labels' in root mean square, and its mean energy is ``mean``.
 
     Args:
         student: fresh; changed in place.
         batch: some training structures; without forces nothing is changed.
+        mean: eV/atom, what the network has to explain on average.
     """
     readout = student.painn.readout[-1]
     if not isinstance(readout, torch.nn.Linear):  # for the type checker
@@ -118,7 +171,7 @@ def scale_readout(student: StudentForceField, batch: Batch) -> None:
     network = (result["energies"] - student.reference_energies[species]).mean()
     with torch.no_grad():
         readout.weight.mul_(factor)
-        readout.bias.copy_(-factor * network.to(readout.bias.dtype).reshape(1))
+        readout.bias.copy_(mean - factor * network.to(readout.bias.dtype).reshape(1))
 
 
 def closest_pair(structures: Sequence[Structure], cutoff: float) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,23 @@ from lightning_fabric import Fabric
 
 from mlff_distiller.config import TrainConfig, TrainingConfig, to_dict
 from mlff_distiller.data import HDF5Dataset, Structure, collate, elements_of, ensure_splits
-from mlff_distiller.elements import symbols
+from mlff_distiller.data.survey import charge_and_spin
+from mlff_distiller.elements import symbols, unknown_elements
 from mlff_distiller.errors import InputError
 from mlff_distiller.students import StudentForceField
 from mlff_distiller.students.student import load_student
 from mlff_distiller.training.reference import (
     closest_pair,
     fit_reference_energies,
+    isolated_energies,
+    mean_binding,
     repulsion_energies,
     scale_readout,
 )
 from mlff_distiller.training.resume import difference
 
+# Forces of atoms that are closer have no meaning and no finite slope, Å.
+_OVERLAP = 0.01
 # Structures from which the first scale of the readout is estimated.
 _SCALE_SAMPLE = 8
 
@@ -38,12 +43,14 @@ class TrainingData:
         valid: measured after each epoch.
         elements: atomic numbers that occur in ``train``.
         metadata: teacher, data_hash, min_distance (Å) and numbers of frames, for the checkpoint.
+        notes: lines for the user about the data.
     """
 
     train: list[Structure]
     valid: list[Structure]
     elements: list[int]
     metadata: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
 
 
 def make_fabric(config: TrainingConfig) -> Fabric:
@@ -69,8 +76,8 @@ def load_data(config: TrainConfig, cutoff: float) -> TrainingData:
     """Read the labelled file and its splits, drawn and stored if there are none.
 
     Raises:
-        InputError: no file named, no labels, an empty training split, or elements in the
-            validation split that the training split lacks.
+        InputError: no file named, no labels, an empty training split, elements in the validation
+            split that the training split lacks, or atoms on top of each other.
     """
     if config.data.path is None:
         raise InputError("training needs labelled data, got none; set data.path to an HDF5 file")
@@ -79,19 +86,26 @@ def load_data(config: TrainConfig, cutoff: float) -> TrainingData:
     HDF5Dataset(path)  # complain about missing labels before splits are drawn
     ensure_splits(path, c.valid_fraction, c.test_fraction, c.split_seed)
     dataset = HDF5Dataset(path)
-    train = dataset.subset("train")
+    notes: list[str] = []
+    train = _labelled(dataset, "train", notes)
     if not train:
         raise InputError(
             f"{path} has an empty training split of {len(dataset)} structures; add structures"
         )
-    valid = dataset.subset("valid") or train
+    valid = _labelled(dataset, "valid", notes) or train
     elements = elements_of(train)
-    unknown = sorted(set(elements_of(valid)) - set(elements))
-    if unknown:
-        raise InputError(
-            f"{path}: the validation split holds {symbols(unknown, ', ')}, which the training split lacks; add "
-            "structures with it, or draw the splits with another data.split_seed"
-        )
+    for split, frames in (("validation", valid), ("test", dataset.subset("test"))):
+        unknown = unknown_elements(elements_of(frames), elements)
+        if not unknown:
+            continue
+        found = f"the {split} split holds {symbols(unknown, ', ')}, which the training split lacks"
+        remedy = f"draw the splits anew: mlff-distiller convert {path} new.h5 --new-splits"
+        if split == "validation":
+            raise InputError(f"{path}: {found}; {remedy}")
+        notes.append(f"warning: {found}, so the student will not know it; {remedy}")
+    if states := charge_and_spin(train):
+        notes.append(f"warning: {states}")
+    _refuse_overlaps(dataset, valid is not train, cutoff)
     metadata = {
         "teacher": dataset.teacher,
         "data_hash": dataset.hash(),
@@ -99,7 +113,34 @@ def load_data(config: TrainConfig, cutoff: float) -> TrainingData:
         "num_train": len(train),
         "num_valid": len(valid) if valid is not train else 0,
     }
-    return TrainingData(train, valid, elements, metadata)
+    return TrainingData(train, valid, elements, metadata, notes)
+
+
+def _labelled(dataset: HDF5Dataset, split: str, notes: list[str]) -> list[Structure]:
+    frames = dataset.subset(split)
+    kept = [s for s in frames if s.energy is not None or s.forces is not None]
+    if len(kept) < len(frames):
+        notes.append(
+            f"{len(frames) - len(kept)} of {len(frames)} structures in the {split} split have no "
+            "labels and are not used"
+        )
+    return kept
+
+
+def _refuse_overlaps(dataset: HDF5Dataset, with_valid: bool, cutoff: float) -> None:
+    for split in ("train", "valid") if with_valid else ("train",):
+        frames = dataset.subset(split)
+        nearest = closest_pair(frames, cutoff)
+        if nearest is None or nearest > _OVERLAP:
+            continue
+        for i, frame in zip(dataset.splits[split], frames, strict=True):
+            distance = closest_pair([frame], cutoff)
+            if distance is not None and distance <= _OVERLAP:
+                raise InputError(
+                    f"{dataset.path}, structure {int(i)} has two atoms at one point (images "
+                    f"included, {distance:.2g} Å apart); leave it out with 'mlff-distiller convert "
+                    f"{dataset.path} clean.h5 --drop-bad'"
+                )
 
 
 def first_student(
@@ -134,12 +175,16 @@ def new_student(config: TrainConfig, data: TrainingData) -> StudentForceField:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
         student = StudentForceField(config.model, data.elements).to(dtype)
+    binding = 0.0
     if config.training.reference_energies == "least-squares":
         repulsion = repulsion_energies(student, data.train)
-        energies = fit_reference_energies(data.train, data.elements, repulsion)
+        isolated = isolated_energies(data.train)
+        energies = fit_reference_energies(data.train, data.elements, repulsion, isolated)
         student.set_reference_energies(energies.tolist())
+        if isolated:  # the network has the binding energy to learn, and starts at its mean
+            binding = mean_binding(data.train, data.elements, energies, repulsion)
     stride = -(-len(data.train) // _SCALE_SAMPLE)
-    scale_readout(student, collate(data.train[::stride], student.cutoff, dtype))
+    scale_readout(student, collate(data.train[::stride], student.cutoff, dtype), binding)
     return student
 
 

@@ -224,6 +224,8 @@ class _Trainer:
 
     def _describe(self, *, resumed: bool) -> None:
         data, student = self.data, self.student
+        for note in data.notes:
+            self.display.note(note)
         atoms = sum(len(s) for s in data.train)
         numbers = data.metadata
         valid = numbers["num_valid"] or "the same"

@@ -30,7 +30,7 @@ MUTATIONS = [
     Mutation(
         "a resumed run counts rejections from zero",
         "teachers/label.py",
-        '            report.rejected = dict(writer.progress["rejected"])\n',
+        '    report.rejected = dict(state["rejected"])\n',
         "",
         "test_teachers.py -k resume",
         "the report is wrong",
@@ -110,8 +110,8 @@ MUTATIONS = [
     Mutation(
         "label ignores --no-resume",
         "cli/data.py",
-        "            resume=resume,\n            max_force",
-        "            max_force",
+        "            resume=resume,\n            extend",
+        "            extend",
         "test_options.py",
         "an option that does nothing",
     ),
@@ -142,10 +142,26 @@ MUTATIONS = [
     Mutation(
         "labels chosen by another max_force are kept",
         "teachers/label.py",
-        'same, found = state["max_force"] == limit, f"{state[\'max_force\']}"',
-        'same, found = True, ""',
+        'elif state["max_force"] != limit:',
+        "elif False:",
         "test_teachers.py test_distill.py -k force",
         "frames above the limit stay in the data (fault A1)",
+    ),
+    Mutation(
+        "what is in a file is labelled again when it is extended",
+        "teachers/label.py",
+        "if not known or geometry_key(s) not in known]",
+        "]",
+        "test_survey.py -k extend",
+        "each structure is there twice",
+    ),
+    Mutation(
+        "an interrupted extension leaves out what it added itself",
+        "teachers/label.py",
+        "_geometries(path, report.num_before)",
+        "_geometries(path, len(writer))",
+        "test_survey.py -k extending",
+        "it ends with another file than without the interruption",
     ),
     Mutation(
         "distill mixes labels of other frames",

@@ -318,8 +318,8 @@ MUTATIONS = [
     Mutation(
         "reference energies hold the repulsion as well",
         "training/setup.py",
-        "fit_reference_energies(data.train, data.elements, repulsion)",
-        "fit_reference_energies(data.train, data.elements)",
+        "fit_reference_energies(data.train, data.elements, repulsion, isolated)",
+        "fit_reference_energies(data.train, data.elements, None, isolated)",
         "test_training_steps.py",
         "the network starts far from the labels",
     ),
