@@ -6,8 +6,8 @@ MUTATIONS = [
     Mutation(
         "the portable form forgets the repulsion",
         "students/export.py",
-        "        self.repulsion = student.repulsion\n",
-        "        self.repulsion = None\n",
+        "super().__init__(student.painn, student.repulsion)",
+        "super().__init__(student.painn, None)",
         "test_export.py",
         "two forms of one file disagree",
     ),
