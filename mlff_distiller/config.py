@@ -283,7 +283,12 @@ class TrainingConfig(Settings, path="training"):
     )
     devices: int = setting(1, "GPUs, or processes on CPUs.", least=1)
     # Absurd numbers crash OpenMP.
-    threads: int = setting(2, "Threads of each process.", least=1, most=MAX_THREADS)
+    threads: int = setting(
+        2,
+        "Threads of each process, at most as many as there are CPUs that it may use.",
+        least=1,
+        most=MAX_THREADS,
+    )
     tensorboard: bool = setting(True, "Write curves for TensorBoard where it is installed.")
     seed: int = seed_setting(
         meaning="Of the weights and of the order of batches.", advice="set training.seed or --seed"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import typer
 
 from mlff_distiller.cli import analyse, configure, data, models, simulate
+from mlff_distiller.cpus import share_cpus
 
 app = typer.Typer(
     name="mlff-distiller",
@@ -51,6 +52,7 @@ def _root(
 
 def main() -> None:
     """Entry point of the ``mlff-distiller`` command."""
+    share_cpus()
     app()
 
 

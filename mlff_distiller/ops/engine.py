@@ -35,6 +35,11 @@ def native_module() -> Any:
     return _native
 
 
+def cpu_quota() -> int:
+    """CPUs that the control group of this process allows it, 0 without a limit or when not built."""
+    return int(_native.cpu_quota()) if _native is not None else 0
+
+
 class NativePotential:
     """Energy, forces and virial of one system from an exported student.
 

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.multiprocessing import ProcessRaisedException
 
 from mlff_distiller.config import TrainConfig, from_dict, save_yaml, to_dict
+from mlff_distiller.cpus import usable_cpus
 from mlff_distiller.data import Batch, Structure, collate
 from mlff_distiller.errors import InputError
 from mlff_distiller.students import StudentForceField
@@ -139,7 +140,7 @@ def train(
 def _run(fabric: Fabric, plain: dict[str, Any], *arguments: Any) -> TrainingResult:
     config = from_dict(TrainConfig, plain)  # Fabric hands no frozen dataclass to other processes
     threads = torch.get_num_threads()
-    torch.set_num_threads(config.training.threads)
+    torch.set_num_threads(min(config.training.threads, usable_cpus()))
     try:
         return _Trainer(fabric, config, *arguments).run()
     finally:

@@ -8,6 +8,7 @@
 #include "bindings/errors.h"
 #include "bindings/potential_python.h"
 #include "bindings/testing.h"
+#include "core/cpus.h"
 #include "core/isa.h"
 #include "core/lattice.h"
 #include "core/units.h"
@@ -58,6 +59,7 @@ PYBIND11_MODULE(_native, m) {
     }
     return out;
   });
+  m.def("cpu_quota", [] { return mlff::cpu_quota(); });
   typedef mlff::Potential P;
   py::class_<PyPotential<P>> potential = bind_potential<P>(m, "Potential");
   potential.def(py::init([](const std::string& path, const std::string& dtype, int threads,

@@ -6,6 +6,7 @@
 
 #include "bindings/potential_python.h"
 #include "core/ceilings.h"
+#include "core/cpus.h"
 
 using namespace mlff_bindings;
 
@@ -85,6 +86,8 @@ class PyEngine {
 }  // namespace
 
 void bind_testing(py::module_& m) {
+  m.def("cpu_quota", &mlff::cpu_quota, py::arg("mounted"), py::arg("groups"));
+  m.def("default_threads", &mlff::default_threads);
   m.def("measure_fma", &mlff::measure_fma, py::arg("seconds"),
         "GFLOP/s of one core on registers, float32, widest instruction set.");
   m.def("measure_gemm", &mlff::measure_gemm, py::arg("m"), py::arg("k"), py::arg("n"),

@@ -3,28 +3,13 @@
 #include <chrono>
 #include <string>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
+#include "core/cpus.h"
 #include "core/edges.h"
 #include "core/error.h"
 #include "core/kernels.h"
 #include "core/network.h"
 
 namespace mlff {
-namespace {
-
-int default_threads() {
-#ifdef _OPENMP
-  return omp_get_max_threads();
-#else
-  return 1;
-#endif
-}
-
-}  // namespace
-
 class Engine::Impl {
  public:
   Impl(const ModelFile& model, const EngineOptions& given)

@@ -24,6 +24,7 @@
 #include <numeric>
 #include <string>
 
+#include "core/cpus.h"
 #include "core/error.h"
 #include "core/isa.h"
 #include "core/lattice.h"
@@ -407,7 +408,7 @@ void build_neighbor_list(int64_t n, const double* positions, const double* cell,
   const int64_t n_blocks = (n + kBlock - 1) / kBlock;
   int threads = 1;
 #ifdef _OPENMP
-  threads = num_threads > 0 ? num_threads : omp_get_max_threads();
+  threads = num_threads > 0 ? num_threads : default_threads();
   threads = static_cast<int>(std::min<int64_t>(threads, n_blocks));
 #endif
   work.found.resize(std::max<size_t>(work.found.size(), n_blocks));
