@@ -5,8 +5,8 @@
 
 #include <algorithm>
 #include <cstring>
-#include <limits>
 #include <iterator>
+#include <limits>
 
 #include "atom.h"
 #include "comm.h"
@@ -267,8 +267,8 @@ void PairPaiNN::check_neighbor_settings() {
 }
 
 // Stops all ranks with one line if any rank has a problem, and has rank 0 print one rank's
-// warning. Of several ranks that speaks whose `distance` is the smallest: of the pair that it names,
-// or 0 for a problem that comes before all pairs. Collective.
+// warning. Of several ranks that speaks whose `distance` is the smallest: of the pair that it
+// names, or 0 for a problem that comes before all pairs. Collective.
 void PairPaiNN::agree(const std::string& problem, const std::string& warning, double distance) {
   const double silent = std::numeric_limits<double>::infinity();
   struct {

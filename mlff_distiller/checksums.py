@@ -57,7 +57,7 @@ def check_zip(path: str | Path, what: str) -> None:
     except Exception as error:  # zipfile raises whatever the damaged field leads to
         raise damaged(path, what, f"{type(error).__name__}") from None
     if bad is not None:
-        raise damaged(path, what, f"checksum of {bad} differs")
+        raise damaged(path, what, f"checksum of {bad!r} differs")
 
 
 def check_finite(state: Mapping[str, Tensor], path: str | Path) -> None:
@@ -72,4 +72,6 @@ def check_finite(state: Mapping[str, Tensor], path: str | Path) -> None:
 
 def damaged(path: str | Path, what: str, reason: str) -> InputError:
     """One line for a file whose content is not what was written."""
-    return InputError(f"{path} must be {what}, got a damaged file ({reason}); copy or make it again")
+    return InputError(
+        f"{path} must be {what}, got a damaged file ({reason}); copy or make it again"
+    )

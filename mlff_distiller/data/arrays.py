@@ -289,7 +289,7 @@ class ArrayStore:
             if name not in a:
                 raise InputError(
                     f"{self.path} must hold {_PLACES[name]}, got the groups "
-                    f"{', '.join(file) or 'none'}; convert it with 'mlff-distiller convert'"
+                    f"{', '.join(map(repr, file)) or 'none'}; convert it with 'mlff-distiller convert'"
                 )
         n = len(a["atomic_numbers"])
         self._count, self.offsets = self._read_offsets(file, n)

@@ -51,7 +51,7 @@ def check(file: h5py.File, path: Path, *, everything: bool) -> None:
         noted = {k: v for k, v in noted.items() if k not in _LARGE}
     for name in sorted(set(noted) | set(found)):
         if noted.get(name) != found.get(name):
-            raise _damaged(path, f"checksum of {name} differs")
+            raise _damaged(path, f"checksum of {name!r} differs")
 
 
 def _damaged(path: Path, reason: str) -> InputError:

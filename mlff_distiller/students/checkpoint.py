@@ -121,7 +121,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     version = content.get("format_version")
     if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
         raise InputError(
-            f"{file} has checkpoint version {version}, this mlff_distiller {__version__} reads up "
+            f"{file} has checkpoint version {version!r}, this mlff_distiller {__version__} reads up "
             f"to {FORMAT_VERSION}; upgrade mlff_distiller"
         )
     missing = [key for key in _REQUIRED if key not in content]
@@ -133,8 +133,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         if content.get("checksum") not in (None, checksums.of_state(content["model"])):
             raise checksums.damaged(file, what, "checksum of the parameters differs")
         return _upgrade(content)
+    except InputError:
+        raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise checksums.damaged(file, what, f"{type(error).__name__}: {error}") from None
+        raise checksums.damaged(file, what, type(error).__name__) from None
 
 
 def _upgrade(content: dict[str, Any]) -> dict[str, Any]:

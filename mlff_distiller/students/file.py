@@ -88,7 +88,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     version = metadata["format_version"]
     if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
         raise InputError(
-            f"{path} has format version {version}, this mlff_distiller {__version__} reads up to "
+            f"{path} has format version {version!r}, this mlff_distiller {__version__} reads up to "
             f"{FORMAT_VERSION}; upgrade mlff_distiller"
         )
     _check_metadata(metadata, path)
@@ -116,7 +116,8 @@ def _check_metadata(metadata: dict[str, Any], path: str | Path) -> None:
         isinstance(elements, list)
         and bool(elements)
         and all(type(z) is int and 1 <= z <= MAX_Z for z in elements)
-        and type(cutoff) in (int, float)
+        and isinstance(cutoff, (int, float))
+        and not isinstance(cutoff, bool)
         and 0 < cutoff < math.inf
         and metadata.get("dtype") in PRECISIONS
         and isinstance(metadata.get("model_config"), dict)

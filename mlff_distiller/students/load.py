@@ -38,9 +38,7 @@ def read_student(path: str | Path) -> StoredStudent:
     return StoredStudent(config, list(content["elements"]), content["dtype"], state)
 
 
-def _reference_energies(
-    metadata: dict[str, Any], state: dict[str, Tensor], path: Path
-) -> Tensor:
+def _reference_energies(metadata: dict[str, Any], state: dict[str, Tensor], path: Path) -> Tensor:
     """Those of the metadata, which must be those of the module."""
     stored = state["reference_energies"]
     try:
