@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 #include <iterator>
+#include <limits>
 
 #include "atom.h"
 #include "comm.h"
@@ -266,22 +267,28 @@ void PairPaiNN::check_neighbor_settings() {
 }
 
 // Stops all ranks with one line if any rank has a problem, and has rank 0 print one rank's
-// warning. Collective.
-void PairPaiNN::agree(const std::string& problem, const std::string& warning) {
-  const int nobody = comm->nprocs;
-  int mine[2] = {problem.empty() ? nobody : comm->me, warning.empty() ? nobody : comm->me};
-  int first[2];
-  MPI_Allreduce(mine, first, 2, MPI_INT, MPI_MIN, world);
-  const int speaker = first[0] < nobody ? first[0] : first[1];
-  if (speaker == nobody) return;
+// warning. Of several ranks that speaks whose `distance` is the smallest: of the pair that it
+// names, or 0 for a problem that comes before all pairs. Collective.
+void PairPaiNN::agree(const std::string& problem, const std::string& warning, double distance) {
+  const double silent = std::numeric_limits<double>::infinity();
+  struct {
+    double distance;
+    int rank;
+  } mine[2] = {{problem.empty() ? silent : distance, comm->me},
+               {warning.empty() ? silent : distance, comm->me}},
+    first[2];
+  MPI_Allreduce(mine, first, 2, MPI_DOUBLE_INT, MPI_MINLOC, world);
+  const bool stop = first[0].distance < silent;
+  if (!stop && !(first[1].distance < silent)) return;
+  const int speaker = stop ? first[0].rank : first[1].rank;
 
-  std::string text = first[0] < nobody ? problem : warning;
+  std::string text = stop ? problem : warning;
   int length = static_cast<int>(text.size());
   MPI_Bcast(&length, 1, MPI_INT, speaker, world);
   text.resize(length);
   MPI_Bcast(&text[0], length, MPI_CHAR, speaker, world);
   text = "pair_style painn: " + text;
-  if (first[0] < nobody) error->all(FLERR, text);
+  if (stop) error->all(FLERR, text);
   closeness_reported_ = true;
   if (comm->me == 0) error->warning(FLERR, text);
 }

@@ -101,7 +101,8 @@ class PairPaiNN : public Pair {
   std::string build_edges();
   std::string describe(const ClosestPair& pair) const;
   long long tag_of(int i) const;
-  void agree(const std::string& problem, const std::string& warning);
+  void agree(const std::string& problem, const std::string& warning, double distance = 0.0);
+  void stop_unless_finite(double energy);
   void exchange(const mlff::ExchangeRequest& request);
   void exchange_remote(const mlff::ExchangeRequest& request);
   void grow_send_buffer(size_t doubles_per_row);

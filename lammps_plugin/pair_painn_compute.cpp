@@ -79,13 +79,14 @@ void PairPaiNN::compute_on_cpu() {
   }
 
   std::string warning;
-  const bool close = closest_.distance < model_.min_distance;
-  if (problem.empty() && close && extrapolation_ == Extrapolation::kStop)
+  const bool close = problem.empty() && closest_.distance < model_.min_distance;
+  const double distance = close ? closest_.distance : 0.0;
+  if (close && extrapolation_ == Extrapolation::kStop)
     problem = describe(closest_);
   else if (close && extrapolation_ == Extrapolation::kWarn && !closeness_reported_)
     warning = describe(closest_);
   // The last point at which a rank may stop: exchanges follow.
-  agree(problem, warning);
+  agree(problem, warning, distance);
 
   while (const mlff::ExchangeRequest* request = engine_->advance()) exchange(*request);
   if (cvflag_atom) find_barycentre_gradients(graph);
@@ -103,6 +104,23 @@ std::string PairPaiNN::find_not_finite(int n_all) const {
           "unstable (timestep, start structure, or model outside its training)",
           tag_of(i), static_cast<long long>(update->ntimestep));
   return "";
+}
+
+// One line on all ranks if the energy of this rank's atoms or a force on them is not finite, where
+// the positions were. Collective.
+void PairPaiNN::stop_unless_finite(double energy) {
+  const long long step = update->ntimestep;
+  std::string problem;
+  if (!std::isfinite(energy))
+    problem = format("the model gave an energy that is not finite at step %lld", step);
+  for (int i = 0; problem.empty() && i < n_local_; ++i) {
+    const double* force = &totals_[i * totals_width_];
+    if (!std::isfinite(force[0]) || !std::isfinite(force[1]) || !std::isfinite(force[2]))
+      problem = format("the model gave a force on atom %lld that is not finite at step %lld",
+                       tag_of(i), step);
+  }
+  if (!problem.empty()) problem += "; check the structure, the time step and the model";
+  agree(problem, "");
 }
 
 // Edges from LAMMPS' full neighbour list. Returns a problem or "".
@@ -197,9 +215,9 @@ std::string PairPaiNN::build_edges() {
 }
 
 std::string PairPaiNN::describe(const ClosestPair& pair) const {
-  const std::string text =
-      format("atoms %lld and %lld are %.3g Angstrom apart at step %lld", tag_of(pair.first),
-             tag_of(pair.second), pair.distance, static_cast<long long>(update->ntimestep));
+  const auto [first, second] = std::minmax({tag_of(pair.first), tag_of(pair.second)});
+  const std::string text = format("atoms %lld and %lld are %.3g Angstrom apart at step %lld", first,
+                                  second, pair.distance, static_cast<long long>(update->ntimestep));
   if (pair.distance <= mlff::kSamePoint)
     return text + "; no force is defined there, separate them (delete_atoms overlap)";
   return text + format(", closer than any pair in training (%.3g); the model extrapolates there",
@@ -212,6 +230,8 @@ void PairPaiNN::add_results() {
   const double to_energy = units_.energy;
   const double to_force = units_.energy / units_.length;
 
+  double sum = 0.0;
+  for (int i = 0; i < n_local_; ++i) sum += atomic_energies_[i];
   if (eflag_either)
     for (int i = 0; i < n_local_; ++i) {
       const double energy = atomic_energies_[i] * to_energy;
@@ -266,6 +286,7 @@ void PairPaiNN::add_results() {
 
   // The owners' share is returned here, so neither newton on nor off is anything to LAMMPS.
   return_totals();
+  stop_unless_finite(sum);
 
   double** f = atom->f;
   for (int i = 0; i < n_local_; ++i) {

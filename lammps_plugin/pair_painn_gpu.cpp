@@ -107,15 +107,17 @@ void PairPaiNN::Gpu::compute() {
   }
 
   std::string warning;
+  double distance = 0.0;
   ClosestPair& closest = p.closest_;
   closest = ClosestPair();
   if (problem.empty() && system_.close_pair(closest.first, closest.second, closest.distance)) {
+    distance = closest.distance;
     if (p.extrapolation_ == Extrapolation::kStop)
       problem = p.describe(closest);
     else if (!p.closeness_reported_)
       warning = p.describe(closest);
   }
-  p.agree(problem, warning);
+  p.agree(problem, warning, distance);
 
   if (!alone) {
     try {
@@ -198,6 +200,7 @@ void PairPaiNN::Gpu::add_results(const mlff::gpu::StepResult& result) {
           0.5 * (w[3 * kPlace[k][0] + kPlace[k][1]] + w[3 * kPlace[k][1] + kPlace[k][0]]);
   }
   p.return_totals();
+  p.stop_unless_finite(result.energy);
   double** f = p.atom->f;
   for (int i = 0; i < p.n_local_; ++i) {
     const double* total = &p.totals_[i * width];

@@ -7,6 +7,7 @@ atoms.calc = StudentCalculator("student.pt")
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -165,6 +166,7 @@ class StudentCalculator(Calculator):
         self._snapshot, self.results = None, {}  # nothing stale is left if the next line raises
         cell, pbc = right_handed(cell, pbc)  # the same lattice, as the engines want it
         out = self._potential.compute(numbers, positions, cell, pbc)
+        _check_finite(out["energy"], out["forces"])
         self._snapshot = snapshot
         self.results = {
             "energy": out["energy"],
@@ -249,6 +251,19 @@ def _equal(a: np.ndarray, b: np.ndarray, tol: float = 0.0) -> bool:
     if tol and a.dtype.kind == "f":
         return bool((np.abs(a - b) <= tol).all())
     return bool((a == b).all())
+
+
+def _check_finite(energy: float, forces: np.ndarray) -> None:
+    """Raise InputError for a result that no dynamics or fit could go on with."""
+    if math.isfinite(energy) and np.isfinite(forces.sum()):  # two numbers, where all is well
+        return
+    atoms = np.flatnonzero(~np.isfinite(forces).all(axis=1))
+    what = f"force on atom {atoms[0]}" if len(atoms) else "energy"
+    if math.isfinite(energy) and not len(atoms):
+        return
+    raise InputError(
+        f"the model gave a NaN or infinite {what}; check the structure, the time step and the model"
+    )
 
 
 def _determinant(cell: np.ndarray) -> float:

@@ -29,6 +29,7 @@ from mlff_distiller.export import (
     read_metadata,
 )
 from mlff_distiller.models import StudentForceField
+from mlff_distiller.students.portable import PortablePotential
 
 ENERGIES = [-13.6, -2042.123456789012]
 
@@ -141,6 +142,23 @@ def test_casting_on_load(tmp_path, exported):
         torch.tensor(structure.pbc),
     )
     assert energy.item() == pytest.approx(student.compute(batch)["energy"].item(), abs=1e-10)
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.float64])
+def test_total_energies_keep_their_digits_in_float32(tmp_path, stored):
+    """Of all-electron codes: a rounded reference energy is a constant error of each atom."""
+    student = make(stored)
+    student.set_reference_energies([-13.612345678, -301234.567890123])
+    path = tmp_path / "heavy.pt"
+    export_student(student, path)
+    module = load_exported(path, dtype=torch.float32)
+    assert module.painn.embedding.weight.dtype == torch.float32
+    assert torch.equal(module.reference_energies, student.reference_energies)
+    for s in structures():
+        arrays = (s.atomic_numbers, s.positions, s.cell, s.pbc)
+        exact = PortablePotential(path, dtype="float64").compute(*arrays)["energy"]
+        single = PortablePotential(path, dtype="float32").compute(*arrays)["energy"]
+        assert single == pytest.approx(exact, abs=5e-6 * len(s), rel=0)
 
 
 def test_metadata(exported):

@@ -28,6 +28,8 @@ from support.lammps import (
 )
 from support.systems import System
 
+from mlff_distiller.students.export import export_student
+
 pytestmark = needs_lammps
 
 
@@ -267,3 +269,38 @@ def test_extrapolation_guard(glass, tmp_path):
         fails(stop, tmp_path, message, ranks=ranks)
         done = run_lmp(tmp_path, script_of(replace(stop, system=sparse), tmp_path), ranks)
         assert done.returncode == 0
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("pair", ["", "hybrid/overlay "])
+def test_the_closest_pair_is_that_of_all_ranks(tmp_path, ranks, pair):
+    """Each rank has a pair that is too close; the closest one is on the last rank."""
+    path = tmp_path / "guarded.pt"
+    write_student(path, num_interactions=1, metadata={"min_distance": 2.5})
+    gaps = [2.3, 2.2, 2.1, 1.9]
+    positions = [[5.0 + 10 * k + x, 5.0, 5.0] for k, gap in enumerate(gaps) for x in (0.0, gap)]
+    line = System(np.array([14, 8] * 4), np.array(positions), np.diag([40.0, 10.0, 10.0]))
+    style = pair and f"pair_style {pair}painn {{style}} zbl 0.1 0.2\n"
+    style += pair and "pair_coeff * * painn {model} Si O\npair_coeff * * zbl 14 14"
+    run = Run(
+        "e", line, path, style=EXACT, steps="run 2 post no", **({"pair": style} if pair else {})
+    )
+    done = run_lmp(tmp_path, script_of(run, tmp_path), ranks)
+    assert done.returncode == 0, done.output[-2000:]
+    warnings = [x for x in done.output.splitlines() if "closer than any pair" in x]
+    assert len(warnings) == 1, warnings
+    assert "atoms 7 and 8 are 1.9 Angstrom apart" in warnings[0]
+    stop = replace(run, style=f"{EXACT} extrapolation stop")
+    fails(stop, tmp_path, "atoms 7 and 8 are 1.9 Angstrom apart", ranks=ranks)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_energies_that_are_not_finite_stop_all_ranks(glass, tmp_path, ranks):
+    path = tmp_path / "huge.pt"
+    student = write_student(path, num_interactions=1)
+    with torch.no_grad():  # finite, and too large for what is made of it
+        student.painn.readout[0].weight.fill_(1e200)
+        student.painn.readout[2].weight.fill_(1e200)
+    export_student(student, path)
+    for style in (EXACT, ""):
+        fails(Run("e", glass, path, style=style), tmp_path, "not finite at step 0", ranks=ranks)

@@ -316,6 +316,9 @@ def test_compressed_xyz(tmp_path) -> None:
 def test_renamed_atoms_are_noted(tmp_path) -> None:
     (tmp_path / "a.xyz").write_text(f"2\n{HEADER}\n{ATOMS}".replace("H ", "D "))
     assert any("D as H" in note for note in read_file(tmp_path / "a.xyz").notes)
+    # Of two capitals the second reading may be meant: an alpha carbon.
+    (tmp_path / "a.xyz").write_text(f"2\n{HEADER}\n{ATOMS}".replace("H ", "CA "))
+    assert any("CA as Ca" in note for note in read_file(tmp_path / "a.xyz").notes)
 
 
 def test_qm9_files(tmp_path) -> None:
@@ -347,6 +350,19 @@ def test_cp2k_trajectories_with_the_forces_beside(tmp_path) -> None:
     with_forces = read_structures(path)
     expected = 0.2 * HARTREE_IN_EV / BOHR_IN_ANGSTROM
     np.testing.assert_allclose(with_forces[2].forces, [[0, 0, expected], [0, 0, -expected]])
+    cells = "#   Step   Time [fs]   Ax [Angstrom] ...   Volume [Angstrom^3]\n"
+    cells += "".join(
+        f" {i} {i * 0.5:.3f} {9 + i:.6f} 0 0 0.5 8 0 0 0 7 {56 * (9 + i):.6f}\n" for i in range(4)
+    )
+    (tmp_path / "run-1.cell").write_text(cells)
+    found = read_file(path)
+    np.testing.assert_allclose(found.structures[2].cell, [[11, 0, 0], [0.5, 8, 0], [0, 0, 7]])
+    assert all(s.pbc.all() for s in found.structures)
+    assert any("run-1.cell" in note for note in found.notes)
+    (tmp_path / "run-1.cell").write_text(cells.replace("\n 2 ", "\n 7 "))
+    with pytest.raises(InputError, match=r"run-1.cell beside it lacks step 2.*line 9"):
+        read_structures(path)
+    (tmp_path / "run-1.cell").unlink()
     with pytest.raises(InputError, match="forces of a CP2K run"):
         read_structures(tmp_path / "run-frc-1.xyz")
     (tmp_path / "run-frc-1.xyz").write_text(forces[: len(forces) // 3])

@@ -154,6 +154,17 @@ def test_reference_labels_come_first_and_are_taken_whole(tmp_path, prefix, cheap
         assert (other[0].forces is not None) == ("forces" in cheap)
 
 
+def test_a_preferred_energy_never_takes_the_forces_of_another_set(tmp_path) -> None:
+    path = write(
+        tmp_path / "a.xyz", text("forces", REF_energy=lambda e, s: e - 100.0, energy="energy")
+    )
+    found = read_file(path)
+    assert [s.energy for s in found.structures] == pytest.approx([f[1] - 100.0 for f in FRAMES])
+    assert all(s.forces is None for s in found.structures)
+    assert sum("REF_energy comes without forces" in note for note in found.label_notes) == 1
+    assert_labels(read_structures(path, energy_key="energy"), stress=False)
+
+
 def test_frames_without_the_chosen_set_have_no_labels(tmp_path) -> None:
     content = text("REF_forces", REF_energy="energy") + text("forces", energy="energy")
     found = read_file(write(tmp_path / "a.xyz", content))

@@ -11,6 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from mlff_distiller.data import sums
 from mlff_distiller.data.journal import Record, journal_path, read_journal
 from mlff_distiller.data.splits import SPLITS
 from mlff_distiller.data.structure import Structure, full_stress
@@ -103,14 +104,16 @@ class ArrayStore:
             self._open_main(header)
             names = set(self._arrays)
         self._records = [r for r in self._records if r.first >= self._count]
+        self._check_records()
         self._progress_of(self._records)
         self._add_records(names)
         wanted = in_memory
         if wanted is None:
             wanted = 8 * 7 * int(self.offsets[-1]) < _IN_MEMORY_BYTES
         self.in_memory = wanted
+        if self._file is not None:
+            self._check_sums()
         if wanted:
-            self._arrays = {k: v[()] for k, v in self._arrays.items()}
             self.close()
 
     @property
@@ -146,17 +149,52 @@ class ArrayStore:
             state["_arrays"] = {}
         return state
 
+    def _check_sums(self) -> None:
+        assert self._file is not None
+        try:
+            sums.check(self._file, self.path, everything=self.in_memory)
+            if self.in_memory:
+                self._arrays = {k: v[()] for k, v in self._arrays.items()}
+        except InputError:
+            self.close()
+            raise
+        except Exception as error:  # see _open_main
+            self.close()
+            raise _damaged(self.path, error) from None
+
+    def _check_records(self) -> None:
+        expected = self._count
+        for record in self._records:
+            if record.first != expected:
+                raise InputError(
+                    f"{journal_path(self.path)} must go on at structure {expected}, got "
+                    f"{record.first}: it is damaged; move it away to give up what it holds"
+                )
+            expected += len(record.arrays["sizes"])
+
     def info(self, index: int) -> dict[str, Any]:
-        """``info`` of one structure."""
+        """``info`` of one structure. Raises InputError where it is no JSON."""
         record, local = self._locate(index)
         infos = record.arrays["info"] if record is not None else self._infos
         if infos is None:
             return {}
         text = infos[local]
-        return dict(json.loads(text.decode() if isinstance(text, bytes) else str(text)))
+        try:
+            return dict(json.loads(text.decode() if isinstance(text, bytes) else str(text)))
+        except (TypeError, ValueError):
+            raise InputError(
+                f"{self.path}, structure {index}: its info must be a JSON object, got "
+                f"{text!r:.60}; write the file again"
+            ) from None
 
     def read(self, index: int) -> Structure:
-        """One structure, in eV and Å, not checked."""
+        """One structure, in eV and Å, not checked. Raises InputError where it is damaged."""
+        try:
+            return self._read(index)
+        except OSError as error:  # a chunk with another checksum
+            raise _damaged(self.path, error) from None
+
+    def _read(self, index: int) -> Structure:
         record, local = self._locate(index)
         if record is None:
             source: Any = self._main()
@@ -223,7 +261,9 @@ class ArrayStore:
         except InputError:
             self.close()
             raise
-        except (OSError, RuntimeError, KeyError, AttributeError, TypeError) as error:
+        except Exception as error:
+            # h5py raises whatever a damaged byte leads to: OSError, RuntimeError, KeyError,
+            # UnicodeDecodeError in a name ...
             self.close()
             raise _damaged(self.path, error) from None
 
@@ -249,7 +289,7 @@ class ArrayStore:
             if name not in a:
                 raise InputError(
                     f"{self.path} must hold {_PLACES[name]}, got the groups "
-                    f"{', '.join(file) or 'none'}; convert it with 'mlff-distiller convert'"
+                    f"{', '.join(map(repr, file)) or 'none'}; convert it with 'mlff-distiller convert'"
                 )
         n = len(a["atomic_numbers"])
         self._count, self.offsets = self._read_offsets(file, n)
@@ -318,7 +358,10 @@ class ArrayStore:
         text = self.attributes.get("progress")
         for record in records:
             text = str(record.arrays["progress"]) if "progress" in record.arrays else text
-        self.progress: dict[str, Any] = json.loads(text) if isinstance(text, str) else {}
+        try:
+            self.progress: dict[str, Any] = dict(json.loads(text)) if isinstance(text, str) else {}
+        except (TypeError, ValueError) as error:
+            raise _damaged(self.path, error) from None
 
     def _add_records(self, names: set[str]) -> None:
         self._records = [r for r in self._records if len(r.arrays["sizes"])]

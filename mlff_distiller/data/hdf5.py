@@ -5,14 +5,14 @@
     labels/energy (S,)  forces (N, 3)  stress (S, 3, 3), NaN where there is none
     labels/has_energy (S,)  has_forces (S,)  bool, only where some structures lack the label
     splits/train, valid, test     indices; stored once, never drawn again
-    attributes: units, teacher, versions, seed, format, identity, progress, provenance
+    attributes: units, teacher, versions, seed, format, identity, progress, provenance, checksums
 
 Readers that do not know has_energy and has_forces (up to 2026) refuse the structures without a
 label by name, as their labels are NaN; files in which all structures have the same labels are the
 same as ever.
 
 Files of this layout written by others open as well: units, splits, info, pbc and stress may be
-missing, stress may be Voigt (S, 6).
+missing, stress may be Voigt (S, 6). They have no checksums (sums.py), and nothing is compared.
 
 A file is never changed in place. HDF5Writer appends to a journal beside it (journal.py) and, when
 closed, writes the whole anew under another name and renames it. Whatever happens, the old file or
@@ -37,6 +37,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from mlff_distiller.data import sums
 from mlff_distiller.data.arrays import FORMAT_VERSION, ArrayStore, missing_label, pack
 from mlff_distiller.data.journal import Journal, journal_path, read_journal, sync_directory
 from mlff_distiller.data.splits import SPLITS, draw_splits
@@ -331,6 +332,7 @@ def merge(
         if path.exists():
             shutil.copyfile(path, temporary)
         with contextlib.closing(h5py.File(temporary, "a")) as file:
+            sums.check(file, path, everything=True)  # damage must not be signed anew
             for key, value in attributes.items():
                 file.attrs[key] = value
             for first, arrays in records:
@@ -338,6 +340,7 @@ def merge(
                     _extend(file, arrays)
             if splits is not None:
                 _store_splits(file, splits)
+            sums.store(file)
         with open(temporary, "rb") as stream:
             os.fsync(stream.fileno())
         os.replace(temporary, path)
@@ -497,6 +500,7 @@ def _append_rows(file: h5py.File, name: str, rows: np.ndarray, dtype: Any = None
             maxshape=(None, *rows.shape[1:]),
             chunks=(1024, *rows.shape[1:]),
             dtype=dtype or rows.dtype,
+            fletcher32=dtype is None,  # not for text of any length
         )
     dataset = file[name]
     old = dataset.shape[0]

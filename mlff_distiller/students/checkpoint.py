@@ -7,6 +7,7 @@
 | dtype, model              | state of the student: the averaged weights, those to be used     |
 | metadata                  | teacher, data hash, closest pair, validation, package version    |
 | config                    | the ``TrainConfig`` of the run                                   |
+| checksum                  | SHA-256 of the state of the student; not in older files          |
 | training                  | in ``last.ckpt`` only: all that resuming needs, see trainer.py   |
 """
 
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 
-from mlff_distiller import __version__
+from mlff_distiller import __version__, checksums
 from mlff_distiller.config import to_dict
 from mlff_distiller.errors import InputError
 from mlff_distiller.files import atomic_path
@@ -58,6 +59,7 @@ def save_checkpoint(
         "elements": list(student.elements),
         "dtype": student.dtype,
         "model": student.state,
+        "checksum": checksums.of_state(student.state),
         "metadata": {"package_version": __version__, **metadata},
         "config": config or {},
         "training": training,
@@ -103,13 +105,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         file.open("rb").close()
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror or error}; check the file") from None
+    what = "a complete checkpoint of mlff-distiller"
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception:
         # What torch raises depends on where the file breaks off: RuntimeError, IndexError, OSError.
         raise InputError(
-            f"{file} must be a complete checkpoint of mlff-distiller, got a truncated or foreign "
-            "file; copy it again or train again"
+            f"{file} must be {what}, got a truncated or foreign file; copy it again or train again"
         ) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(
@@ -119,13 +121,22 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     version = content.get("format_version")
     if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
         raise InputError(
-            f"{file} has checkpoint version {version}, this mlff_distiller {__version__} reads up "
+            f"{file} has checkpoint version {version!r}, this mlff_distiller {__version__} reads up "
             f"to {FORMAT_VERSION}; upgrade mlff_distiller"
         )
     missing = [key for key in _REQUIRED if key not in content]
     if missing:
         raise InputError(f"{file} lacks {', '.join(missing)}; it is damaged, train again")
-    return _upgrade(content)
+    checksums.check_zip(file, what)  # torch does not
+    try:
+        checksums.check_finite(content["model"], file)
+        if content.get("checksum") not in (None, checksums.of_state(content["model"])):
+            raise checksums.damaged(file, what, "checksum of the parameters differs")
+        return _upgrade(content)
+    except InputError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise checksums.damaged(file, what, type(error).__name__) from None
 
 
 def _upgrade(content: dict[str, Any]) -> dict[str, Any]:

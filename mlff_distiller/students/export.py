@@ -8,14 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlff_distiller import __version__
+from mlff_distiller import __version__, checksums
 from mlff_distiller.config import to_dict
 from mlff_distiller.constants import PRECISIONS
 from mlff_distiller.errors import InputError
 from mlff_distiller.files import atomic_path
 from mlff_distiller.ops.reference import neighbor_list_reference
 from mlff_distiller.students.checkpoint import read_checkpoint
-from mlff_distiller.students.file import FORMAT_VERSION, METADATA, NATIVE
+from mlff_distiller.students.file import (
+    CHECKSUMS,
+    FORMAT_VERSION,
+    METADATA,
+    NATIVE,
+    PARAMETERS,
+)
 from mlff_distiller.students.native_parameters import native_parameters
 from mlff_distiller.students.student import StudentForceField, load_student
 from mlff_distiller.students.terms import EnergyTerms
@@ -68,7 +74,11 @@ def export_student(
 
     Returns:
         The metadata as written.
+
+    Raises:
+        InputError: parameters that are not finite.
     """
+    checksums.check_finite(student.state_dict(), path)
     dtype = student.painn.embedding.weight.dtype
     entries: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
@@ -90,10 +100,14 @@ def export_student(
     with warnings.catch_warnings(), atomic_path(path) as temporary:
         warnings.simplefilter("ignore")  # TorchScript's deprecation, see the head of this file
         scripted = torch.jit.script(exported)
-        extra = {
-            METADATA: json.dumps(entries, indent=1),
-            NATIVE: native_parameters(student, float(entries.get("min_distance") or 0.0)),
+        native = native_parameters(student, float(entries.get("min_distance") or 0.0))
+        entries.pop(CHECKSUMS, None)  # of the file that the metadata were taken from
+        entries[CHECKSUMS] = {
+            NATIVE: checksums.of_bytes(native),
+            PARAMETERS: checksums.of_state(scripted.state_dict()),
+            METADATA: checksums.of_mapping(entries),
         }
+        extra = {METADATA: json.dumps(entries, indent=1), NATIVE: native}
         torch.jit.save(scripted, str(temporary), _extra_files=extra)
     return entries
 

@@ -7,6 +7,7 @@
 #include <limits>
 #include <sstream>
 
+#include "core/checksum.h"
 #include "core/error.h"
 #include "core/units.h"
 #include "core/zip.h"
@@ -357,6 +358,19 @@ void read_version_2(const Header& header, ModelFile& model) {
   if (repulsion == "cut") model.repulsion = RepulsionKind::kCut;
 }
 
+// Compares native.bin with the checksum that the metadata note of it; older files have none. Of the
+// JSON only the entry "native.bin" is looked for: no other has this name.
+void check_noted(const std::string& native, const std::string& metadata, const std::string& path) {
+  const std::string key = "\"native.bin\"";
+  size_t at = metadata.find(key);
+  if (at == std::string::npos) return;
+  at = metadata.find_first_not_of(" \t\r\n:", at + key.size());
+  const std::string noted = at == std::string::npos ? "" : metadata.substr(at, 66);
+  if (noted != '"' + sha256(native.data(), native.size()) + '"') {
+    fail_damaged(path, "checksum of native.bin differs from the one in metadata.json");
+  }
+}
+
 }  // namespace
 
 int ModelFile::species_of(int atomic_number) const {
@@ -430,7 +444,14 @@ ModelFile read_model_file(const std::string& path) {
     throw InputError("cannot read " + path + "; expected a file, not a directory or a bad disk");
   }
   if (bytes.empty()) fail_damaged(path, "it is empty");
-  if (bytes.compare(0, 2, "PK") == 0) bytes = unzip_entry(bytes, "extra/native.bin", path);
+  if (bytes.compare(0, 2, "PK") == 0) {
+    const std::string native = unzip_entry(bytes, "extra/native.bin", path);
+    std::string metadata;
+    if (find_entry(bytes, "extra/metadata.json", path, metadata)) {
+      check_noted(native, metadata, path);
+    }
+    bytes = native;
+  }
   return parse_native(bytes.data(), bytes.size(), path);
 }
 

@@ -67,7 +67,8 @@ void fail_damaged(const std::string& path, const std::string& what) {
   throw InputError(path + " is truncated or damaged (" + what + "); copy or export it again");
 }
 
-std::string unzip_entry(const std::string& zip, const std::string& tail, const std::string& path) {
+bool find_entry(const std::string& zip, const std::string& tail, const std::string& path,
+                std::string& bytes) {
   const size_t none = std::string::npos;
   const size_t end = zip.rfind(std::string("PK\5\6", 4));
   if (end == none || end + 22 > zip.size()) fail_damaged(path, "the zip directory is missing");
@@ -105,12 +106,18 @@ std::string unzip_entry(const std::string& zip, const std::string& tail, const s
     if (data > zip.size() || zip.size() - data < sizes.stored_size) {
       fail_damaged(path, "an entry ends early");
     }
-    std::string bytes = zip.substr(data, sizes.stored_size);
+    bytes = zip.substr(data, sizes.stored_size);
     if (crc32(bytes.data(), bytes.size()) != little_endian(entry + 16, 4)) {
       fail_damaged(path, "checksum of " + tail + " differs");
     }
-    return bytes;
+    return true;
   }
+  return false;
+}
+
+std::string unzip_entry(const std::string& zip, const std::string& tail, const std::string& path) {
+  std::string bytes;
+  if (find_entry(zip, tail, path, bytes)) return bytes;
   throw InputError(path + " is a zip file without " + tail +
                    ": no exported student; make one with `mlff-distiller export`");
 }

@@ -15,4 +15,8 @@ uint64_t little_endian(const char* p, int bytes);
 // is checked. `path` names the file in messages. Throws InputError.
 std::string unzip_entry(const std::string& zip, const std::string& tail, const std::string& path);
 
+// The same into `bytes`; false if there is no such entry.
+bool find_entry(const std::string& zip, const std::string& tail, const std::string& path,
+                std::string& bytes);
+
 }  // namespace mlff

@@ -186,6 +186,15 @@ def choose(found: Sequence[dict[str, Any]], options: ReadOptions) -> Choice:
         )
     choice = Choice(_order(mine, found))
     _note_free_energy(choice, found)
+    if with_energy and not (mine.get("forces") or mine.get("gradient")):
+        # Another set has both: its forces are not the slope of this energy.
+        whole = [g for g in ordered if groups[g].get("forces") or groups[g].get("gradient")]
+        if whole:
+            theirs = _energies(groups[whole[0]])[0]
+            choice.notes.append(
+                f"{_energies(mine)[0]} comes without forces, and those of {theirs} do not belong to "
+                f"it: energies alone are taken (for the set with forces, say --energy-key {theirs})"
+            )
     left = [n for g, q in groups.items() if g != group for names in q.values() for n in names]
     if left:
         why = _because(group, groups)

@@ -27,7 +27,7 @@ from mlff_distiller.data.read.labels import misfits, split_labels
 from mlff_distiller.data.read.units import factor
 from mlff_distiller.errors import InputError
 
-_CP2K = re.compile(r"\s*i\s*=\s*\d+\s*,.*\bE\s*=\s*(\S+)")
+_CP2K = re.compile(r"\s*i\s*=\s*(\d+)\s*,.*\bE\s*=\s*(\S+)")
 # Keys that ASE insists on being nine numbers, whatever their case.
 _NINE = re.compile(r"(?<![\w-])(lattice|stress|virial)(?=\s*=)", re.IGNORECASE)
 _IPI = re.compile(r"CELL\(abcABC\):\s*((?:[-+.\deE]+\s+){6})")
@@ -50,6 +50,8 @@ _UNIT_KEY = re.compile(
     r"(energy|forces?|stress|virial|length|pos|positions?)_units?", re.IGNORECASE
 )
 _QM9_U0 = 12  # word of the comment line
+_STEP = "cp2k_step"
+_CELL_COLUMNS = 11  # of CP2K: step, time, nine numbers, volume
 
 
 @dataclass
@@ -186,7 +188,7 @@ def _header(comment: str, at: int, notes: _Notes) -> dict[str, Any]:
     if match := _CP2K.match(comment):
         notes.kinds.add("cp2k")
         notes.units |= {"E": "Hartree"}
-        return {"E": match[1]}
+        return {"E": match[2], _STEP: int(match[1])}
     if match := _IPI.search(comment):
         return _ipi(match, comment, at, notes)
     if "=" not in comment:
@@ -314,6 +316,8 @@ def _numbers(symbols: list[str], at: int, notes: _Notes) -> np.ndarray:
             continue
         plain = label.capitalize()
         if plain in number_of:
+            if plain != label:  # CA may be calcium or a carbon atom of a protein
+                notes.renamed[label] = plain
             known[label] = number_of[plain]
             continue
         letters = re.match(r"[A-Za-z]+", label)
@@ -372,10 +376,19 @@ def _constrain(atoms: Atoms, move: np.ndarray) -> None:
 
 
 def _add_cp2k(path: Path, frames: list[Frame], notes: _Notes) -> None:
-    """Forces of the ``-frc-`` file beside a ``-pos-`` file; neither says anything of the cell."""
+    """Cell and forces of the ``.cell`` and ``-frc-`` files beside a ``-pos-`` file."""
     if "-frc-" in path.name:
         raise InputError("these are the forces of a CP2K run; convert the -pos- file beside it")
-    notes.lines.append("CP2K trajectory: energies in Hartree, positions in Å; it holds no cell")
+    about = "CP2K trajectory: energies in Hartree, positions in Å; "
+    cells = path.with_name(path.name.replace("-pos-", "-")).with_suffix(".cell")
+    if "-pos-" in path.name and cells.exists():
+        _add_cp2k_cells(cells, frames)
+        notes.lines.append(f"{about}cells taken from {cells.name}, periodic in all directions")
+    else:
+        beside = f", and there is no {cells.name} beside it" if "-pos-" in path.name else ""
+        notes.lines.append(f"{about}it holds no cell{beside}")
+    for frame in frames:
+        frame.atoms.info.pop(_STEP, None)
     forces = path.with_name(path.name.replace("-pos-", "-frc-"))
     if forces == path or not forces.exists():
         return
@@ -393,3 +406,29 @@ def _add_cp2k(path: Path, frames: list[Frame], notes: _Notes) -> None:
         frame.labels["forces"] = its.atoms.positions
     notes.units["forces"] = "Hartree/Bohr"
     notes.lines.append(f"forces taken from {forces.name} (Hartree/Bohr)")
+
+
+def _add_cp2k_cells(path: Path, frames: list[Frame]) -> None:
+    """Cells by the number of the step; the file is in Å."""
+    cells: dict[int, np.ndarray] = {}
+    for at, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines()):
+        words = line.split()
+        if not words or words[0].startswith("#"):
+            continue
+        try:
+            numbers = [float(word) for word in words[2:_CELL_COLUMNS]]
+            cells[int(words[0])] = np.array(numbers).reshape(3, 3)
+        except ValueError:
+            raise InputError(
+                f"{path.name} beside it, line {at + 1}: a step, a time and nine numbers must stand "
+                f"here, got {line.strip()[:60]!r}; correct it or move the file away"
+            ) from None
+    for frame in frames:
+        step = frame.atoms.info[_STEP]
+        if step not in cells:
+            raise InputError(
+                f"{path.name} beside it lacks step {step} of the frame at {frame.place}; convert "
+                "steps that both have, or move the file away"
+            )
+        frame.atoms.set_cell(cells[step])
+        frame.atoms.pbc = True
