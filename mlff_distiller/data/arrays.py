@@ -31,6 +31,8 @@ _PLACES = {
     "forces": "labels/forces",
     "stress": "labels/stress",
 }
+# Name of the held coordinates in the info of a structure, indices into (n, 3).
+_FIXED = "fixed_coordinates"
 _PER_ATOM = ("atomic_numbers", "positions", "forces")
 
 
@@ -50,7 +52,7 @@ def pack(structures: Sequence[Structure]) -> dict[str, np.ndarray]:
         "positions": np.concatenate([rows, *(s.positions for s in structures)]),
         "cells": np.array([s.cell for s in structures]).reshape(-1, 3, 3),
         "pbc": np.array([s.pbc for s in structures], dtype=bool).reshape(-1, 3),
-        "info": np.array([json.dumps(s.info) for s in structures], dtype=np.str_),
+        "info": np.array([json.dumps(_info(s)) for s in structures], dtype=np.str_),
     }
     if structures and structures[0].energy is not None:
         arrays["energy"] = np.array([s.energy for s in structures], dtype=np.float64)
@@ -62,6 +64,13 @@ def pack(structures: Sequence[Structure]) -> dict[str, np.ndarray]:
     if structures and structures[0].forces is not None:
         arrays["forces"] = np.concatenate([rows, *(s.forces for s in structures)])
     return arrays
+
+
+def _info(structure: Structure) -> dict[str, Any]:
+    """``info`` with what is too rare for an array of its own."""
+    if structure.fixed is None:
+        return structure.info
+    return {**structure.info, _FIXED: np.flatnonzero(structure.fixed).tolist()}
 
 
 class ArrayStore:
@@ -156,6 +165,10 @@ class ArrayStore:
             stress = None
         cell = source["cells"][local] * length if "cells" in source else np.zeros((3, 3))
         pbc = source["pbc"][local] if "pbc" in source else np.full(3, bool(np.any(cell)))
+        info = dict(self.info(index))
+        held = info.pop(_FIXED, None)
+        fixed = np.zeros((stop - start, 3), dtype=bool)
+        np.put(fixed, held or [], True)
         return Structure(
             atomic_numbers=source["atomic_numbers"][start:stop],
             positions=source["positions"][start:stop] * length,
@@ -164,7 +177,8 @@ class ArrayStore:
             energy=float(source["energy"][local]) * energy if "energy" in source else None,
             forces=source["forces"][start:stop] * (energy / length) if "forces" in source else None,
             stress=None if stress is None else stress * (energy / length**3),
-            info=self.info(index),
+            fixed=fixed if held else None,
+            info=info,
         )
 
     def _locate(self, index: int) -> tuple[Record | None, int]:
