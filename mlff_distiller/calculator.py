@@ -25,7 +25,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from mlff_distiller.constants import DEFAULT_SKIN
 from mlff_distiller.elements import check_elements
 from mlff_distiller.errors import InputError
-from mlff_distiller.lattice import right_handed
+from mlff_distiller.lattice import right_handed, stress_volume, volume_of
 from mlff_distiller.students.file import read_metadata
 from mlff_distiller.students.potential import (
     Potential,
@@ -38,8 +38,9 @@ from mlff_distiller.students.potential import (
 class StudentCalculator(Calculator):
     """Energy, forces and stress of an exported student.
 
-    Stress exists for structures that are periodic in all three directions; elsewhere asking for
-    it raises ASE's ``PropertyNotImplementedError``. Copies, pickles and forked processes load the
+    Stress exists for structures that are periodic in some direction and have three lattice vectors
+    (ASE's convention: of slabs it is that of the cell, vacuum included); elsewhere asking for it
+    raises ASE's ``PropertyNotImplementedError``. Copies, pickles and forked processes load the
     model again from its path.
 
     Args:
@@ -137,8 +138,9 @@ class StudentCalculator(Calculator):
                 self.calculate(self.atoms)
             if name not in self.results:
                 raise PropertyNotImplementedError(
-                    "stress needs a structure that is periodic in all three directions, got "
-                    f"pbc={self._snapshot[3].tolist()}; set atoms.pbc = True and a cell"
+                    "stress needs a periodic structure whose cell has a volume, got "
+                    f"pbc={self._snapshot[3].tolist()} and {self._volume():.3g} Å^3; set atoms.pbc "
+                    "and three lattice vectors"
                 )
         result = self.results[name]
         return result.copy() if isinstance(result, np.ndarray) else result
@@ -174,8 +176,9 @@ class StudentCalculator(Calculator):
             "energies": out["energies"],
             "forces": out["forces"],
         }
-        if pbc[0] and pbc[1] and pbc[2]:
-            stress = out["virial"] / -abs(_determinant(cell))
+        volume = stress_volume(cell, pbc)
+        if volume > 0:
+            stress = out["virial"] / -volume
             self.results["stress"] = full_3x3_to_voigt_6_stress(stress)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -210,6 +213,9 @@ class StudentCalculator(Calculator):
             threads=self.threads,
             skin=self.skin,
         )
+
+    def _volume(self) -> float:
+        return 0.0 if self._snapshot is None else abs(volume_of(self._snapshot[2].tolist()))
 
     def _reopen_after_fork(self) -> None:
         self.threads = 1
@@ -264,9 +270,3 @@ def _check_finite(energy: float, forces: np.ndarray) -> None:
     raise InputError(
         f"the model gave a NaN or infinite {what}; check the structure, the time step and the model"
     )
-
-
-def _determinant(cell: np.ndarray) -> float:
-    # A tenth of the time of np.linalg.det.
-    (a, b, c), (d, e, f), (g, h, i) = cell.tolist()
-    return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)

@@ -78,6 +78,18 @@ def right_handed(cell: np.ndarray, pbc: np.ndarray) -> tuple[np.ndarray, np.ndar
     return max(ways, key=lambda way: float(np.trace(way[0])))
 
 
+def stress_volume(cell: np.ndarray, pbc: np.ndarray) -> float:
+    """The volume that a stress refers to, Å^3; 0 where there is no stress.
+
+    ASE's convention: a slab or a wire has the stress of its whole cell, vacuum included, if it has
+    a cell of finite volume. Molecules have none, even in a box.
+    """
+    if not (pbc[0] or pbc[1] or pbc[2]):
+        return 0.0
+    rows = np.asarray(cell).tolist()
+    return 0.0 if is_flat(rows) else abs(volume_of(rows))
+
+
 def reduced(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
     """The same lattice by shorter vectors: Gauss reduction of each pair, as in the native engine.
 

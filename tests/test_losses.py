@@ -25,8 +25,9 @@ def frames():
     crystals[1] = replace(crystals[1], stress=None)
     crystals[2] = replace(crystals[2], forces=None)
     crystals[3] = replace(crystals[3], energy=None)
-    # A slab has no volume, so its stress label means nothing.
-    crystals[4] = replace(crystals[4], pbc=[True, True, False])
+    # Without a third lattice vector there is no volume, so its stress label means nothing.
+    flat = crystals[4].cell * [[1], [1], [0]]
+    crystals[4] = replace(crystals[4], pbc=[True, True, False], cell=flat)
     return [*crystals, *molecules]
 
 
@@ -125,3 +126,20 @@ def test_missing_labels_are_none_and_no_frames_an_error(frames, student):
     assert metrics["force_mae_mev_per_ang"] > 0
     with pytest.raises(InputError, match="at least one structure"):
         evaluate(student, [])
+
+
+@pytest.mark.parametrize("pbc", [[True, True, False], [False, True, False]])
+def test_stress_labels_of_slabs_and_wires_with_a_cell_count(frames, student, pbc) -> None:
+    """ASE's convention, that of EMT: the labels that training compares with."""
+    slab = replace(frames[0], pbc=pbc, energy=None, forces=None)
+    batch = collate([slab], student.cutoff, torch.float64)
+    found = residuals(student.compute(batch), batch)
+    assert found.stress.shape == (1, 3, 3)
+    energies = []
+    for sign in (1, -1):
+        strain = np.eye(3) + sign * 1e-5 * np.diag([0, 1, 0])
+        moved = replace(slab, positions=slab.positions @ strain, cell=slab.cell @ strain)
+        energies.append(student.compute(collate([moved], student.cutoff, torch.float64))["energy"])
+    slope = (energies[0] - energies[1]).item() / 2e-5 / abs(np.linalg.det(slab.cell))
+    expected = slope - slab.stress[1, 1]
+    assert found.stress[0, 1, 1].item() == pytest.approx(expected, abs=1e-7)

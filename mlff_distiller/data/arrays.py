@@ -34,6 +34,8 @@ _PLACES = {
     "has_energy": "labels/has_energy",
     "has_forces": "labels/has_forces",
 }
+# Name of the held coordinates in the info of a structure, indices into (n, 3).
+_FIXED = "fixed_coordinates"
 _PER_ATOM = ("atomic_numbers", "positions", "forces")
 
 
@@ -53,7 +55,7 @@ def pack(structures: Sequence[Structure]) -> dict[str, np.ndarray]:
         "positions": np.concatenate([rows, *(s.positions for s in structures)]),
         "cells": np.array([s.cell for s in structures]).reshape(-1, 3, 3),
         "pbc": np.array([s.pbc for s in structures], dtype=bool).reshape(-1, 3),
-        "info": np.array([json.dumps(s.info) for s in structures], dtype=np.str_),
+        "info": np.array([json.dumps(_info(s)) for s in structures], dtype=np.str_),
     }
     for name in ("energy", "forces", "stress"):
         present = np.array([getattr(s, name) is not None for s in structures], dtype=bool)
@@ -73,6 +75,13 @@ def missing_label(name: str, num_atoms: int) -> np.ndarray:
     """NaN in the shape of a label of one structure."""
     shape = {"energy": (), "forces": (num_atoms, 3), "stress": (3, 3)}[name]
     return np.full(shape, np.nan)
+
+
+def _info(structure: Structure) -> dict[str, Any]:
+    """``info`` with what is too rare for an array of its own."""
+    if structure.fixed is None:
+        return structure.info
+    return {**structure.info, _FIXED: np.flatnonzero(structure.fixed).tolist()}
 
 
 class ArrayStore:
@@ -215,6 +224,10 @@ class ArrayStore:
             stress = None
         cell = source["cells"][local] * length if "cells" in source else np.zeros((3, 3))
         pbc = source["pbc"][local] if "pbc" in source else np.full(3, bool(np.any(cell)))
+        info = dict(self.info(index))
+        held = info.pop(_FIXED, None)
+        fixed = np.zeros((stop - start, 3), dtype=bool)
+        np.put(fixed, held or [], True)
         return Structure(
             atomic_numbers=source["atomic_numbers"][start:stop],
             positions=source["positions"][start:stop] * length,
@@ -223,7 +236,8 @@ class ArrayStore:
             energy=float(source["energy"][local]) * energy if has("energy") else None,
             forces=source["forces"][start:stop] * (energy / length) if has("forces") else None,
             stress=None if stress is None else stress * (energy / length**3),
-            info=self.info(index),
+            fixed=fixed if held else None,
+            info=info,
         )
 
     def _locate(self, index: int) -> tuple[Record | None, int]:

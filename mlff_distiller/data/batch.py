@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mlff_distiller.data.structure import Structure, complete_cell
 from mlff_distiller.errors import InputError
+from mlff_distiller.lattice import FLAT_CELL
 
 # Edges as int32: half the memory of what the model takes. Structure -> {cutoff: (index, shifts)}
 _CACHE: WeakKeyDictionary[Structure, dict[float, tuple[Tensor, Tensor]]] = WeakKeyDictionary()
@@ -60,6 +61,13 @@ class Batch:
     def num_atoms(self) -> Tensor:
         """Atoms of each structure, (B,) int64."""
         return torch.bincount(self.structure_index, minlength=self.num_structures)
+
+    @property
+    def has_volume(self) -> Tensor:
+        """Which structures have a stress, (B,) bool; see :func:`lattice.stress_volume`."""
+        lengths = torch.linalg.vector_norm(self.cell, dim=2)
+        volumes = torch.linalg.det(self.cell).abs()
+        return self.pbc.any(dim=1) & (volumes > FLAT_CELL * lengths.prod(dim=1))
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None

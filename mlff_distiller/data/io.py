@@ -15,6 +15,7 @@ from typing import Any
 import ase.db
 import ase.io
 
+from mlff_distiller.data.constraints import selective_dynamics
 from mlff_distiller.data.hdf5 import HDF5Dataset, HDF5Writer
 from mlff_distiller.data.journal import journal_path
 from mlff_distiller.data.read import deepmd, reading
@@ -159,9 +160,11 @@ def write_structures(path: str | Path, structures: Sequence[Structure], **attrib
         elif suffix == ".db":
             with ase.db.connect(temporary, type="db") as database:
                 for s in structures:
-                    database.write(s.to_atoms(), data=s.info)
+                    database.write(s.to_atoms(dynamics=True), data=s.info)
         else:
-            atoms = [s.to_atoms() for s in structures]
+            atoms = [s.to_atoms(dynamics=True) for s in structures]
+            if _WRITERS[suffix] == "vasp":
+                atoms[0].set_constraint(selective_dynamics(atoms[0]))
             ase.io.write(temporary, atoms, format=_WRITERS[suffix])
         os.replace(temporary, path)
     except OSError as error:

@@ -9,6 +9,8 @@
 | energy         |        | eV      | or None                                  |
 | forces         | (n, 3) | eV/Å    | or None                                  |
 | stress         | (3, 3) | eV/Å^3  | ASE's sign (positive: tension), or None  |
+| momenta        | (n, 3) | ASE's   | amu · Å / (ASE's unit of time), or None  |
+| fixed          | (n, 3) |         | bool, coordinates that dynamics hold     |
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
 
+from mlff_distiller.data.constraints import constraints_of, fixed_of
 from mlff_distiller.elements import MAX_Z
 from mlff_distiller.errors import InputError
 from mlff_distiller.lattice import is_flat, right_handed, volume_of
@@ -44,6 +47,8 @@ class Structure:
     energy: float | None = None
     forces: np.ndarray | None = None
     stress: np.ndarray | None = None
+    momenta: np.ndarray | None = None
+    fixed: np.ndarray | None = None
     info: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -66,6 +71,8 @@ class Structure:
         convert("forces", np.float64)
         convert("cell", np.float64, (3, 3))
         convert("stress", np.float64, (3, 3))
+        convert("momenta", np.float64)
+        convert("fixed", np.bool_)
         if np.ndim(self.pbc) == 0:
             object.__setattr__(self, "pbc", [bool(self.pbc)] * 3)
         convert("pbc", np.bool_, (3,))
@@ -93,12 +100,22 @@ class Structure:
             self, energy=energy, forces=forces, stress=stress, info={**self.info, **info}
         )
 
-    def to_atoms(self, *, labels: bool = True) -> Atoms:
-        """ASE atoms; labels, if any, sit in a SinglePointCalculator."""
+    def to_atoms(self, *, labels: bool = True, dynamics: bool = False) -> Atoms:
+        """ASE atoms.
+
+        Args:
+            labels: those that exist sit in a SinglePointCalculator.
+            dynamics: momenta and constraints too. Not by default: ASE leaves the forces on held
+                atoms out, which would be wrong labels.
+        """
         atoms = Atoms(
             numbers=self.atomic_numbers, positions=self.positions, cell=self.cell, pbc=self.pbc
         )
         atoms.info.update(self.info)
+        if dynamics:
+            if self.momenta is not None:
+                atoms.set_momenta(self.momenta)
+            atoms.set_constraint(constraints_of(self.fixed))
         if labels and (self.energy is not None or self.forces is not None):
             results: dict[str, Any] = {}
             if self.energy is not None:
@@ -116,7 +133,8 @@ class Structure:
 
         Labels come from the attached calculator, ``info`` and ``arrays``, under any of the names
         in use, chosen as docs/data.md says; units are those of ASE. A left-handed cell is turned
-        over, with the positions kept.
+        over, with the positions kept. Constraints that are none of Cartesian coordinates are named
+        in ``info["other_constraints"]``: dynamics refuse them.
 
         Args:
             atoms: any atoms.
@@ -131,11 +149,16 @@ class Structure:
             return structure_of(atoms)
         cell, pbc = right_handed(np.asarray(atoms.get_cell()), atoms.get_pbc())
         info = {k: _plain(v) for k, v in atoms.info.items()}
+        fixed, others = fixed_of(atoms)
+        if others:
+            info["other_constraints"] = others
         return cls(
             atomic_numbers=atoms.get_atomic_numbers(),
             positions=atoms.get_positions(),
             cell=cell,
             pbc=pbc,
+            momenta=atoms.get_momenta() if atoms.has("momenta") else None,
+            fixed=fixed,
             info={k: v for k, v in info.items() if v is not None},
         )
 
@@ -172,7 +195,12 @@ def check_structure(structure: Structure, name: str = "structure") -> Structure:
         )
     if n == 0:
         raise InputError(f"{name} must have at least one atom, got {n}; remove it")
-    for label, array in (("positions", s.positions), ("forces", s.forces)):
+    for label, array in (
+        ("positions", s.positions),
+        ("forces", s.forces),
+        ("momenta", s.momenta),
+        ("fixed", s.fixed),
+    ):
         if array is not None and array.shape != (n, 3):
             raise InputError(
                 f"{name}: {label} must have shape ({n}, 3) to match {n} atomic numbers, got "
@@ -220,6 +248,17 @@ def check_cell(cell: np.ndarray, pbc: np.ndarray, name: str = "structure") -> No
         )
 
 
+def check_constraints(structure: Structure, name: str = "structure") -> None:
+    """Raise InputError for constraints of the file that :attr:`Structure.fixed` cannot express."""
+    others = structure.info.get("other_constraints")
+    if others:
+        raise InputError(
+            f"{name} has constraints that only hold lattice coordinates of a skewed cell, bonds or "
+            f"the like ({', '.join(others)}), expected held atoms or Cartesian coordinates (FixAtoms, "
+            "FixCartesian, move_mask); replace or remove them"
+        )
+
+
 def complete_cell(cell: np.ndarray) -> np.ndarray:
     """(3, 3) cell whose zero rows are replaced by unit vectors that keep it right-handed, Å."""
     full = np.array(cell, dtype=np.float64)
@@ -264,10 +303,11 @@ def _check_finite(s: Structure, name: str) -> None:
         ("energy", s.energy),
         ("forces", s.forces),
         ("stress", s.stress),
+        ("momenta", s.momenta),
     ):
         if value is not None and not np.all(np.isfinite(value)):
             where = ""
-            if label in ("positions", "forces"):
+            if label in ("positions", "forces", "momenta"):
                 atom = int(np.argmin(np.isfinite(np.asarray(value)).all(axis=1)))
                 symbol = chemical_symbols[int(s.atomic_numbers[atom])]
                 where = f" at atom {atom} ({symbol})"

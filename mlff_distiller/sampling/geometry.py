@@ -38,4 +38,5 @@ def strained(structure: Structure, strain: np.ndarray) -> Structure:
         energy=None,
         forces=None,
         stress=None,
+        momenta=None,
     )

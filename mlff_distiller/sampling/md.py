@@ -155,11 +155,11 @@ class _Trajectory:
             here = replace(here, positions=fractional @ origin.cell, cell=origin.cell)
             if self.config.max_strain > 0 and self.segment > 0:
                 here = strained(here, random_strain(rng, self.config.max_strain / 2))
-        atoms = here.to_atoms(labels=False)
+        atoms = here.to_atoms(labels=False, dynamics=True)
         # A minimum gives half of its kinetic energy away; later segments are warm already.
         factor = 1.0 if parent in self.last else 2.0
         MaxwellBoltzmannDistribution(atoms, temperature_K=factor * self.temperature, rng=rng)
-        if len(atoms) > 1:
+        if len(atoms) > 1 and here.fixed is None:
             Stationary(atoms)
         self.calculator.reset()
         atoms.calc = self.calculator
@@ -178,7 +178,7 @@ class _Trajectory:
             )
 
     def _take(self, atoms: Atoms, parent: int) -> Structure | None:
-        finite = np.all(np.isfinite(atoms.positions)) and np.all(np.isfinite(atoms.get_forces()))
+        finite = np.all(np.isfinite(atoms.positions)) and np.all(np.isfinite(_forces(atoms)))
         # The kinetic energy of few atoms fluctuates: allow for three standard deviations more.
         limit = 10.0 * self.temperature * (1.0 + 3.0 / np.sqrt(1.5 * len(atoms)))
         if not finite or atoms.get_temperature() > limit:
@@ -196,12 +196,19 @@ class _Trajectory:
             positions=atoms.get_positions(),
             cell=np.asarray(atoms.get_cell()),
             pbc=origin.pbc,
+            fixed=origin.fixed,
             info={**origin.info, **info},
         )
         if closest_ratio(frame) < self.config.min_distance:
             self.rejected[CLOSE_CONTACT] += 1
             return None
-        if np.linalg.norm(atoms.get_forces(), axis=1).max() > self.config.max_force:
+        if np.linalg.norm(_forces(atoms), axis=1).max() > self.config.max_force:
             self.rejected[LARGE_FORCE] += 1
             return None
         return frame
+
+
+def _forces(atoms: Atoms) -> np.ndarray:
+    """(n, 3), eV/Å, those on held atoms too."""
+    forces: np.ndarray = atoms.get_forces(apply_constraint=False)
+    return forces

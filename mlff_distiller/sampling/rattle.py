@@ -22,6 +22,8 @@ def rattled(
 ) -> Structure:
     """A copy with normally distributed displacements and, when fully periodic, a random strain.
 
+    Held coordinates (``structure.fixed``) stay, or move with the cell.
+
     Args:
         structure: left as it is.
         rng: source of randomness.
@@ -31,8 +33,15 @@ def rattled(
     if structure.pbc.all() and max_strain > 0:
         structure = strained(structure, random_strain(rng, max_strain))
     noise = rng.normal(scale=stdev, size=structure.positions.shape)
+    if structure.fixed is not None:
+        noise[structure.fixed] = 0.0
     return replace(
-        structure, positions=structure.positions + noise, energy=None, forces=None, stress=None
+        structure,
+        positions=structure.positions + noise,
+        energy=None,
+        forces=None,
+        stress=None,
+        momenta=None,
     )
 
 
@@ -127,7 +136,7 @@ def rattle_relax_repeat(
 def _relax(
     structure: Structure, calculator: Calculator, steps: int, max_force: float
 ) -> Structure | None:
-    atoms = structure.to_atoms(labels=False)
+    atoms = structure.to_atoms(labels=False, dynamics=True)
     calculator.reset()
     atoms.calc = calculator
     FIRE(atoms, logfile=None).run(fmax=max_force, steps=steps)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from ase.calculators.calculator import Calculator
 
 from mlff_distiller.config import SamplingConfig
-from mlff_distiller.data.structure import Structure, check_structure
+from mlff_distiller.data.structure import Structure, check_constraints, check_structure
 from mlff_distiller.errors import InputError
 from mlff_distiller.sampling.md import run_md
 from mlff_distiller.sampling.partial import PartialFrames
@@ -56,6 +56,7 @@ def sample(
         raise InputError("sampling needs at least one starting structure, got none")
     for i, s in enumerate(base):
         check_structure(s, f"starting structure {i}")
+        check_constraints(s, f"starting structure {i}")
     if config.num_rattle + config.num_md == 0:
         raise InputError(
             "sampling has nothing to do with num_rattle = 0 and num_md = 0; set one of them"

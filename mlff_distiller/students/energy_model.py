@@ -11,6 +11,7 @@ import torch
 
 from mlff_distiller.data import Structure, collate
 from mlff_distiller.energy_model import EnergyModel, Labels
+from mlff_distiller.lattice import stress_volume
 from mlff_distiller.students.file import read_metadata
 from mlff_distiller.students.potential import open_potential
 from mlff_distiller.students.student import StudentForceField
@@ -47,7 +48,7 @@ class StudentModel(EnergyModel):
         forces = np.split(result["forces"].numpy(), splits)
         energy, stress = result["energy"].tolist(), result["stress"].numpy()
         return [
-            Labels(energy[i], forces[i], stress[i] if s.pbc.all() else None)
+            Labels(energy[i], forces[i], stress[i] if stress_volume(s.cell, s.pbc) else None)
             for i, s in enumerate(structures)
         ]
 
@@ -75,5 +76,6 @@ class ExportedModel(EnergyModel):
         """Energy, forces and, of a structure with a volume, stress."""
         s = structure
         out = self._potential.compute(s.atomic_numbers, s.positions, s.cell, s.pbc)
-        stress = -out["virial"] / abs(np.linalg.det(s.cell)) if s.pbc.all() else None
+        volume = stress_volume(s.cell, s.pbc)
+        stress = -out["virial"] / volume if volume else None
         return Labels(out["energy"], out["forces"], stress)

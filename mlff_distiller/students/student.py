@@ -238,11 +238,11 @@ def _stress(batch: Batch, vectors: Tensor, gradient: Tensor) -> Tensor:
         0, batch.structure_index[batch.edge_index[1]], per_edge
     )
     strain_gradient = 0.5 * (strain_gradient + strain_gradient.transpose(1, 2))
-    periodic = batch.pbc.all(dim=1)
     volume = torch.linalg.det(batch.cell).abs()
-    volume = torch.where(periodic, volume, torch.ones_like(volume))
+    usable = batch.has_volume
+    volume = torch.where(usable, volume, torch.ones_like(volume))
     stress = strain_gradient / volume[:, None, None]
-    return torch.where(periodic[:, None, None], stress, torch.zeros_like(stress))
+    return torch.where(usable[:, None, None], stress, torch.zeros_like(stress))
 
 
 def _check_elements(elements: list[int], max_z: int) -> None:

@@ -10,12 +10,13 @@ from importlib import metadata
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from ase.calculators.calculator import Calculator
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError
 
 from mlff_distiller.data.structure import Structure, elements_of
 from mlff_distiller.elements import symbols, unknown_elements
 from mlff_distiller.energy_model import EnergyModel, Labels
 from mlff_distiller.errors import InputError
+from mlff_distiller.lattice import stress_volume
 
 
 @runtime_checkable
@@ -86,8 +87,13 @@ class CalculatorTeacher(Teacher):
             energy = float(atoms.get_potential_energy())
             forces = np.array(atoms.get_forces(), dtype=np.float64)
             stress = None
-            if structure.pbc.all() and "stress" in self.calculator.implemented_properties:
-                stress = np.array(atoms.get_stress(voigt=False), dtype=np.float64)
+            if (
+                stress_volume(structure.cell, structure.pbc)
+                and "stress" in self.calculator.implemented_properties
+            ):
+                # Some calculators have a stress of bulk alone.
+                with contextlib.suppress(PropertyNotImplementedError):
+                    stress = np.array(atoms.get_stress(voigt=False), dtype=np.float64)
         except Exception as error:  # calculators raise whatever they like
             raise InputError(
                 f"{self.name} cannot label {structure.formula}: {_first_line(error)}; remove the "

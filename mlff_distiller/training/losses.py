@@ -29,7 +29,7 @@ class Residuals:
     Attributes:
         energy: (n_energies,) float64, eV per atom.
         forces: (n_atoms, 3), eV/Å.
-        stress: (n_stresses, 3, 3), eV/Å^3; only of structures that are periodic in all directions.
+        stress: (n_stresses, 3, 3), eV/Å^3; only of periodic structures whose cell has a volume.
         force_numbers: (n_atoms,), atomic numbers of the rows of ``forces``.
     """
 
@@ -67,7 +67,7 @@ def residuals(result: Mapping[str, Tensor], batch: Batch) -> Residuals:
     if not bool(batch.has_forces.all()):
         rows = batch.has_forces[batch.structure_index]
         forces, numbers = forces[rows], numbers[rows]
-    has_stress = batch.has_stress & batch.pbc.all(dim=1)
+    has_stress = batch.has_stress & batch.has_volume
     if "stress" in result and bool(has_stress.any()):
         stress = (result["stress"] - batch.stress)[has_stress]
     else:

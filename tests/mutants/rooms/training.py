@@ -302,7 +302,7 @@ MUTATIONS = [
     Mutation(
         "slabs are trained on stress",
         "training/losses.py",
-        "has_stress = batch.has_stress & batch.pbc.all(dim=1)",
+        "has_stress = batch.has_stress & batch.has_volume",
         "has_stress = batch.has_stress",
         "test_losses.py",
         "their stress has no meaning",
