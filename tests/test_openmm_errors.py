@@ -258,6 +258,26 @@ def test_case_29_no_grad(model, backend, platform):
     np.testing.assert_array_equal(forces, last_forces)
 
 
+@each_platform
+def test_openmm_that_chooses_no_particles(model, platform, monkeypatch):
+    """Before 8.6 a PythonForce sees all of them."""
+    monkeypatch.delattr(openmm.PythonForce, "setParticles", raising=False)
+    atoms, chosen = ethanol(), [7, 2, 0, 5]
+    force = painn_force(topology_of(atoms), model, chosen, backend="python", precision="double")
+    text = openmm.XmlSerializer.serialize(openmm_system(topology_of(atoms), force))
+    system = openmm.XmlSerializer.deserialize(text)
+    energy, forces = openmm_results(openmm_context(system, atoms.positions, platform))
+    expected, expected_forces, _ = direct(make_student([1, 6, 8]), atoms[chosen])
+    assert energy == pytest.approx(expected, rel=1e-9)
+    np.testing.assert_allclose(forces[chosen], expected_forces, atol=1e-7)
+    assert np.all(np.delete(forces, chosen, axis=0) == 0)
+    force = painn_force(topology_of(atoms), model, chosen, backend="python")
+    small = atoms[:7]
+    context = openmm_context(openmm_system(topology_of(small), force), small.positions, platform)
+    with pytest.raises(openmm.OpenMMException, match=r"lie in 0\.\.6, got 7; the System has 7"):
+        context.getState(energy=True)
+
+
 def test_portable_backend_without_gradients(model):
     # The same through TorchScript, whichever engine the python backend has found.
     from mlff_distiller.students.portable import PortablePotential

@@ -274,6 +274,33 @@ for platform in {PLATFORMS!r}:
     assert np.array(run.stdout.split(), dtype=float) == pytest.approx(expected, rel=1e-9)
 
 
+@needs_openmm_torch
+def test_saved_system_in_another_process(model, tmp_path):
+    """As openmm_plugin/README.md says."""
+    atoms = ethanol()
+    system = openmm_system(
+        topology_of(atoms), painn_force(topology_of(atoms), model, backend="torch")
+    )
+    (tmp_path / "system.xml").write_text(openmm.XmlSerializer.serialize(system))
+    code = """
+import sys, openmm
+from mlff_distiller.openmm.torch_force import load_openmm_torch; load_openmm_torch()
+system = openmm.XmlSerializer.deserialize(open(sys.argv[1]).read())
+openmm.Context(system, openmm.VerletIntegrator(0.001))
+print(system.getNumForces(), openmm.XmlSerializer.serialize(system).count("TorchForce"))
+"""
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", code, str(tmp_path / "system.xml")],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == ["1", "1"]
+    assert not run.stderr  # simtk.openmm has nothing to say
+
+
 @pytest.fixture
 def plugins(tmp_path, monkeypatch):
     """A folder of plugins, of which OpenMM has loaded the first."""
