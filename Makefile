@@ -1,4 +1,5 @@
-# make demo | make test | make mutants | make install | make lint | make format | make docs | make cuda | make clean
+# make demo | make test | make mutants | make install | make lint | make format | make docs | make cuda
+# make openmm-torch | make clean
 #
 # Everything is installed into .venv; nothing outside this folder is touched. To use another
 # Python or torch:   make demo PYTHON=python3.12 TORCH=torch==2.14.1
@@ -17,6 +18,9 @@ CUDA_TORCH ?= torch==2.14.1
 CUDA_TESTS ?= $(addprefix tests/test_,cuda_build.py neighbors.py ops.py messages.py models.py \
                 native_engine.py native_files.py export.py calculator.py engines.py) \
               $(filter-out %_gpu.py,$(wildcard tests/test_lammps_*.py tests/test_openmm_*.py))
+# make openmm-torch: that wheel was compiled for that torch (with CUDA, but no GPU is needed).
+OPENMM_TORCH ?= openmmtorch==1.5 torch==2.9.1 openmm==8.5.2 openmmml==1.7
+OPENMM_TORCH_TESTS ?= $(wildcard tests/test_openmm_*.py) tests/test_contract.py
 # Pinned, because what they accept changes from version to version.
 LINT_TOOLS ?= ruff==0.17.6 mypy==2.4.1 clang-format==23.1.5 types-PyYAML
 DEMO ?= silicon
@@ -32,13 +36,15 @@ NATIVE := CMakeLists.txt pyproject.toml $(shell find mlff_distiller/csrc lammps_
 EMULATION := $(shell find tests -name '*.cpp' -o -name '*.h')
 CUDA_VENV := build/cuda/venv
 CUDA_BIN := $(CUDA_VENV)/bin
+OPENMM_TORCH_VENV := build/openmm-torch/venv
+OPENMM_TORCH_BIN := $(OPENMM_TORCH_VENV)/bin
 
 export OMP_NUM_THREADS ?= 2
 export MPLBACKEND ?= Agg
 # One quiet line a package instead of a page.
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: install demo test mutants lint format docs cuda clean
+.PHONY: install demo test mutants lint format docs cuda openmm-torch clean
 
 install: $(STAMP)
 
@@ -120,6 +126,27 @@ $(CUDA_VENV)/.mlff-installed: $(CUDA_VENV)/.mlff-packages $(NATIVE)
 	@MLFF_CUDA=ON $(CUDA_BIN)/pip install --quiet --no-build-isolation \
 	  --constraint $(CUDA_VENV)/constraints.txt --config-settings=build-dir=build/cuda/build \
 	  --editable ".[lammps,openmm,test]"
+	@touch $@
+
+# The openmm-torch lane: the OpenMM tests with `torch` among the back ends.
+openmm-torch: $(OPENMM_TORCH_VENV)/.mlff-installed
+	MLFF_NO_SKIPS=1 MLFF_EXPECT_OPENMM_TORCH=1 \
+	  $(OPENMM_TORCH_BIN)/python -m pytest -k openmm $(OPENMM_TORCH_TESTS) $(PYTEST_ARGS)
+
+$(OPENMM_TORCH_VENV)/.mlff-packages: Makefile
+	@test -x $(OPENMM_TORCH_BIN)/python || $(PYTHON) -m venv $(OPENMM_TORCH_VENV)
+	@echo "[1/2] $(OPENMM_TORCH) (7 GB)"
+	@$(OPENMM_TORCH_BIN)/pip install --quiet $(OPENMM_TORCH) \
+	  "scikit-build-core>=0.10" "pybind11>=2.12" cmake ninja
+	@printf '%s\n' $(OPENMM_TORCH) > $(OPENMM_TORCH_VENV)/constraints.txt
+	@touch $@
+
+# A build folder of its own, as for make cuda; nothing here needs nvcc.
+$(OPENMM_TORCH_VENV)/.mlff-installed: $(OPENMM_TORCH_VENV)/.mlff-packages $(NATIVE)
+	@echo "[2/2] mlff_distiller"
+	@MLFF_CUDA=OFF $(OPENMM_TORCH_BIN)/pip install --quiet --no-build-isolation \
+	  --constraint $(OPENMM_TORCH_VENV)/constraints.txt --config-settings=build-dir=build/openmm-torch/build \
+	  --editable ".[openmm,test]"
 	@touch $@
 
 clean:

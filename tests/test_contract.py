@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase.calculators.emt import EMT
-from support.backends import ASE_BACKENDS, OPENMM_BACKENDS, needs_lammps, needs_openmm_torch
+from support.backends import ASE_BACKENDS, OPENMM_BACKENDS, needs_lammps
 from support.openmm import openmm_context, openmm_results, openmm_system, topology_of
 from support.students import make_student
 
@@ -69,9 +69,7 @@ def test_engine_lammps(model, check):
 
 # OpenMM has its own rule for boxes, which no bad one passes.
 @pytest.mark.parametrize("check", [name for name in CHECKS if name != "bad_cell"])
-@pytest.mark.parametrize(
-    "backend", [*OPENMM_BACKENDS, pytest.param("torch", marks=needs_openmm_torch)]
-)
+@pytest.mark.parametrize("backend", OPENMM_BACKENDS)
 def test_openmm(model, check, backend):
     openmm = pytest.importorskip("openmm")
     from mlff_distiller.openmm import painn_force

@@ -9,7 +9,7 @@ from ase import Atoms  # noqa: E402
 from openmm import unit  # noqa: E402
 from scipy.spatial.transform import Rotation  # noqa: E402
 from support.arbiter import direct  # noqa: E402
-from support.backends import OPENMM_BACKENDS, PLATFORMS, needs_openmm_torch  # noqa: E402
+from support.backends import OPENMM_BACKENDS, PLATFORMS  # noqa: E402
 from support.openmm import EV, openmm_context, openmm_results, openmm_system, topology_of  # noqa: E402
 from support.students import make_student  # noqa: E402
 from support.systems import bonds_of, ethanol, silicon, water  # noqa: E402
@@ -19,9 +19,7 @@ from mlff_distiller.export import export_student  # noqa: E402
 from mlff_distiller.openmm import keep_molecules_whole, painn_force  # noqa: E402
 
 pytestmark = [
-    pytest.mark.parametrize(
-        "backend", [*OPENMM_BACKENDS, pytest.param("torch", marks=needs_openmm_torch)]
-    ),
+    pytest.mark.parametrize("backend", OPENMM_BACKENDS),
     pytest.mark.parametrize("platform", PLATFORMS),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,23 @@ class PortableEvaluator(nn.Module):
         return energies.detach(), forces, 0.5 * (virial + virial.t())
 
 
+def checked_device(device: str) -> torch.device:
+    """The torch device of this name.
+
+    Raises:
+        InputError: torch does not know it, or cannot compute there.
+    """
+    try:
+        found = torch.device(device)
+        torch.zeros(1, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"torch cannot compute on device {device!r} ({reason}); use device='cpu'"
+        ) from None
+    return found
+
+
 class PortablePotential:
     """Evaluate an exported student with torch alone.
 
@@ -94,14 +112,7 @@ class PortablePotential:
         self.skin = float(skin)
         self.num_builds = 0
         torch_dtype = getattr(torch, dtype or metadata["dtype"])
-        try:
-            self._device = torch.device(device)
-            torch.zeros(1, device=self._device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(
-                f"torch cannot compute on device {device!r} ({reason}); use device='cpu'"
-            ) from None
+        self._device = checked_device(device)
         with torch.inference_mode(False):
             self._evaluator = PortableEvaluator(load_exported(path, self._device, torch_dtype))
         self._listed: tuple[np.ndarray, ...] | None = None
@@ -143,12 +154,7 @@ class PortablePotential:
         senders, receivers = self._edge_index[0], self._edge_index[1]
         vectors = x[senders] - x[receivers] + self._shifts.to(x.dtype) @ lattice
         squared = (vectors * vectors).sum(1)
-        if squared.numel() and float(squared.min()) <= SAME_POINT**2:
-            pair = self._edge_index[:, int(squared.argmin())].tolist()
-            raise InputError(
-                f"atoms {pair[1]} and {pair[0]} are at one point "
-                f"({float(squared.min()) ** 0.5:.1g} Å apart); remove duplicate atoms"
-            )
+        check_distances(self._edge_index, squared)
         inside = squared < self.cutoff**2
         numbers = torch.as_tensor(atomic_numbers, device=self._device)
         energies, forces, virial = self._evaluator(
@@ -178,7 +184,8 @@ class PortablePotential:
                 moved = float(((positions - positions_0) ** 2).sum(axis=1).max())
                 if moved <= (0.5 * self.skin) ** 2:
                     return
-        _check_extent(positions, cell, pbc, self.cutoff + self.skin)
+        largest = float(np.abs(positions).max(initial=0.0))
+        check_extent(largest, len(positions), cell, pbc, self.cutoff + self.skin)
         self._edge_index, self._shifts = neighbor_list_reference(
             x, lattice, torch.as_tensor(pbc, device=x.device), self.cutoff + self.skin
         )
@@ -186,9 +193,21 @@ class PortablePotential:
         self.num_builds += 1
 
 
-def _check_extent(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, reach: float) -> None:
-    """Refuse what would need more memory than there is, or more digits than float64 has."""
-    largest = float(np.abs(positions).max(initial=0.0))
+def check_extent(
+    largest: float, count: int, cell: np.ndarray, pbc: np.ndarray, reach: float
+) -> None:
+    """Refuse what would need more memory than there is, or more digits than float64 has.
+
+    Args:
+        largest: of all coordinates, Å.
+        count: number of atoms.
+        cell: (3, 3), Å.
+        pbc: (3,) bool.
+        reach: of the neighbour list, Å.
+
+    Raises:
+        InputError: atoms too far away, or too many images within reach.
+    """
     if largest > FARTHEST:
         raise InputError(
             f"positions must lie within {FARTHEST:g} Å of the origin, got {largest:g}; "
@@ -199,9 +218,32 @@ def _check_extent(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, reac
         inverse = np.linalg.pinv(np.where(pbc[:, None], cell, 0.0))[:, pbc]
         heights = 1.0 / np.linalg.norm(inverse, axis=0)
         images = float(np.prod(1.0 + 2.0 * np.ceil(reach / heights)))
-    if images > MOST_IMAGES or images * len(positions) > MOST_ATOM_IMAGES:
+    if images > MOST_IMAGES or images * count > MOST_ATOM_IMAGES:
         raise InputError(
             f"a cutoff of {reach:g} Å reaches {images:.1g} images of this cell; check the cell"
+        )
+
+
+def check_distances(
+    edge_index: Tensor, squared: Tensor, names: Sequence[int] | None = None
+) -> None:
+    """Refuse atoms between which there is no direction.
+
+    Args:
+        edge_index: (2, n_edges) int64, senders and receivers.
+        squared: (n_edges,) squared distances, Å^2.
+        names: what to call the atoms; None for their indices.
+
+    Raises:
+        InputError: two atoms are at one point.
+    """
+    if squared.numel() and float(squared.min()) <= SAME_POINT**2:
+        pair = edge_index[:, int(squared.argmin())].tolist()
+        if names is not None:
+            pair = [names[i] for i in pair]
+        raise InputError(
+            f"atoms {pair[1]} and {pair[0]} are at one point "
+            f"({float(squared.min()) ** 0.5:.1g} Å apart); remove duplicate atoms"
         )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import operator
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from mlff_distiller.constants import DEFAULT_SKIN
 from mlff_distiller.errors import InputError
+from mlff_distiller.files import sha256
 
 BACKENDS = ("auto", "native", "python", "torch")
 
@@ -42,6 +43,37 @@ def checked_model(model: Any) -> Path:
             f"model must be the path of an exported student, got {_shown(model)}; write one with "
             "`mlff-distiller export RUN_DIR -o student.pt`"
         ) from None
+
+
+def check_unchanged(path: str | Path, digest: str) -> None:
+    """Raise InputError unless the model's file is still there, with the SHA-256 ``digest``."""
+    if not Path(path).is_file():
+        raise InputError(f"no such model file: {path}; put it back or make a new force")
+    if sha256(path) != digest:
+        raise InputError(
+            f"{path} has changed since this force was made (SHA-256 differs); "
+            "restore the file or make a new force"
+        )
+
+
+def check_count(count: int, num_atoms: int, particles: Sequence[int] | None) -> None:
+    """Raise InputError for a System that the model's atoms do not fit.
+
+    Args:
+        count: particles of the System.
+        num_atoms: atoms of the model.
+        particles: their indices among all particles; None for all.
+    """
+    if particles is None and count != num_atoms:
+        raise InputError(
+            f"the model was set up for {num_atoms} atoms, the System has {count} particles; "
+            "make the force from the topology of this System, or pass atoms="
+        )
+    if particles is not None and count <= max(particles):
+        raise InputError(
+            f"atoms must lie in 0..{count - 1}, got {max(particles)}; the System has {count} "
+            "particles: make the force from the topology of this System"
+        )
 
 
 def check_choices(backend: Any, precision: Any, device: Any) -> None:

@@ -5,8 +5,8 @@
 | native  | ``PainnForce`` in C++ around the engine      | any platform; the network on the CPU    |
 | python  | ``openmm.PythonForce`` around the engine, or | any platform; the network on the CPU or |
 |         | around the exported TorchScript              | a CUDA device                           |
-| torch   | ``openmmtorch.TorchForce``                   | positions stay on the GPU; needs an     |
-|         |                                              | openmm-torch that fits the torch in use |
+| torch   | ``openmmtorch.PythonTorchForce``, or         | positions stay on the GPU; needs an     |
+|         | ``openmmtorch.TorchForce`` where that is not | openmm-torch that fits the torch in use |
 
 All give the same energies, and the same answers to bad input.
 """
@@ -65,7 +65,8 @@ def painn_force(
     Serialization: the native force stores the path of the model, its SHA-256 and its options.
     The python backend is an ``openmm.PythonForce``, whose XML holds a pickle of the same: load
     such files only from people you trust, and only where mlff_distiller is installed, since
-    OpenMM 8.6 crashes otherwise.
+    OpenMM 8.6 crashes otherwise. So is a ``PythonTorchForce`` of the torch backend; the XML of a
+    ``TorchForce`` holds the whole model instead, as TorchScript.
 
     Args:
         topology: elements, bonds and, unless ``periodic`` is given, whether there is a box.
@@ -74,7 +75,8 @@ def painn_force(
         backend: ``native``, ``python``, ``torch`` or ``auto``: native where it is built and the
             device is the CPU, else python.
         device: ``cpu``, ``cuda``, ``cuda:0`` ...; ``auto`` is the CPU where the native engine is
-            built and otherwise CUDA if torch has it.
+            built and otherwise CUDA if torch has it. With the torch backend ``auto`` is the GPU of
+            OpenMM's CUDA platform, and the CPU on Reference and CPU.
         precision: ``single`` or ``double`` for the network; sums are double in either case.
         periodic: whether the model sees periodic images; None asks the topology.
         force_group: 0..31.
@@ -131,6 +133,8 @@ def painn_force(
     else:
         from mlff_distiller.openmm.python_force import PainnComputation
 
+        # OpenMM chooses the particles since 8.6.
+        chooses = hasattr(openmm.PythonForce, "setParticles")
         computation = PainnComputation(
             str(path),
             sha256(path),
@@ -140,11 +144,12 @@ def painn_force(
             device=device,
             threads=threads,
             skin=skin,
+            particles=None if chooses else particles,
         )
         force = openmm.PythonForce(computation)
         force.setUsesPeriodicBoundaryConditions(periodic)
         force.setName("PainnPythonForce")
-        if particles is not None:
+        if chooses and particles is not None:
             force.setParticles(particles)
     force.setForceGroup(force_group)
     return force
@@ -208,9 +213,11 @@ def _resolve(backend: str, device: str) -> tuple[str, str]:
     from mlff_distiller.openmm.native import plugin_is_built
     from mlff_distiller.students.potential import native_is_built
 
+    if backend == "torch":
+        return backend, device  # auto follows the platform, which is not known yet
     if device == "auto":
         device = "cpu"
-        if not native_is_built() or backend == "torch":
+        if not native_is_built():
             import torch
 
             device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -7,13 +7,12 @@ garbage without a word, and NaN passes. So everything is checked here.
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mlff_distiller.errors import InputError
-from mlff_distiller.files import sha256
+from mlff_distiller.openmm.checks import check_count, check_unchanged
 from mlff_distiller.students.potential import Potential, open_potential
 from mlff_distiller.units import ANGSTROM_IN_NM, EV_IN_KJ_PER_MOL
 
@@ -37,10 +36,14 @@ class PainnComputation:
             TorchScript.
         threads: of the native engine.
         skin: Å.
+        particles: which of the State's particles these are, where OpenMM does not choose them.
 
     Raises:
         InputError: the file cannot be used.
     """
+
+    #: Pickles of former versions have none.
+    particles: list[int] | None = None
 
     def __init__(
         self,
@@ -53,11 +56,13 @@ class PainnComputation:
         device: str,
         threads: int,
         skin: float,
+        particles: list[int] | None = None,
     ) -> None:
         self.path = path
         self.digest = digest
         self.atomic_numbers = np.asarray(atomic_numbers, dtype=np.int64)
         self.periodic = periodic
+        self.particles = particles
         self.options: dict[str, Any] = {
             "dtype": dtype,
             "device": device,
@@ -85,7 +90,7 @@ class PainnComputation:
         """Called by OpenMM.
 
         Args:
-            state: ``openmm.State`` with the positions of our particles and, if periodic, a box.
+            state: ``openmm.State`` with positions and, if periodic, a box.
 
         Returns:
             energy, kJ/mol, and forces (n, 3), kJ/mol/nm, C-contiguous float64.
@@ -95,12 +100,10 @@ class PainnComputation:
                 passes the message on as OpenMMException.
         """
         positions = np.asarray(state.getPositions(asNumpy=True)._value) * ANGSTROM_PER_NM
-        n = len(self.atomic_numbers)
-        if positions.shape != (n, 3):
-            raise InputError(
-                f"the model was set up for {n} atoms, the System has {len(positions)} particles; "
-                "make the force from the topology of this System, or pass atoms="
-            )
+        n, count = len(self.atomic_numbers), len(positions)
+        check_count(count, n, self.particles)
+        if self.particles is not None:
+            positions = positions[self.particles]
         cell = self._cell
         if self.periodic:
             cell = np.asarray(state.getPeriodicBoxVectors(asNumpy=True)._value) * ANGSTROM_PER_NM
@@ -122,14 +125,12 @@ class PainnComputation:
                 f"the model gave a NaN or infinite energy or force (energy {energy} kJ/mol); "
                 "minimise, shorten the time step, or check the model"
             )
+        if self.particles is not None:
+            everywhere = np.zeros((count, 3))
+            everywhere[self.particles] = forces
+            forces = everywhere
         return energy, forces
 
     def _open(self) -> Potential:
-        if not Path(self.path).is_file():
-            raise InputError(f"no such model file: {self.path}; put it back or make a new force")
-        if sha256(self.path) != self.digest:
-            raise InputError(
-                f"{self.path} has changed since this force was made (SHA-256 differs); "
-                "restore the file or make a new force"
-            )
+        check_unchanged(self.path, self.digest)
         return open_potential(self.path, **self.options)

