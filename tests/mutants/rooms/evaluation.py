@@ -214,8 +214,8 @@ MUTATIONS = [
     Mutation(
         "student stress has the wrong sign",
         "students/energy_model.py",
-        'stress = -out["virial"] / abs',
-        'stress = out["virial"] / abs',
+        'stress = -out["virial"] / volume',
+        'stress = out["virial"] / volume',
         "test_energy_model.py",
         "pressure has the wrong sign",
     ),
