@@ -13,15 +13,23 @@ from mlff_distiller.errors import InputError
 if TYPE_CHECKING:
     from mlff_distiller.calculator import StudentCalculator
     from mlff_distiller.students.student import StudentForceField
+    from mlff_distiller.teachers import teacher_calculator
 
 __version__ = "0.1.0"
 
 _LAZY = {
     "StudentCalculator": "mlff_distiller.calculator",
     "StudentForceField": "mlff_distiller.students.student",
+    "teacher_calculator": "mlff_distiller.teachers",
 }
 
-__all__ = ["InputError", "StudentCalculator", "StudentForceField", "__version__"]
+__all__ = [
+    "InputError",
+    "StudentCalculator",
+    "StudentForceField",
+    "__version__",
+    "teacher_calculator",
+]
 
 
 def __getattr__(name: str) -> Any:

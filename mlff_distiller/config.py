@@ -150,6 +150,12 @@ class TeacherConfig(Settings, path="teacher"):
 class SamplingConfig(Settings, path="sampling"):
     """How structures are made from the ones that are given."""
 
+    supercell: list[int] = setting(
+        [1, 1, 1],
+        "Repeats of the starting cells along their vectors; open directions are not repeated.",
+        least=1,
+        length=3,
+    )
     num_rattle: int = setting(
         100, "Rattled (and, when periodic, strained) copies in total.", least=0
     )
@@ -330,9 +336,11 @@ class EnginesConfig(Settings, path="engines"):
 class DistillConfig(Settings):
     """The whole run: structures -> labels -> student -> engines -> report."""
 
-    structures: str = setting(
+    structures: list[str] = setting(
         ...,
-        "File with the starting structure(s), or `builtin:NAME` (silicon, aspirin, ...).",
+        "Files with the starting structure(s), or `builtin:NAME` (silicon, aspirin, ...); the "
+        "engines run the first structure.",
+        lone=True,
         example="builtin:silicon",
     )
     output: str = setting("runs/distill", "Directory for everything that the run writes.")
@@ -342,6 +350,13 @@ class DistillConfig(Settings):
     model: ModelConfig = section(ModelConfig)
     training: TrainingConfig = section(TrainingConfig)
     engines: EnginesConfig = section(EnginesConfig)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.structures, str):
+            object.__setattr__(self, "structures", [self.structures])
+        super().__post_init__()
+        if not self.structures:
+            raise InputError("structures must name at least one file, got []; set structures")
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,8 @@ def takes(f: dataclasses.Field[Any], hint: Any) -> str:
     elif rule.unit:
         words += f", {rule.unit}"
     if typing.get_origin(hint) is list:
-        words = f"list, each {words}"
+        several = "list" if rule.length is None else f"list of {rule.length}"
+        words = f"{words}, or a list of it" if rule.lone else f"{several}, each {words}"
     if type(None) in typing.get_args(hint):
         words += ", or null"
     return words
@@ -111,7 +112,10 @@ def _property(f: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
     }
     one.update({key: limit for key, limit in limits.items() if limit is not None})
     if typing.get_origin(hint) is list:
-        one = {"type": "array", "items": one}
+        several: dict[str, Any] = {"type": "array", "items": one}
+        if rule.length is not None:
+            several |= {"minItems": rule.length, "maxItems": rule.length}
+        one = {"anyOf": [one, several]} if rule.lone else several
     unit = f" Unit: {rule.unit}." if rule.unit else ""
     schema = {"description": rule.meaning + unit, **one}
     return schema if is_required(f) else {**schema, "default": default_of(f)}

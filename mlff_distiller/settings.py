@@ -49,6 +49,10 @@ class Rule:
     choices: tuple[str, ...] = ()
     advice: str = ""
     """Ends the message in place of ``set PATH.NAME``, or ``use e.g. DEFAULT`` without a path."""
+    length: int | None = None
+    """Of lists: the number of members."""
+    lone: bool = False
+    """Of lists: text that stands alone is a list of one."""
     example: Any = None
     """Stands in a new configuration where there is no default."""
 
@@ -135,6 +139,13 @@ class Settings:
         for f, hint in fields_of(type(self)):
             value = getattr(self, f.name)
             values = value if isinstance(value, (list, tuple)) else [value]
+            length = f.metadata["rule"].length
+            if length is not None and len(values) != length:
+                place = f"{self._path}.{f.name}" if self._path else f.name
+                raise InputError(
+                    f"{f.name} must be a list of {length}, got {value}; set {place} to e.g. "
+                    f"{list(range(2, 2 + length))}"
+                )
             for i, member in enumerate(values):
                 name = f"{f.name}[{i}]" if values is value else f.name
                 self._check(f, hint, name, member)
@@ -202,6 +213,8 @@ def from_dict(cls: type[SettingsT], mapping: Mapping[str, Any], where: str = "")
         if key not in fields:
             raise InputError(_unknown_key(str(key), list(fields), where))
         path = f"{where}.{key}" if where else str(key)
+        if fields[key][0].metadata["rule"].lone and isinstance(value, str):
+            value = [value]
         values[key] = _convert(fields[key][1], value, path)
     for key, (f, _) in fields.items():
         if is_required(f) and key not in values:

@@ -147,7 +147,7 @@ def test_files_belong_together(finished: Outcome, folder: Path) -> None:
     assert card["teacher"] == "emt"
     assert card["elements"] == [29]
     assert card["data_hash"] == data.hash()
-    assert load_config(run / "config.yaml", DistillConfig).structures.endswith("cu.extxyz")
+    assert load_config(run / "config.yaml", DistillConfig).structures[0].endswith("cu.extxyz")
 
 
 def test_second_run_skips_every_stage(copied: Path) -> None:

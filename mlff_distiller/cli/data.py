@@ -61,15 +61,22 @@ def sample(
     ),
     output: Path = typer.Option(..., "-o", "--output", help="File to write (.extxyz or .h5)."),
     config: Path | None = typer.Option(
-        None, "--config", help="YAML with the keys of the `sampling` section."
+        None,
+        "--config",
+        help="YAML with the keys of the `sampling` section (docs/configuration.md): displacements, "
+        "strain, temperatures, supercell ...",
     ),
-    rattle: int | None = typer.Option(None, help="Rattled (and strained) copies in total."),
-    md: int | None = typer.Option(None, help="Frames from molecular dynamics in total."),
+    rattle: int | None = typer.Option(
+        None, help="Rattled (and strained) copies in total.", show_default="100"
+    ),
+    md: int | None = typer.Option(
+        None, help="Frames from molecular dynamics in total.", show_default="100 with a teacher"
+    ),
     teacher: str | None = typer.Option(
         None, "--teacher", help="What drives the dynamics: a teacher's name, or a student file."
     ),
     device: str = typer.Option("cpu", help="Where the teacher runs."),
-    seed: int | None = typer.Option(None, help="Seed of all random numbers."),
+    seed: int | None = typer.Option(None, help="Seed of all random numbers.", show_default="0"),
     overwrite: bool = OVERWRITE,
     as_json: bool = JSON,
 ) -> None:
@@ -92,6 +99,7 @@ def sample(
         from mlff_distiller.progress import Progress
         from mlff_distiller.sampling import PartialFrames, starting_structures
         from mlff_distiller.sampling import sample as draw
+        from mlff_distiller.sampling.geometry import supercell
 
         refuse_to_replace(output, overwrite)
         mapping = load_yaml(config) if config else {}
@@ -100,7 +108,7 @@ def sample(
         settings = dataclasses.replace(
             settings, **{k: v for k, v in given.items() if v is not None}
         )
-        base = starting_structures(structures, note)
+        base = [supercell(s, settings.supercell) for s in starting_structures(structures, note)]
         if teacher is None and settings.num_md:
             if md is not None:
                 raise InputError(
@@ -349,6 +357,6 @@ def _calculator(name: str, device: str):  # type: ignore[no-untyped-def]
         from mlff_distiller.calculator import StudentCalculator
 
         return StudentCalculator(name, device=device)
-    from mlff_distiller.teachers import get_teacher
+    from mlff_distiller.teachers import teacher_calculator
 
-    return get_teacher(name, device=device).calculator
+    return teacher_calculator(name, device=device)

@@ -12,6 +12,7 @@ stage whose inputs have not changed and whose files are still there is skipped.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from mlff_distiller.evaluation.summary import print_summary
 from mlff_distiller.pipeline import engines, evaluate, export, fit, label, report, sample
 from mlff_distiller.pipeline.stage import Hashed, Stages, hashed_file
 from mlff_distiller.sampling import starting_structures
+from mlff_distiller.sampling.geometry import narrow_cell, supercell
 
 
 def run_distillation(
@@ -49,11 +51,30 @@ def run_distillation(
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     save_yaml(config, output / "config.yaml")
-    start = starting_structures(config.structures, lambda line: say(f"note: {line}"))
+    start = [
+        supercell(structure, config.sampling.supercell)
+        for source in config.structures
+        for structure in starting_structures(source, lambda line: say(f"note: {line}"))
+    ]
+    _warn_of_narrow_cells(start, config.model.cutoff, say)
     metrics = _line(config, start, output, Stages(output, say, fresh), fresh)
     if not quiet:
         print_summary(metrics, output)
     return metrics
+
+
+def _warn_of_narrow_cells(
+    start: list[Structure], cutoff: float, say: Callable[[str], None]
+) -> None:
+    widths = [narrow_cell(structure, cutoff) for structure in start]
+    narrow = [(width, i) for i, width in enumerate(widths) if width is not None]
+    if narrow:
+        width, worst = min(narrow)
+        say(
+            f"warning: the cell of {len(narrow)} of {len(start)} starting structures is narrower "
+            f"than two cutoffs ({2 * cutoff:g} Å), structure {worst} only {width:.1f} Å: its atoms "
+            "meet their own images; repeat it with sampling.supercell"
+        )
 
 
 def _line(

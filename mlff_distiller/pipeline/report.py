@@ -22,7 +22,7 @@ class Inputs:
     """The results of the stations."""
 
     teacher: str
-    structures: str
+    structures: list[str]
     sampled: sample.Result
     labelled: label.Result
     fitted: fit.Result
@@ -39,7 +39,7 @@ def write(inputs: Inputs, output: Path) -> dict[str, Any]:
             **{key: inputs.test.errors[key] for key in _HEADLINES},
             **headline(inputs.engines.engines),
             "teacher": inputs.teacher,
-            "structures": inputs.structures,
+            "structures": ", ".join(inputs.structures),
             "sources": inputs.sampled.sources,
             "num_frames": inputs.labelled.num_frames,
             "rejected": inputs.labelled.rejected,
@@ -52,10 +52,11 @@ def write(inputs: Inputs, output: Path) -> dict[str, Any]:
     )
     atomic_write_text(output / "metrics.json", json.dumps(metrics, indent=1))
     files = [output / name for name in _FIGURES]
-    system = inputs.structures.removeprefix("builtin:")
+    names = [Path(source.removeprefix("builtin:")).name for source in inputs.structures]
+    system = ", ".join(names) if len(names) <= 3 else f"{names[0]} and {len(names) - 1} others"
     write_report(
         output / "report.html",
-        title=f"{inputs.teacher} distilled on {Path(system).name}",
+        title=f"{inputs.teacher} distilled on {system}",
         metrics=metrics,
         card=read_metadata(output / export.STUDENT),
         figures={file.stem: file.read_bytes() for file in files if file.exists()},

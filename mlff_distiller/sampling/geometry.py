@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 from ase.data import covalent_radii
 from ase.neighborlist import neighbor_list
 
-from mlff_distiller.data.structure import Structure
+from mlff_distiller.data.structure import Structure, complete_cell
 
 
 def closest_ratio(structure: Structure) -> float:
@@ -20,6 +21,41 @@ def closest_ratio(structure: Structure) -> float:
     atoms = structure.to_atoms(labels=False)
     i, j, d = neighbor_list("ijd", atoms, 2.0 * float(radii.max()))
     return float(min(np.min(d / (radii[i] + radii[j]), initial=1.0), 1.0))
+
+
+def supercell(structure: Structure, repeats: Sequence[int]) -> Structure:
+    """``repeats`` copies along the periodic vectors of the cell; labels and momenta are dropped."""
+    times = [n if periodic else 1 for n, periodic in zip(repeats, structure.pbc, strict=True)]
+    if times == [1, 1, 1]:
+        return structure
+    shifts = np.indices(times).reshape(3, -1).T @ structure.cell  # (copies, 3)
+    copies = len(shifts)
+    fixed = structure.fixed
+    return replace(
+        structure,
+        atomic_numbers=np.tile(structure.atomic_numbers, copies),
+        positions=(shifts[:, None] + structure.positions).reshape(-1, 3),
+        cell=structure.cell * np.array(times)[:, None],
+        fixed=None if fixed is None else np.tile(fixed, (copies, 1)),
+        energy=None,
+        forces=None,
+        stress=None,
+        momenta=None,
+    )
+
+
+def narrow_cell(structure: Structure, cutoff: float) -> float | None:
+    """The least width of the cell along a periodic direction, Å, if it is below two cutoffs.
+
+    In such a cell an atom meets several images of one neighbour, which move together: the labels
+    do not tell what it does when one of them moves alone.
+    """
+    if not structure.pbc.any():
+        return None
+    # Distance of the planes through the ends of each vector: columns of the inverse are normals.
+    widths = 1.0 / np.linalg.norm(np.linalg.inv(complete_cell(structure.cell)), axis=0)
+    width = float(widths[structure.pbc].min())
+    return width if width < 2.0 * cutoff else None
 
 
 def random_strain(rng: np.random.Generator, largest: float) -> np.ndarray:

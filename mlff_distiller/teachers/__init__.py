@@ -2,7 +2,7 @@
 
 from mlff_distiller.teachers.base import CalculatorTeacher, Teacher
 from mlff_distiller.teachers.label import LabelReport, label_dataset
-from mlff_distiller.teachers.registry import get_teacher, list_teachers
+from mlff_distiller.teachers.registry import get_teacher, list_teachers, teacher_calculator
 
 __all__ = [
     "CalculatorTeacher",
@@ -11,4 +11,5 @@ __all__ = [
     "get_teacher",
     "label_dataset",
     "list_teachers",
+    "teacher_calculator",
 ]

@@ -164,6 +164,16 @@ def get_teacher(name: str, device: str = "cpu", **options: Any) -> Teacher:
     )
 
 
+def teacher_calculator(name: str, device: str = "cpu", **options: Any) -> Calculator:
+    """A teacher as an ASE calculator: to relax with, to look at, to compare a student with.
+
+        atoms.calc = teacher_calculator("sevennet-0")
+
+    Args, Raises: see :func:`get_teacher`.
+    """
+    return get_teacher(name, device=device, **options).calculator
+
+
 def list_teachers() -> list[tuple[str, str, bool, str]]:
     """(name or pattern, description, installed, pip line) of every entry."""
     return [
