@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
+import struct
 import zipfile
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -14,7 +17,8 @@ from support.backends import needs_engine
 from support.damage import METADATA, outcomes, read_model, read_native, student, write_whole
 
 from mlff_distiller import StudentCalculator
-from mlff_distiller.data import HDF5Dataset
+from mlff_distiller.data import HDF5Dataset, Structure, sums, write_structures
+from mlff_distiller.data.hdf5 import store_splits
 from mlff_distiller.errors import InputError
 from mlff_distiller.students.checkpoint import read_checkpoint, save_checkpoint
 from mlff_distiller.students.export import export_student
@@ -66,6 +70,45 @@ def test_parameters_in_a_whole_zip_are_compared(files, tmp_path) -> None:
     run = rewrite(files["best.ckpt"], tmp_path / "run.ckpt", flip("/data/1"))
     with pytest.raises(InputError, match="checksum of the parameters differs"):
         read_checkpoint(run)
+
+
+def test_constants_of_torchscript_are_compared(files, tmp_path) -> None:
+    """The cutoff is no parameter; torch compares no CRC-32."""
+    data, cutoff = files["student.pt"].read_bytes(), b"G" + struct.pack(">d", 3.0)
+    assert cutoff in data
+    path = tmp_path / "cutoff.pt"
+    path.write_bytes(data.replace(cutoff, b"G" + struct.pack(">d", 2.5)))
+    with pytest.raises(InputError, match=r"cutoff\.pt must be .*checksum of .*data\.pkl' differs"):
+        load_exported(path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"frame 3"', b'"frame 4"'),
+        (b'"energy": "eV"', b'"energy": "Ry"'),
+        (np.array([2, 4]).tobytes(), np.array([2, 3]).tobytes()),
+    ],
+    ids=["info", "units", "splits"],
+)
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_all_of_an_hdf5_file_is_compared(tmp_path, old, new, in_memory: bool) -> None:
+    """Also what HDF5 itself has no sums of, and what would be valid."""
+    path = tmp_path / "data.h5"
+    write_structures(
+        path, [Structure([1], [[0, 0, i]], energy=0.0, info={"source": f"frame {i}"})
+               for i in range(6)]
+    )  # fmt: skip
+    store_splits(
+        path, {"train": np.array([0, 2, 4]), "valid": np.array([5]), "test": np.zeros(0, int)}
+    )
+    data = path.read_bytes()
+    assert old in data
+    path.write_bytes(data.replace(old, new))
+    with pytest.raises(InputError, match=r"data\.h5 .*its checksum differs"):
+        HDF5Dataset(path, in_memory=in_memory)
+    with pytest.raises(InputError, match=r"data\.h5 .*its checksum differs"):
+        store_splits(path, {"train": np.arange(6), "valid": np.zeros(0, int)})
 
 
 def test_files_without_checksums_are_read(files, tmp_path) -> None:
@@ -125,11 +168,16 @@ def test_results_that_are_not_finite_stop_the_calculator(tmp_path, backend: str)
     assert atoms.calc.results == {}
 
 
-def test_lazily_read_data_are_compared_chunk_by_chunk(files, tmp_path) -> None:
-    data = files["data.h5"].read_bytes()
-    positions = HDF5Dataset(files["data.h5"])[3].positions.tobytes()
-    at = data.index(positions)
+def test_chunks_of_large_files_are_compared(files, tmp_path) -> None:
+    """A file without the checksum of the whole, as HDF5 programs leave it."""
     path = tmp_path / "data.h5"
+    shutil.copy(files["data.h5"], path)
+    with h5py.File(path, "a") as file:
+        file.attrs["comment"] = "mine"
+    data = path.read_bytes()
+    assert sums.MAGIC not in data
+    assert HDF5Dataset(path).hash() == HDF5Dataset(files["data.h5"]).hash()
+    at = data.index(HDF5Dataset(path)[3].positions.tobytes())
     path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
     with pytest.raises(InputError, match=r"data\.h5 must be a complete HDF5 file"):
         HDF5Dataset(path)

@@ -460,13 +460,55 @@ def vasprun(path: Path, energies: list[tuple[float, float]]) -> Path:
     return path
 
 
-def test_vasp_forces_belong_to_the_free_energy(tmp_path) -> None:
-    path = vasprun(tmp_path / "vasprun.xml", [(-14.98, -14.90), (-14.93, -14.85)])
+_OUTCAR_HEAD = """ vasp.6.3.0
+ POTCAR:    PAW_PBE Cu 22Jun2005
+   ISPIN  =      1    spin polarized calculation?
+   ions per type =               2
+"""
+_OUTCAR_STEP = """
+--------------------------------------- Iteration      1(   1)  -------------------------------
+
+  FORCE on cell =-STRESS in cart. coord.  units (eV):
+  in kB      12.00000    11.00000    10.00000     0.00000     0.00000     0.00000
+
+      direct lattice vectors                 reciprocal lattice vectors
+     3.600000000  0.000000000  0.000000000     0.277777778  0.000000000  0.000000000
+     0.000000000  3.600000000  0.000000000     0.000000000  0.277777778  0.000000000
+     0.000000000  0.000000000  3.600000000     0.000000000  0.000000000  0.277777778
+
+ POSITION                                       TOTAL-FORCE (eV/Angst)
+ -----------------------------------------------------------------------------------
+      0.00000      0.00000      0.00000         0.100000      0.000000      0.000000
+      0.00000      1.80000      1.80000        -0.100000      0.000000      0.000000
+ -----------------------------------------------------------------------------------
+    total drift:                                0.000000      0.000000      0.000000
+
+  FREE ENERGIE OF THE ION-ELECTRON SYSTEM (eV)
+  ---------------------------------------------------
+  free  energy   TOTEN  =       FREE eV
+
+  energy  without entropy=      ZERO  energy(sigma->0) =      ZERO
+
+"""
+
+
+def outcar(path: Path, energies: list[tuple[float, float]]) -> Path:
+    """The parts of an OUTCAR that ASE reads; (free energy, energy without smearing)."""
+    steps = [_OUTCAR_STEP.replace("FREE eV", f"{f:.8f} eV").replace("ZERO", f"{z:.8f}")
+             for f, z in energies]  # fmt: skip
+    path.write_text(_OUTCAR_HEAD + "".join(steps))
+    return path
+
+
+@pytest.mark.parametrize(("write", "name"), [(vasprun, "vasprun.xml"), (outcar, "OUTCAR")])
+def test_vasp_forces_belong_to_the_free_energy(tmp_path, write, name) -> None:
+    path = write(tmp_path / name, [(-14.98, -14.90), (-14.93, -14.85)])
     found = read_file(path)
     assert [s.energy for s in found.structures] == pytest.approx([-14.98, -14.93])
     assert any("free_energy" in note and "0.08" in note for note in found.label_notes)
     pressure = -12.0 / 1602.176634  # kbar; VASP counts compression positive
     assert found.structures[0].stress[0, 0] == pytest.approx(pressure)
+    assert found.structures[0].forces[1, 0] == -0.1
     assert read_structures(path, energy_key="energy")[0].energy == pytest.approx(-14.90)
 
 

@@ -120,10 +120,8 @@ class ArrayStore:
         if wanted is None:
             wanted = 8 * 7 * int(self.offsets[-1]) < _IN_MEMORY_BYTES
         self.in_memory = wanted
-        if self._file is not None:
-            self._check_sums()
         if wanted:
-            self.close()
+            self._read_all()
 
     @property
     def num_structures(self) -> int:
@@ -158,18 +156,13 @@ class ArrayStore:
             state["_arrays"] = {}
         return state
 
-    def _check_sums(self) -> None:
-        assert self._file is not None
+    def _read_all(self) -> None:
         try:
-            sums.check(self._file, self.path, everything=self.in_memory)
-            if self.in_memory:
-                self._arrays = {k: v[()] for k, v in self._arrays.items()}
-        except InputError:
-            self.close()
-            raise
+            self._arrays = {k: v[()] for k, v in self._arrays.items()}
         except Exception as error:  # see _open_main
-            self.close()
             raise _damaged(self.path, error) from None
+        finally:
+            self.close()
 
     def _check_records(self) -> None:
         expected = self._count
@@ -293,9 +286,12 @@ class ArrayStore:
         if not isinstance(units, dict):
             units = {"energy": str(units)}
         self.units = {str(k): str(v) for k, v in units.items()}
-        self._energy = energy_in_ev(self.units.get("energy", "eV"))
         length = self.units.get("length", self.units.get("positions", "Ang"))
-        self._length = length_in_angstrom(length)
+        try:
+            self._energy = energy_in_ev(self.units.get("energy", "eV"))
+            self._length = length_in_angstrom(length)
+        except InputError as error:
+            raise InputError(f"{self.path}: {error}") from None
 
     def _check_main(self, file: h5py.File) -> None:
         a = self._arrays
@@ -392,6 +388,7 @@ def open_hdf5(path: Path) -> h5py.File:
     if not path.exists():
         raise InputError(f"{path} must be an HDF5 file, got no such file; check the path")
     try:
+        sums.check(path)
         return h5py.File(path, "r")
     except OSError as error:
         if path.suffix.lower() not in (".h5", ".hdf5") and not h5py.is_hdf5(path):

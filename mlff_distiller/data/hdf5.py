@@ -5,14 +5,14 @@
     labels/energy (S,)  forces (N, 3)  stress (S, 3, 3), NaN where there is none
     labels/has_energy (S,)  has_forces (S,)  bool, only where some structures lack the label
     splits/train, valid, test     indices; stored once, never drawn again
-    attributes: units, teacher, versions, seed, format, identity, progress, provenance, checksums
+    attributes: units, teacher, versions, seed, format, identity, progress, provenance
 
 Readers that do not know has_energy and has_forces (up to 2026) refuse the structures without a
 label by name, as their labels are NaN; files in which all structures have the same labels are the
 same as ever.
 
 Files of this layout written by others open as well: units, splits, info, pbc and stress may be
-missing, stress may be Voigt (S, 6). They have no checksums (sums.py), and nothing is compared.
+missing, stress may be Voigt (S, 6). Ours end with a checksum, see sums.py.
 
 A file is never changed in place. HDF5Writer appends to a journal beside it (journal.py) and, when
 closed, writes the whole anew under another name and renames it. Whatever happens, the old file or
@@ -330,9 +330,10 @@ def merge(
         temporary.unlink(missing_ok=True)  # of a writer that was killed
         _require_room(path, temporary)
         if path.exists():
+            sums.check(path)  # damage must not be signed anew
             shutil.copyfile(path, temporary)
+            sums.strip(temporary)
         with contextlib.closing(h5py.File(temporary, "a")) as file:
-            sums.check(file, path, everything=True)  # damage must not be signed anew
             for key, value in attributes.items():
                 file.attrs[key] = value
             for first, arrays in records:
@@ -340,7 +341,7 @@ def merge(
                     _extend(file, arrays)
             if splits is not None:
                 _store_splits(file, splits)
-            sums.store(file)
+        sums.store(temporary)
         with open(temporary, "rb") as stream:
             os.fsync(stream.fileno())
         os.replace(temporary, path)

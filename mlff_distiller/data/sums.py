@@ -1,98 +1,81 @@
-"""Checksums of an HDF5 file: of every dataset and of the attributes, in the attribute ``checksums``.
+"""A checksum behind an HDF5 file: 8 bytes MAGIC, uint64 bytes of the file, uint32 CRC-32 of them.
 
-HDF5 itself compares nothing with a sum but the chunks of datasets with ``fletcher32``, which the
-numeric datasets of our files have. Files of other programs and of older versions have neither.
+HDF5 itself compares nothing but chunks of datasets with ``fletcher32``, and its library may hang on
+a damaged heap, so the file is compared before it is opened. To HDF5 these bytes lie beyond the end;
+a program that changes the file cuts them off, and nothing is compared any more. Files of other
+programs and of older versions have none.
 """
 
 from __future__ import annotations
 
-import json
+import struct
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import h5py
-import numpy as np
 
 from mlff_distiller.errors import InputError
 
-NAME = "checksums"
-_ATTRIBUTES = "attributes"
-_ROWS = 65536  # read at once
-# Too large to be read only for this, where a file is not read whole; they have fletcher32.
-_LARGE = ("structures/positions", "labels/forces", "structures/atomic_numbers")
+MAGIC = b"MLFFSUM1"
+_TRAILER = struct.Struct("<8sQI")
+_BLOCK = 2**20
+_SUPERBLOCK = 48  # bytes up to the address of the end
+#: Larger files would take seconds; their numbers are compared chunk by chunk, by HDF5.
+LARGEST = 2**30
 
 
-def store(file: h5py.File) -> None:
-    """Note the checksums of all that the file holds now."""
-    file.attrs[NAME] = json.dumps(_sums(file, everything=True))
+def store(path: Path) -> None:
+    """Append the checksum of a file that is complete."""
+    size = path.stat().st_size
+    trailer = _TRAILER.pack(MAGIC, size, _crc(path, size))
+    with path.open("ab") as stream:
+        stream.write(trailer)
 
 
-def check(file: h5py.File, path: Path, *, everything: bool) -> None:
-    """Compare a file with the checksums that it notes, if any.
-
-    Args:
-        file: opened.
-        path: of it, for messages.
-        everything: False passes over the datasets with numbers of each atom.
+def check(path: Path) -> None:
+    """Compare a file with the checksum behind it, if there is one.
 
     Raises:
         InputError: they differ.
     """
-    if NAME not in file.attrs:
+    if (noted := _noted(path)) is None:
         return
-    try:
-        noted = dict(json.loads(str(file.attrs[NAME])))
-        found = _sums(file, everything=everything)
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise _damaged(path, f"{type(error).__name__} while its checksums were compared") from None
-    if not everything:
-        noted = {k: v for k, v in noted.items() if k not in _LARGE}
-    for name in sorted(set(noted) | set(found)):
-        if noted.get(name) != found.get(name):
-            raise _damaged(path, f"checksum of {name!r} differs")
+    length, checksum = noted
+    size = path.stat().st_size - _TRAILER.size
+    if length != size or (size <= LARGEST and _crc(path, size) != checksum):
+        raise InputError(
+            f"{path} must be a complete HDF5 file, got a damaged one (its checksum differs); copy "
+            "or write it again"
+        )
 
 
-def _damaged(path: Path, reason: str) -> InputError:
-    return InputError(
-        f"{path} must be a complete HDF5 file, got one that was damaged, or changed by another "
-        f"program ({reason}); copy or write it again, or delete its attribute {NAME!r} if it is "
-        "meant so"
-    )
+def strip(path: Path) -> None:
+    """Remove the checksum, if any, before the file is changed."""
+    if _noted(path) is not None:
+        with path.open("r+b") as stream:
+            stream.truncate(path.stat().st_size - _TRAILER.size)
 
 
-def _sums(file: h5py.File, *, everything: bool) -> dict[str, int]:
-    sums = {_ATTRIBUTES: zlib.crc32(_attributes(file))}
-    for name in _datasets(file):
-        if everything or name not in _LARGE:
-            sums[name] = _of_dataset(file[name])
-    return sums
+def _noted(path: Path) -> tuple[int, int] | None:
+    size = path.stat().st_size
+    if size < _TRAILER.size:
+        return None
+    with path.open("rb") as stream:
+        end = _end(stream.read(_SUPERBLOCK))
+        stream.seek(size - _TRAILER.size)
+        magic, length, checksum = _TRAILER.unpack(stream.read(_TRAILER.size))
+    # Where there is room for a checksum behind the end, one was there.
+    return (length, checksum) if magic == MAGIC or size == end + _TRAILER.size else None
 
 
-def _attributes(file: h5py.File) -> bytes:
-    return "\n".join(f"{k}={v!s}" for k, v in sorted(file.attrs.items()) if k != NAME).encode()
+def _end(superblock: bytes) -> int:
+    """Bytes of the file as HDF5 counts them, by its superblock of version 0; -1 if it is another."""
+    if superblock[:9] != b"\x89HDF\r\n\x1a\n\0" or len(superblock) < _SUPERBLOCK:
+        return -1
+    return int.from_bytes(superblock[-8:], "little")
 
 
-def _datasets(file: h5py.File) -> Iterator[str]:
-    names: list[str] = []
-    file.visititems(
-        lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None
-    )
-    yield from names
-
-
-def _of_dataset(dataset: h5py.Dataset) -> int:
-    total = zlib.crc32(f"{dataset.shape} {dataset.dtype}".encode())
-    if dataset.ndim == 0:
-        return zlib.crc32(_raw(np.asarray(dataset[()])), total)
-    for start in range(0, len(dataset), _ROWS):
-        total = zlib.crc32(_raw(dataset[start : start + _ROWS]), total)
+def _crc(path: Path, size: int) -> int:
+    total = 0
+    with path.open("rb") as stream:
+        while size > 0 and (block := stream.read(min(size, _BLOCK))):
+            total, size = zlib.crc32(block, total), size - len(block)
     return total
-
-
-def _raw(values: Any) -> bytes:
-    if values.dtype.kind != "O":
-        return bytes(np.ascontiguousarray(values).tobytes())
-    texts = [v if isinstance(v, bytes) else str(v).encode() for v in values.reshape(-1)]
-    return b"".join(len(t).to_bytes(8, "little") + t for t in texts)

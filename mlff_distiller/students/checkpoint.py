@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror or error}; check the file") from None
     what = "a complete checkpoint of mlff-distiller"
+    if zipfile.is_zipfile(file):
+        checksums.check_zip(file, what)  # torch does not
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception:
@@ -127,7 +130,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     missing = [key for key in _REQUIRED if key not in content]
     if missing:
         raise InputError(f"{file} lacks {', '.join(missing)}; it is damaged, train again")
-    checksums.check_zip(file, what)  # torch does not
     try:
         checksums.check_finite(content["model"], file)
         if content.get("checksum") not in (None, checksums.of_state(content["model"])):

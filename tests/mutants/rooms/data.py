@@ -203,4 +203,20 @@ MUTATIONS = [
         "test_data_crash.py",
         "a damaged header is read",
     ),
+    Mutation(
+        "flipped bits in HDF5 files are other labels",
+        "data/arrays.py",
+        "        sums.check(path)\n",
+        "",
+        "test_damaged_files.py",
+        "wrong labels without a word (fault H10)",
+    ),
+    Mutation(
+        "a preferred energy takes the forces of another set",
+        "data/read/labels.py",
+        "    choice = Choice(_order(mine, found))",
+        "    choice = Choice(_order({**groups.get('', {}), **mine}, found))",
+        "test_read_labels.py",
+        "labels of two levels of theory are mixed",
+    ),
 ]
