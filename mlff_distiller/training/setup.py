@@ -17,8 +17,8 @@ from mlff_distiller.elements import symbols
 from mlff_distiller.errors import InputError
 from mlff_distiller.students import StudentForceField
 from mlff_distiller.students.student import load_student
+from mlff_distiller.training.coverage import coverage
 from mlff_distiller.training.reference import (
-    closest_pair,
     fit_reference_energies,
     repulsion_energies,
     scale_readout,
@@ -37,7 +37,8 @@ class TrainingData:
         train: trained on.
         valid: measured after each epoch.
         elements: atomic numbers that occur in ``train``.
-        metadata: teacher, data_hash, min_distance (Å) and numbers of frames, for the checkpoint.
+        metadata: teacher, data_hash, min_distance (Å), coverage and numbers of frames, for the
+            checkpoint.
     """
 
     train: list[Structure]
@@ -92,10 +93,12 @@ def load_data(config: TrainConfig, cutoff: float) -> TrainingData:
             f"{path}: the validation split holds {symbols(unknown, ', ')}, which the training split lacks; add "
             "structures with it, or draw the splits with another data.split_seed"
         )
+    covered = coverage(train, cutoff)
     metadata = {
         "teacher": dataset.teacher,
         "data_hash": dataset.hash(),
-        "min_distance": closest_pair(train, cutoff),
+        "min_distance": min(covered["closest_pairs"].values(), default=None),
+        "coverage": covered,
         "num_train": len(train),
         "num_valid": len(valid) if valid is not train else 0,
     }
