@@ -41,3 +41,18 @@ def check_elements(
             f"{model} knows {symbols(known)}, got {names}; "
             "train with these elements in the data or use another model"
         )
+
+
+def pair_name(a: int, b: int) -> str:
+    """``Na-Cl``: the symbols of two elements in the order of their atomic numbers."""
+    return "-".join(chemical_symbols[z] for z in sorted((a, b)))
+
+
+def reduced_formula(atomic_numbers: np.ndarray) -> str:
+    """``NaCl`` of any supercell of salt: symbols by atomic number, counts by their divisor."""
+    elements, counts = np.unique(atomic_numbers, return_counts=True)
+    divisor = int(np.gcd.reduce(counts))
+    return "".join(
+        chemical_symbols[z] + (str(n // divisor) if n != divisor else "")
+        for z, n in zip(elements, counts, strict=True)
+    )

@@ -18,7 +18,7 @@ from support.students import make_student
 
 from mlff_distiller.data import Structure
 from mlff_distiller.dynamics import MDSettings, Trajectory, run_md
-from mlff_distiller.dynamics.common import initial_velocities
+from mlff_distiller.dynamics.freedom import initial_velocities
 from mlff_distiller.errors import InputError
 from mlff_distiller.export import export_student
 from mlff_distiller.models import StudentForceField
@@ -226,7 +226,7 @@ def test_a_run_that_blew_up_is_an_error_with_its_time(model, monkeypatch) -> Non
 
     values = np.array([1.0, 2.0, np.nan, np.nan])
 
-    def exploded(path, structure, settings):
+    def exploded(path, structure, settings, begin):
         return Trajectory("ase", "nve", 1, np.arange(4) * 5.0, values, values, values, values, 1.0)
 
     monkeypatch.setattr(ase_engine, "run_md", exploded)

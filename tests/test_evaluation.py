@@ -15,7 +15,7 @@ from support.students import make_student
 from mlff_distiller.config import EnginesConfig, TeacherConfig
 from mlff_distiller.data import Structure
 from mlff_distiller.dynamics import MDSettings, Trajectory, run_md, single_point
-from mlff_distiller.dynamics.common import initial_velocities
+from mlff_distiller.dynamics.freedom import initial_velocities
 from mlff_distiller.errors import InputError
 from mlff_distiller.evaluation import accuracy, plots, predict
 from mlff_distiller.evaluation.engines import compare_engines, headline, run_engines

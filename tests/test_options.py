@@ -66,7 +66,9 @@ class Asked:
         for module in modules:
             monkeypatch.setattr(module, "run_md", self)
 
-    def __call__(self, engine: str, model: Any, structure: Any, settings: MDSettings) -> Trajectory:
+    def __call__(
+        self, engine: str, model: Any, structure: Any, settings: MDSettings, **_: Any
+    ) -> Trajectory:
         self.calls.append((engine, settings))
         return trajectory(settings, engine)
 
@@ -78,7 +80,8 @@ def test_md_passes_every_option_on(model: Path, tmp_path: Path, monkeypatch) -> 
     asked = Asked(monkeypatch, dynamics)
     wanted = MDSettings(
         ensemble="npt", steps=77, temperature=123.0, pressure=456.0, timestep=0.7, interval=11,
-        warmup_steps=13, dtype="float64", threads=2, seed=9,
+        warmup_steps=13, dtype="float64", threads=2, seed=9, new_velocities=True,
+        on_extrapolation="stop", ranks=2,
     )  # fmt: skip
     defaults = MDSettings()
     for f in dataclasses.fields(MDSettings):
@@ -88,7 +91,7 @@ def test_md_passes_every_option_on(model: Path, tmp_path: Path, monkeypatch) -> 
         "md", model, tmp_path / "cu.xyz", "--engine", "openmm", "--ensemble", "npt",
         "--steps", 77, "--temperature", 123, "--pressure", 456, "--timestep", 0.7,
         "--interval", 11, "--warmup", 13, "--dtype", "float64", "--threads", 2, "--seed", 9,
-        "-o", tmp_path / "t.extxyz",
+        "--new-velocities", "--on-extrapolation", "stop", "--ranks", 2, "-o", tmp_path / "t.extxyz",
     )  # fmt: skip
     assert asked.calls == [("openmm", wanted)]
 
@@ -335,7 +338,7 @@ def test_lammps_gets_its_threads(model: Path, tmp_path: Path, monkeypatch) -> No
         f'#!/bin/sh\ncp in.lammps {tmp_path}\necho "$OMP_NUM_THREADS" > {tmp_path}/n\nexit 1\n'
     )
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setattr(lammps_engine, "executable", lambda: str(program))
+    monkeypatch.setattr(lammps_engine, "lammps_command", lambda ranks: [str(program)])
     with pytest.raises(InputError, match="LAMMPS stopped"):
         dynamics.run_md("lammps", model, COPPER, MDSettings("nve", 1, threads=2))
     assert "pair_style painn precision single threads 2\n" in (tmp_path / "in.lammps").read_text()

@@ -27,8 +27,9 @@ from mlff_distiller.students.checkpoint import read_checkpoint
 from mlff_distiller.students.export import export_run, export_student
 from mlff_distiller.training import Hooks, evaluate, fit_reference_energies, train
 from mlff_distiller.training import trainer as trainer_module
+from mlff_distiller.training.coverage import closest_pairs
 from mlff_distiller.training.interrupt import Interrupt
-from mlff_distiller.training.reference import closest_pair, repulsion_energies, scale_readout
+from mlff_distiller.training.reference import repulsion_energies, scale_readout
 from mlff_distiller.training.schedule import Schedule
 
 
@@ -585,6 +586,8 @@ def test_repulsion_energies_and_closest_pair():
     student.repulsion = None
     assert not repulsion_energies(student, frames).any()
     lone = replace(frames[-1], atomic_numbers=[1], positions=[[0, 0, 0]], forces=None)
-    assert closest_pair([lone], 5.0) is None
+    assert closest_pairs([lone], 5.0) == {}
     distances = frames[-1].to_atoms().get_all_distances()
-    assert closest_pair(frames[-1:], 5.0) == pytest.approx(distances[distances > 0].min())
+    assert min(closest_pairs(frames[-1:], 5.0).values()) == pytest.approx(
+        distances[distances > 0].min()
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from mlff_distiller.cli.common import (
     OVERWRITE,
     emit,
     example,
+    fail,
     note,
     refuse_to_replace,
     say,
@@ -48,7 +51,23 @@ def md(
     engine: str = typer.Option("ase", help="ase, lammps or openmm."),
     ensemble: str = typer.Option("nvt", help="nve, nvt or npt."),
     steps: int = typer.Option(1000, help="Number of steps."),
-    temperature: float = typer.Option(300.0, help="K."),
+    temperature: float | None = typer.Option(
+        None,
+        help="K, of thermostat and first velocities [default: 300]. For nve, naming it asks for "
+        "new velocities where the structure has momenta.",
+    ),
+    new_velocities: bool = typer.Option(
+        False, "--new-velocities", help="Draw velocities even where the structure has momenta."
+    ),
+    go_on: bool = typer.Option(
+        False,
+        "--continue",
+        help="Go on from the end of the trajectory --output, which is added to.",
+    ),
+    on_extrapolation: str = typer.Option(
+        "warn", help="warn or stop, where the run leaves what training saw."
+    ),
+    ranks: int = typer.Option(1, help="MPI processes, for lammps."),
     pressure: float = typer.Option(1.0, help="bar, for npt."),
     timestep: float = typer.Option(1.0, help="fs."),
     interval: int = typer.Option(10, help="Steps between two frames."),
@@ -62,17 +81,21 @@ def md(
     overwrite: bool = OVERWRITE,
     as_json: bool = JSON,
 ) -> None:
-    """Molecular dynamics with a student."""
+    """Molecular dynamics with a student.
+
+    Exit status 3: the run stopped being physics (atoms fused, temperature or energy ran away, or
+    extrapolation with --on-extrapolation stop). What came before is in the trajectory.
+    """
+    _refuse_mpiexec()
     kept = [f"the run was stopped and {output} was not written"]
     with user_errors(lambda: kept[0]):
-        from mlff_distiller.data.io import write_structures
-        from mlff_distiller.dynamics import MDSettings, RunInterrupted, run_md
+        from mlff_distiller.dynamics import MDSettings, RunInterrupted, RunStoppedError, run_md
         from mlff_distiller.sampling import starting_structures
 
         settings = MDSettings(
             ensemble=ensemble.lower(),
             steps=steps,
-            temperature=temperature,
+            temperature=300.0 if temperature is None else temperature,
             pressure=pressure,
             timestep=timestep,
             interval=interval,
@@ -80,30 +103,119 @@ def md(
             dtype=dtype,
             threads=threads,
             seed=seed,
+            new_velocities=new_velocities
+            or (temperature is not None and ensemble.lower() == "nve"),
+            on_extrapolation=on_extrapolation.lower(),
+            ranks=ranks,
         )
-        refuse_to_replace(output, overwrite)
         start = starting_structures(structure, note)[-1]
+        before, state = _earlier(output, start) if go_on else ([], None)
+        if not go_on:
+            refuse_to_replace(output, overwrite)
+        more: dict[str, Any] = {} if state is None else {"resume": state}
+        if state is not None and not new_velocities:
+            settings = replace(settings, new_velocities=False)
         try:
-            trajectory = run_md(engine.lower(), model, start, settings)
+            trajectory = run_md(engine.lower(), model, start, settings, say=say, **more)
         except RunInterrupted as stopped:
-            write_structures(output, stopped.trajectory.frames)
+            frames = _save(output, before, stopped.trajectory)
             kept[0] = (
-                f"{output} has the {len(stopped.trajectory.frames)} frames of the first "
-                f"{stopped.trajectory.time[-1] / 1000.0:.3g} ps; start from its last frame to go on"
+                f"{output} has the {frames} frames of the first "
+                f"{stopped.trajectory.time[-1] / 1000.0:.3g} ps; --continue goes on from there"
             )
             raise
-        write_structures(output, trajectory.frames)
-        summary = {"path": output, "num_frames": len(trajectory.frames), **trajectory.summary()}
-        lines = [
-            f"{summary['picoseconds']:.3g} ps {ensemble.upper()} of {len(start)} atoms in {engine}: "
-            f"mean {summary['mean_temperature_k']:.0f} K, "
-            f"{summary['microseconds_per_atom_step']:.3g} µs per atom and step",
-            wrote(output, f"{len(trajectory.frames)} frames"),
-        ]
-        if "drift_mev_per_atom_per_ps" in summary:
-            drift = summary["drift_mev_per_atom_per_ps"]
-            lines.insert(1, f"energy drift {drift:+.3g} meV/atom/ps")
-        emit(summary, as_json, "\n".join(lines))
+        except RunStoppedError as dead:
+            frames = _save(output, before, dead.trajectory)
+            fail(f"{dead} ({output} has the {frames} frames until then)", status=3)
+        frames = _save(output, before, trajectory)
+        summary = {"path": output, "num_frames": frames, **trajectory.summary()}
+        emit(summary, as_json, "\n".join([*_report(summary), wrote(output, f"{frames} frames")]))
+
+
+def _report(summary: dict[str, Any]) -> list[str]:
+    """What a run did, in lines for people."""
+    s = summary
+    lines = [
+        f"{s['picoseconds']:.3g} ps {s['ensemble'].upper()} of {s['num_atoms']} atoms in "
+        f"{s['engine']}: mean {s['mean_temperature_k']:.0f} K, "
+        f"{s['microseconds_per_atom_step']:.3g} µs per atom and step"
+    ]
+    if "drift_mev_per_atom_per_ps" in s:
+        lines.append(f"energy drift {s['drift_mev_per_atom_per_ps']:+.3g} meV/atom/ps")
+    if s["ensemble"] == "npt":
+        lengths = ", ".join(f"{x:.4f}" for x in s["mean_cell_lengths_ang"])
+        angles = ", ".join(f"{x:.2f}" for x in s["mean_cell_angles_deg"])
+        lines.append(
+            f"mean volume {s['mean_volume_ang3_per_atom']:.4f} Å³ per atom, density "
+            f"{s['mean_density_g_per_cm3']:.4f} g/cm³, cell {lengths} Å, {angles}°"
+        )
+    if s["ensemble"] == "npt" and "mean_pressure_bar" in s:
+        lines.append(f"mean pressure {s['mean_pressure_bar']:.0f} bar")
+    return lines
+
+
+def _save(output: Path, before: list[Any], trajectory: Any) -> int:
+    """Write trajectory and state; returns the number of frames."""
+    import numpy as np
+
+    from mlff_distiller.data.io import write_structures
+    from mlff_distiller.dynamics.state import state_path
+
+    # The first record of a run that goes on is the last of the one before.
+    new = trajectory.frames[1:] if before else trajectory.frames
+    good = [
+        f for f in new if np.isfinite(f.positions).all() and np.isfinite([f.energy or 0.0]).all()
+        and (f.forces is None or np.isfinite(f.forces).all())
+    ]  # fmt: skip
+    frames = [*before, *good]
+    if frames:
+        write_structures(output, frames)
+    if trajectory.state is not None and len(good) == len(new):
+        trajectory.state.save(state_path(output))
+    return len(frames)
+
+
+def _earlier(output: Path, start: Any) -> tuple[list[Any], Any]:
+    """Frames of the trajectory to go on from, and the state at its end."""
+    import numpy as np
+
+    from mlff_distiller.data.io import read_structures
+    from mlff_distiller.dynamics.state import RunState, state_path
+
+    if not output.exists():
+        raise InputError(
+            f"--continue needs the trajectory {output}, got no such file; leave it out"
+        )
+    frames, state = read_structures(output), RunState.load(state_path(output))
+    if not np.array_equal(state.structure.atomic_numbers, start.atomic_numbers):
+        raise InputError(
+            f"{output} is of {state.structure.formula}, got a structure of {start.formula}; name "
+            "the structure that the run began with"
+        )
+    last = frames[-1]
+    if last.positions.shape != state.structure.positions.shape or not np.allclose(
+        last.positions, state.structure.positions, atol=1e-6
+    ):
+        raise InputError(
+            f"the last frame of {output} is not where {state_path(output).name} stands; one of the "
+            "two was changed, so start a new run from that frame"
+        )
+    return frames, state
+
+
+def _refuse_mpiexec() -> None:
+    """Under ``mpiexec`` every process would run all of it, and write the same file."""
+    sizes = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "PALS_SIZE")
+    ranks = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "MV2_COMM_WORLD_RANK", "PALS_RANKID")
+    size = max((int(os.environ.get(name) or 1) for name in sizes), default=1)
+    if size > 1:
+        rank = next((os.environ[name] for name in ranks if os.environ.get(name)), "0")
+        if rank != "0":
+            raise typer.Exit(2)
+        fail(
+            f"md starts the processes of LAMMPS itself, got {size} of md under mpiexec; leave "
+            f"mpiexec out and use --engine lammps --ranks {size}"
+        )
 
 
 def bench(

@@ -16,5 +16,16 @@ from mlff_distiller.dynamics.common import (
     run_md,
     single_point,
 )
+from mlff_distiller.dynamics.state import RunState
+from mlff_distiller.dynamics.watch import RunStoppedError
 
-__all__ = ["ENGINES", "MDSettings", "RunInterrupted", "Trajectory", "run_md", "single_point"]
+__all__ = [
+    "ENGINES",
+    "MDSettings",
+    "RunInterrupted",
+    "RunState",
+    "RunStoppedError",
+    "Trajectory",
+    "run_md",
+    "single_point",
+]

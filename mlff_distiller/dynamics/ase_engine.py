@@ -2,14 +2,62 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ase import Atoms, units
+from ase.constraints import FixCom
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from mlff_distiller.data import Structure
-from mlff_distiller.dynamics.common import MDSettings, Recorder, Trajectory, initial_velocities
+from mlff_distiller.data.constraints import constraints_of
+from mlff_distiller.dynamics.common import (
+    Begin,
+    MDSettings,
+    Recorder,
+    Trajectory,
+    exact_settings,
+)
+from mlff_distiller.dynamics.freedom import still_directions
+from mlff_distiller.errors import InputError
+from mlff_distiller.lattice import stress_volume
+
+
+class CentreOfMassAtRest(FixCom):
+    """Projects the motion of the centre of mass out, in some directions.
+
+    ASE's own FixCom changes forces by a rule that needs not be for a potential without net force,
+    and in all directions.
+
+    Args:
+        still: (3,) bool, where the centre of mass rests.
+    """
+
+    def __init__(self, still: np.ndarray) -> None:
+        self.still = np.asarray(still, dtype=bool)
+
+    def get_removed_dof(self, atoms: Atoms) -> int:
+        """Degrees of freedom that it takes away."""
+        return int(self.still.sum())
+
+    def adjust_positions(self, atoms: Atoms, new: np.ndarray) -> None:
+        """Shift ``new`` so that the centre of mass stays."""
+        masses = atoms.get_masses()
+        new += self.still * (masses @ (atoms.positions - new) / masses.sum())
+
+    def adjust_momenta(self, atoms: Atoms, momenta: np.ndarray) -> None:
+        """Take the momentum of the centre of mass out."""
+        masses = atoms.get_masses()
+        momenta -= self.still * masses[:, None] * momenta.sum(axis=0) / masses.sum()
+
+    def adjust_forces(self, atoms: Atoms, forces: np.ndarray) -> None:
+        """Nothing: they add up to zero."""
+
+    def todict(self) -> dict[str, Any]:
+        """Not one of those that ASE can read back."""
+        return {"name": "CentreOfMassAtRest", "kwargs": {"still": self.still.tolist()}}
 
 
 def single_point(model: Path, structure: Structure, dtype: str) -> Structure:
@@ -19,26 +67,49 @@ def single_point(model: Path, structure: Structure, dtype: str) -> Structure:
     return _labelled(structure, atoms)
 
 
-def run_md(model: Path, structure: Structure, settings: MDSettings) -> Trajectory:
+def run_md(model: Path, structure: Structure, settings: MDSettings, begin: Begin) -> Trajectory:
     """See :func:`mlff_distiller.dynamics.run_md`."""
     atoms = structure.to_atoms(labels=False)
     atoms.calc = _calculator(model, settings.dtype, settings.threads)
-    velocities = initial_velocities(structure, settings.temperature, settings.seed)
-    atoms.set_velocities(velocities / units.fs)
-    if settings.warmup_steps:
-        _integrator(atoms, settings, "nvt").run(settings.warmup_steps)
-        atoms.set_constraint()
-    recorder = Recorder("ase", structure, settings)
+    _constrain(atoms, structure, settings.ensemble)
+    atoms.set_velocities(begin.velocities / units.fs)
+    if settings.warmup_steps and not begin.resumed:
+        _constrain(atoms, structure, "nvt")
+        rng = np.random.default_rng(settings.seed)
+        _integrator(atoms, settings, "nvt", rng).run(settings.warmup_steps)
+        _constrain(atoms, structure, settings.ensemble)
+    recorder = Recorder("ase", structure, settings, begin)
+    # Numbers that follow those of the first part, not the same again.
+    fresh = [settings.seed, begin.step] if begin.resumed else settings.seed
+    rng = np.random.default_rng(fresh)
+    if "rng" in begin.extra:
+        rng.bit_generator.state = begin.extra["rng"]
+    integrator = _integrator(atoms, settings, settings.ensemble, rng)
+    if "p_eps" in begin.extra:
+        integrator.p_eps = begin.extra["p_eps"]
 
     def record() -> None:
-        recorder.add(atoms.get_kinetic_energy(), _labelled(structure, atoms))
+        extra: dict[str, Any] = {
+            "rng": rng.bit_generator.state,
+            "settings": exact_settings(settings),
+        }
+        if settings.ensemble == "npt":
+            extra["p_eps"] = float(integrator.p_eps)
+        recorder.add(_labelled(structure, atoms, atoms.get_momenta()), **extra)
 
-    integrator = _integrator(atoms, settings, settings.ensemble)
     integrator.attach(record, interval=settings.interval)
     recorder.start()
     with recorder.interruptible():
         integrator.run(settings.steps)
     return recorder.trajectory(steps=settings.steps)
+
+
+def _constrain(atoms: Atoms, structure: Structure, ensemble: str) -> None:
+    constraints: list[Any] = list(constraints_of(structure.fixed))
+    still = still_directions(structure)
+    if ensemble != "nve" and still.any():
+        constraints.append(CentreOfMassAtRest(still))
+    atoms.set_constraint(constraints)
 
 
 def _calculator(model: Path, dtype: str, threads: int):  # type: ignore[no-untyped-def]
@@ -47,48 +118,71 @@ def _calculator(model: Path, dtype: str, threads: int):  # type: ignore[no-untyp
     return StudentCalculator(str(model), dtype=dtype, threads=threads)
 
 
-def _integrator(atoms: Atoms, settings: MDSettings, ensemble: str):  # type: ignore[no-untyped-def]
+def _integrator(  # type: ignore[no-untyped-def]
+    atoms: Atoms, settings: MDSettings, ensemble: str, rng: np.random.Generator
+):
     timestep = settings.timestep * units.fs
     if ensemble == "nve":
         from ase.md.verlet import VelocityVerlet
 
         return VelocityVerlet(atoms, timestep)
     if ensemble == "nvt":
-        from ase.constraints import FixCom
         from ase.md.langevin import Langevin
 
-        atoms.set_constraint(FixCom())
         return Langevin(
             atoms,
             timestep,
             temperature_K=settings.temperature,
             friction=0.01 / units.fs,
             fixcm=False,
-            rng=np.random.default_rng(settings.seed),
+            rng=rng,
         )
-    from ase.md.nose_hoover_chain import IsotropicMTKNPT
-
-    return IsotropicMTKNPT(
-        atoms,
-        timestep,
-        temperature_K=settings.temperature,
-        pressure_au=settings.pressure * 1e5 * units.Pascal,
-        tdamp=100 * timestep,
-        pdamp=1000 * timestep,
-    )
+    return _langevin_barostat(atoms, settings, timestep, rng)
 
 
-def _labelled(structure: Structure, atoms: Atoms) -> Structure:
+def _langevin_barostat(  # type: ignore[no-untyped-def]
+    atoms: Atoms, settings: MDSettings, timestep: float, rng: np.random.Generator
+):
+    """Langevin dynamics of atoms and volume (Quigley and Probert 2004): ergodic for few atoms,
+    where chains of thermostats are not."""
+    try:
+        from ase.md.langevinbaoab import LangevinBAOAB
+    except ImportError:
+        raise InputError(
+            "NPT in ASE needs a newer ASE; run: pip install -U ase, or use --engine lammps"
+        ) from None
+    degrees = atoms.get_number_of_degrees_of_freedom()
+    period = 1000 * timestep
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of constraints: this one is of momenta alone
+        return LangevinBAOAB(
+            atoms,
+            timestep,
+            temperature_K=settings.temperature,
+            externalstress=-settings.pressure * 1e5 * units.Pascal,
+            hydrostatic=True,
+            T_tau=100 * units.fs,
+            P_tau=period,
+            # Martyna, Tobias and Klein 1994.
+            P_mass=(degrees + 3) * units.kB * settings.temperature * period**2,
+            rng=rng,
+        )
+
+
+def _labelled(structure: Structure, atoms: Atoms, momenta: np.ndarray | None = None) -> Structure:
+    cell = np.asarray(atoms.get_cell())
     stress = None
-    if structure.pbc.all():
+    if stress_volume(cell, structure.pbc):
         stress = voigt_6_to_full_3x3_stress(atoms.get_stress(apply_constraint=False))
     return Structure(
         atomic_numbers=structure.atomic_numbers,
         positions=atoms.get_positions(),
-        cell=np.asarray(atoms.get_cell()),
+        cell=cell,
         pbc=structure.pbc,
         energy=atoms.get_potential_energy(),
         forces=atoms.get_forces(apply_constraint=False),
         stress=stress,
+        momenta=momenta,
+        fixed=structure.fixed,
         info=dict(structure.info),
     )

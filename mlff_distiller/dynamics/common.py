@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ase import units
+from ase.cell import Cell
 
 from mlff_distiller.constants import MAX_THREADS, PRECISIONS
 from mlff_distiller.data import Structure, check_structure
+from mlff_distiller.data.structure import check_constraints
+from mlff_distiller.dynamics.freedom import (
+    degrees_of_freedom,
+    drift_of,
+    initial_velocities,
+    kinetic_energy,
+    masses_of,
+    temperature_of,
+)
+from mlff_distiller.dynamics.state import RunState, without_labels
+from mlff_distiller.dynamics.watch import RunStoppedError, Watch
 from mlff_distiller.elements import symbols, unknown_elements
 from mlff_distiller.errors import InputError
 from mlff_distiller.settings import Settings, setting
@@ -28,6 +40,7 @@ ENGINES = {
     "openmm": "mlff_distiller.dynamics.openmm_engine",
 }
 ENSEMBLES = ("nve", "nvt", "npt")
+_BAR = 1e5 * units.Pascal
 
 
 @dataclass(frozen=True)
@@ -55,6 +68,16 @@ class MDSettings(Settings):
     threads: int = setting(  # OpenMP overruns its stack with absurd numbers
         0, "Threads of the network; 0 leaves the choice to the engine.", least=0, most=MAX_THREADS
     )
+    new_velocities: bool = setting(
+        False, "Draw velocities even where the structure has momenta to start with."
+    )
+    on_extrapolation: str = setting(
+        "warn",
+        "What to do where atoms come closer, or volume or energy leave, what training saw.",
+        choices=("warn", "stop"),
+        advice="use --on-extrapolation warn",
+    )
+    ranks: int = setting(1, "MPI processes; LAMMPS alone can use more than one.", least=1)
     seed: int = setting(
         1, "Of the velocities and the thermostat.", least=0, most=2**31 - 1,
         advice="use e.g. --seed 1",
@@ -81,7 +104,14 @@ class Trajectory:
     seconds_per_step: float
     """Wall time of the recorded part divided by its steps."""
     frames: list[Structure] = field(default_factory=list)
-    """Positions at the records, with energy and forces of the student."""
+    """At the records: positions, momenta, energy, forces and, where there is a volume, stress of
+    the student; ``info`` has ``step``, ``time_fs`` and ``temperature_k``."""
+    pressure: np.ndarray | None = None
+    """(k,), bar, kinetic part included; None for systems that are not periodic in all directions."""
+    warnings: list[str] = field(default_factory=list)
+    """Where the run left what training saw, and what the engine warned of; each kind once."""
+    state: RunState | None = None
+    """The end in full precision, for ``resume`` of :func:`run_md`."""
 
     @property
     def microseconds_per_atom_step(self) -> float:
@@ -111,6 +141,19 @@ class Trajectory:
             result["drift_mev_per_atom_per_ps"] = self.drift()
         if self.volume[-1] > 0:
             result["mean_volume_ang3_per_atom"] = float(self.volume[half].mean()) / self.num_atoms
+        if self.pressure is not None:
+            result["mean_pressure_bar"] = float(self.pressure[half].mean())
+        if self.volume[-1] > 0 and self.frames:
+            cells = np.mean(
+                [np.asarray(f.cell) for f in self.frames[len(self.frames) // 2 :]], axis=0
+            )
+            result["mean_cell_lengths_ang"] = Cell(cells).lengths().tolist()
+            result["mean_cell_angles_deg"] = Cell(cells).angles().tolist()
+            mass = float(masses_of(self.frames[0]).sum())
+            density = mass * units._amu * 1e27 / float(self.volume[half].mean())
+            result["mean_density_g_per_cm3"] = density
+        if self.warnings:
+            result["warnings"] = self.warnings
         return result
 
 
@@ -123,40 +166,71 @@ class RunInterrupted(KeyboardInterrupt):
 
 
 class Recorder:
-    """Collects the records of one run and makes the trajectory of them."""
+    """Collects the records of one run, watches them, and makes the trajectory of them."""
 
-    def __init__(self, engine: str, structure: Structure, settings: MDSettings) -> None:
+    def __init__(
+        self, engine: str, structure: Structure, settings: MDSettings, begin: Begin
+    ) -> None:
         self._engine, self._structure, self._settings = engine, structure, settings
-        self._rows: list[tuple[float, float, float, float]] = []
+        self._begin = begin
+        self._rows: list[tuple[float, ...]] = []
         self._frames: list[Structure] = []
+        self._masses = masses_of(structure)
+        self._extra: dict[str, Any] = {}
         self._start = time.perf_counter()
         self._paused = 0.0
+        self.warnings = begin.watch.warnings
 
     def start(self) -> None:
         """The clock starts here."""
         self._start = time.perf_counter()
 
-    def add(self, kinetic: float, frame: Structure) -> None:
-        """One record: the kinetic energy, eV, and a frame with the potential energy."""
+    def add(self, frame: Structure, **extra: Any) -> None:
+        """One record.
+
+        Args:
+            frame: with momenta and energy.
+            extra: what this engine needs to go on exactly, see :class:`RunState`.
+
+        Raises:
+            RunStoppedError: see :class:`Watch`.
+        """
         began = time.perf_counter()
         assert frame.energy is not None
-        # The centre of mass is at rest: 3 n - 3 degrees of freedom, as LAMMPS counts.
-        degrees = max(3 * len(frame) - 3, 3)
-        temperature = 2 * kinetic / (degrees * units.kB)
+        assert frame.momenta is not None
+        step = self._begin.step + len(self._rows) * self._settings.interval
+        elapsed = (
+            self._begin.time + len(self._rows) * self._settings.interval * self._settings.timestep
+        )
+        kinetic = kinetic_energy(frame.momenta, self._masses)
+        temperature = temperature_of(frame.momenta, frame)
         volume = abs(float(np.linalg.det(frame.cell))) if frame.pbc.all() else 0.0
-        self._rows.append((frame.energy, frame.energy + kinetic, temperature, volume))
+        pressure = np.nan
+        if volume > 0 and frame.stress is not None:
+            virial = -float(np.trace(frame.stress)) / 3
+            pressure = (virial + 2 * kinetic / (3 * volume)) / _BAR
+        info = {"step": step, "time_fs": elapsed, "temperature_k": temperature}
+        potential = frame.energy
+        frame = replace(frame, info={**frame.info, **info})
+        self._rows.append((potential, potential + kinetic, temperature, volume, pressure, elapsed))
         self._frames.append(frame)
+        self._extra = extra
+        self._begin.watch.check(step, frame, temperature)
         self._paused += time.perf_counter() - began
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Ctrl-C in here becomes :class:`RunInterrupted` once there is a record to keep."""
+        """Ctrl-C in here becomes :class:`RunInterrupted` once there is a record to keep, and a run
+        that the watch stopped gets its trajectory."""
         try:
             yield
         except KeyboardInterrupt:
             if not self._rows:
                 raise
             raise RunInterrupted(self.trajectory()) from None
+        except RunStoppedError as stopped:
+            stopped.trajectory = self.trajectory()
+            raise
 
     def trajectory(self, seconds: float | None = None, steps: int | None = None) -> Trajectory:
         """What was recorded. ``seconds`` are those of ``steps``; None: of the clock, and those
@@ -166,45 +240,153 @@ class Recorder:
         s = self._settings
         columns = np.array(self._rows).T
         steps = steps or max(1, (len(self._rows) - 1) * s.interval)
+        last = self._frames[-1]
         return Trajectory(
             engine=self._engine,
             ensemble=s.ensemble,
             num_atoms=len(self._structure),
-            time=np.arange(len(self._rows)) * s.interval * s.timestep,
+            time=columns[5],
             potential_energy=columns[0],
             total_energy=columns[1],
             temperature=columns[2],
             volume=columns[3],
             seconds_per_step=seconds / steps,
             frames=self._frames,
+            pressure=None if np.isnan(columns[4]).any() else columns[4],
+            warnings=self.warnings,
+            state=RunState(
+                without_labels(last),
+                self._engine,
+                s.ensemble,
+                last.info["step"],
+                last.info["time_fs"],
+                self._extra,
+            ),
         )
 
 
+@dataclass(frozen=True)
+class Begin:
+    """Where a run begins, and who looks after it."""
+
+    velocities: np.ndarray
+    """(n, 3), Å/fs."""
+    watch: Watch
+    step: int = 0
+    time: float = 0.0
+    """fs."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Of the same engine and ensemble, to go on exactly; else empty."""
+    say: Callable[[str], None] = lambda text: None
+    resumed: bool = False
+
+
 def run_md(
-    engine: str, model: str | Path, structure: Structure, settings: MDSettings
+    engine: str,
+    model: str | Path,
+    structure: Structure,
+    settings: MDSettings,
+    *,
+    resume: RunState | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Trajectory:
     """Run molecular dynamics with an exported student.
 
     Args:
         engine: ``ase``, ``lammps`` or ``openmm``.
         model: exported student.
-        structure: starting positions; velocities are drawn at the temperature of ``settings``.
+        structure: starting positions. Its momenta are the start unless ``settings`` ask for new
+            velocities, which are drawn at their temperature. Held coordinates stay.
         settings: ensemble, length, temperature ...
+        resume: go on from here, in place of ``structure``; the first record is this state.
+        say: told what a user should know, one line each: warnings, as they happen.
 
     Raises:
         InputError: unknown or missing engine, an element that the model does not know, NPT of a
-            system that is not periodic, or a run that blew up.
-        RunInterrupted: Ctrl-C in ASE or OpenMM, with what was recorded (a KeyboardInterrupt).
+            system that is not periodic or has held atoms.
+        RunStoppedError: atoms fused, the temperature ran away, energies are not finite; or
+            extrapolation, where ``settings`` say stop. With what was recorded (an InputError).
+        RunInterrupted: Ctrl-C, with what was recorded (a KeyboardInterrupt).
     """
+    if resume is not None:
+        structure = resume.structure
     _check(model, structure)
-    if settings.ensemble == "npt" and not structure.pbc.all():
+    _check_freedom(engine, structure, settings)
+    begin = _begin(engine, model, structure, settings, resume, say)
+    trajectory: Trajectory = _module(engine).run_md(
+        Path(model), replace(structure, momenta=None), settings, begin
+    )
+    _check_sane(trajectory)
+    return trajectory
+
+
+def _begin(
+    engine: str,
+    model: str | Path,
+    structure: Structure,
+    settings: MDSettings,
+    resume: RunState | None,
+    say: Callable[[str], None],
+) -> Begin:
+    s = settings
+    start_temperature = s.temperature
+    if structure.momenta is not None and not s.new_velocities:
+        velocities = structure.momenta / masses_of(structure) * units.fs
+        if structure.fixed is not None:
+            velocities[structure.fixed] = 0.0
+        if s.ensemble != "nve":  # thermostats keep the centre of mass at rest, from the start
+            velocities = velocities - drift_of(velocities, structure)
+        found = temperature_of(structure.momenta, structure)
+        start_temperature = max(found, 0.0 if s.ensemble == "nve" else s.temperature)
+        if resume is None:
+            say(f"starting with the momenta of the structure ({found:.0f} K)")
+    else:
+        velocities = initial_velocities(structure, s.temperature, s.seed)
+        if structure.momenta is not None:
+            say(f"new velocities at {s.temperature:g} K in place of the momenta of the structure")
+    watch = Watch(
+        read_metadata(model),
+        structure,
+        start_temperature,
+        stop=s.on_extrapolation == "stop",
+        say=say,
+        watch_volume=s.ensemble == "npt",
+    )
+    watch.start()
+    if resume is None:
+        return Begin(velocities, watch, say=say)
+    same = resume.engine == engine and resume.ensemble == s.ensemble
+    extra = resume.extra if same and resume.extra.get("settings") == exact_settings(s) else {}
+    return Begin(velocities, watch, resume.step, resume.time, extra, say, resumed=True)
+
+
+def exact_settings(settings: MDSettings) -> list[Any]:
+    """What must be the same for a run to go on exactly."""
+    s = settings
+    return [s.ensemble, s.temperature, s.pressure, s.timestep, s.dtype]
+
+
+def _check_freedom(engine: str, structure: Structure, settings: MDSettings) -> None:
+    check_constraints(structure)
+    if degrees_of_freedom(structure) == 0:
+        raise InputError("all atoms are held, so nothing can move; remove constraints")
+    if settings.ranks > 1 and engine != "lammps":
+        raise InputError(f"--ranks is for LAMMPS, got --engine {engine}; use --engine lammps")
+    if settings.ensemble != "npt":
+        return
+    if not structure.pbc.all():
         raise InputError(
             "NPT needs a system that is periodic in three directions, got "
             f"pbc={structure.pbc.tolist()}; use --ensemble nvt"
         )
-    trajectory: Trajectory = _module(engine).run_md(Path(model), structure, settings)
-    _check_sane(trajectory)
-    return trajectory
+    if structure.fixed is not None:
+        raise InputError(
+            "NPT moves all atoms with the cell, but "
+            f"{int(structure.fixed.any(axis=1).sum())} atoms are held; use --ensemble nvt, or "
+            "remove the constraints"
+        )
+    if settings.temperature <= 0:
+        raise InputError("NPT needs a temperature above 0 K, got 0; use e.g. --temperature 10")
 
 
 def single_point(
@@ -227,24 +409,6 @@ def single_point(
         return structure.with_labels(*portable.compute(structure))
     labelled: Structure = _module(engine).single_point(Path(model), structure, dtype)
     return labelled
-
-
-def initial_velocities(structure: Structure, temperature: float, seed: int) -> np.ndarray:
-    """Maxwell-Boltzmann velocities without drift of the centre of mass, (n, 3) in Å/fs.
-
-    The same for every engine, so that their runs can be compared.
-    """
-    atoms = structure.to_atoms(labels=False)
-    masses = atoms.get_masses()[:, None]
-    generator = np.random.default_rng(seed)
-    momenta = generator.standard_normal((len(atoms), 3)) * np.sqrt(masses * units.kB * temperature)
-    if len(atoms) > 1:
-        momenta -= momenta.sum(axis=0) * masses / masses.sum()
-        kinetic = float((momenta**2 / (2 * masses)).sum())
-        wanted = 1.5 * (len(atoms) - 1) * units.kB * temperature
-        momenta *= np.sqrt(wanted / kinetic) if kinetic > 0 else 1.0
-    velocities: np.ndarray = momenta / masses * units.fs
-    return velocities
 
 
 def _module(engine: str) -> Any:

@@ -5,15 +5,26 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ase import units
 from ase.data import chemical_symbols
 
 from mlff_distiller.data import Structure
-from mlff_distiller.dynamics.common import MDSettings, Recorder, Trajectory, initial_velocities
+from mlff_distiller.dynamics.common import (
+    Begin,
+    MDSettings,
+    Recorder,
+    Trajectory,
+    exact_settings,
+)
+from mlff_distiller.dynamics.freedom import drift_of, masses_of, still_directions
 from mlff_distiller.errors import InputError
+from mlff_distiller.lattice import stress_volume
+from mlff_distiller.students.energy_model import ExportedModel
 from mlff_distiller.units import EV_IN_KJ_PER_MOL
 
 _STEP_OF_BAROSTAT = 25
@@ -44,36 +55,43 @@ def single_point(model: Path, structure: Structure, dtype: str) -> Structure:
 
 
 @_one_line()
-def run_md(model: Path, structure: Structure, settings: MDSettings) -> Trajectory:
+def run_md(model: Path, structure: Structure, settings: MDSettings, begin: Begin) -> Trajectory:
     """See :func:`mlff_distiller.dynamics.run_md`."""
     mm, s = _import(), settings
     system, rotation = _system(mm, model, structure, s.dtype, s.threads)
-    velocities = initial_velocities(structure, s.temperature, s.seed) @ rotation * 100.0  # nm/ps
+    masses = masses_of(structure)
+    velocities = begin.velocities @ rotation * 100.0  # nm/ps
     positions = structure.positions @ rotation / 10.0
-    if s.warmup_steps:
-        context = _context(mm, system, _integrator(mm, s, "nvt"), structure, rotation)
+    if s.warmup_steps and not begin.resumed:
+        remover = _hold_centre_of_mass(mm, system, structure, "nvt")
+        context = _context(mm, system, _integrator(mm, s, "nvt", _seed(s)), structure, rotation)
         context.setVelocities(velocities)
         _advance(context.getIntegrator(), s.warmup_steps)
         state = context.getState(positions=True, velocities=True)
         positions = state.getPositions(asNumpy=True)._value
         velocities = state.getVelocities(asNumpy=True)._value
+        velocities = velocities - drift_of(velocities, structure)
         del context
+        if remover is not None:
+            system.removeForce(remover)
+    seed = (_seed(s) + begin.step) % (2**31 - 1) or 1
+    _hold_centre_of_mass(mm, system, structure, s.ensemble)
     if s.ensemble == "npt":
         barostat = mm.MonteCarloBarostat(s.pressure, s.temperature, _STEP_OF_BAROSTAT)
-        barostat.setRandomNumberSeed(_seed(s))
+        barostat.setRandomNumberSeed(seed)
         system.addForce(barostat)
-    integrator = _integrator(mm, s, s.ensemble)
+    integrator = _integrator(mm, s, s.ensemble, seed)
     context = _context(mm, system, integrator, structure, rotation)
-    context.setPositions(positions)
-    if s.ensemble == "nve":
-        # Leapfrog keeps the velocities of half a step before the positions.
-        forces = context.getState(forces=True).getForces(asNumpy=True)._value
-        masses = structure.to_atoms(labels=False).get_masses()[:, None]
-        velocities = velocities - 0.5 * s.timestep / 1000.0 * forces / masses
-    context.setVelocities(velocities)
+    if "checkpoint" in begin.extra:
+        _load(mm, context, begin.extra["checkpoint"])
+    else:
+        context.setPositions(positions)
+        half = _half_kick(context, s, masses)
+        context.setVelocities(velocities - half)
     context.getState(energy=True)  # the first evaluation sets things up
+    stresses = _Stresses(model, structure, s)
 
-    recorder = Recorder("openmm", structure, s)
+    recorder = Recorder("openmm", structure, s, begin)
     seconds = 0.0
     with recorder.interruptible():
         for record in range(s.steps // s.interval + 1):
@@ -82,14 +100,73 @@ def run_md(model: Path, structure: Structure, settings: MDSettings) -> Trajector
                 _advance(integrator, s.interval)
                 seconds += time.perf_counter() - start
             state = context.getState(
-                energy=True, forces=True, positions=True, enforcePeriodicBox=False
+                energy=True, forces=True, positions=True, velocities=True, enforcePeriodicBox=False
             )
-            kinetic = state.getKineticEnergy()._value / EV_IN_KJ_PER_MOL
-            recorder.add(kinetic, _frame(structure, state, rotation))
+            velocities = state.getVelocities(asNumpy=True)._value + _half_kick(context, s, masses)
+            if s.ensemble != "nve":  # it is taken out at the start of the next step
+                velocities = velocities - drift_of(velocities, structure)
+            momenta = masses * (velocities @ rotation.T) / 100.0 / units.fs
+            recorder.add(
+                stresses.of(_frame(structure, state, rotation, momenta)),
+                checkpoint=_checkpoint(context),
+                settings=exact_settings(s),
+            )
     return recorder.trajectory(seconds)
 
 
-def _frame(structure: Structure, state: Any, rotation: np.ndarray) -> Structure:
+class _Stresses:
+    """OpenMM has no stress: one more evaluation of the student at each record."""
+
+    def __init__(self, model: Path, structure: Structure, settings: MDSettings) -> None:
+        self._model = None
+        if stress_volume(structure.cell, structure.pbc):
+            self._model = ExportedModel(model, dtype=settings.dtype, threads=settings.threads)
+
+    def of(self, frame: Structure) -> Structure:
+        """``frame`` with its stress."""
+        if self._model is None or not np.isfinite(frame.positions).all():
+            return frame
+        return replace(frame, stress=self._model.compute(frame).stress)
+
+
+def _half_kick(context: Any, settings: MDSettings, masses: np.ndarray) -> np.ndarray | float:
+    """What leapfrog velocities, half a step before the positions, lack (nm/ps); only in NVE. The
+    velocities of the Langevin integrator are canonical as they are."""
+    if settings.ensemble != "nve":
+        return 0.0
+    forces = context.getState(forces=True).getForces(asNumpy=True)._value
+    mobile = np.array(
+        [context.getSystem().getParticleMass(i)._value > 0 for i in range(len(masses))]
+    )
+    kick: np.ndarray = 0.5 * settings.timestep / 1000.0 * forces / masses * mobile[:, None]
+    return kick
+
+
+def _hold_centre_of_mass(mm: Any, system: Any, structure: Structure, ensemble: str) -> int | None:
+    """Index of the force that takes its motion out in each step, None where it is free."""
+    if ensemble == "nve" or not still_directions(structure).all():
+        return None
+    return int(system.addForce(mm.CMMotionRemover(1)))
+
+
+def _checkpoint(context: Any) -> bytes:
+    data = context.createCheckpoint()
+    return data if isinstance(data, bytes) else str(data).encode("latin-1")
+
+
+def _load(mm: Any, context: Any, checkpoint: bytes) -> None:
+    try:
+        context.loadCheckpoint(checkpoint)
+    except mm.OpenMMException:
+        raise InputError(
+            "this OpenMM cannot load the checkpoint in the state of the run; start a new run from "
+            "the last frame of the trajectory"
+        ) from None
+
+
+def _frame(
+    structure: Structure, state: Any, rotation: np.ndarray, momenta: np.ndarray
+) -> Structure:
     box = np.array(state.getPeriodicBoxVectors(asNumpy=True)._value) * 10.0
     return Structure(
         atomic_numbers=structure.atomic_numbers,
@@ -98,6 +175,8 @@ def _frame(structure: Structure, state: Any, rotation: np.ndarray) -> Structure:
         pbc=structure.pbc,
         energy=_energy(state),
         forces=_forces(state) @ rotation.T,
+        momenta=momenta,
+        fixed=structure.fixed,
         info=dict(structure.info),
     )
 
@@ -133,14 +212,23 @@ def _system(
             "OpenMM runs systems that are periodic in all directions or in none, got "
             f"pbc={structure.pbc.tolist()}; use --engine lammps or ase"
         )
+    held = np.zeros(len(structure), dtype=bool)
+    if structure.fixed is not None:
+        held[structure.fixed.any(axis=1)] = True
+        if not np.array_equal(held, structure.fixed.all(axis=1)):
+            atom = int(np.argmax(held & ~structure.fixed.all(axis=1)))
+            raise InputError(
+                f"OpenMM holds atoms or lets them move, got atom {atom} with single coordinates "
+                "held; use --engine ase or lammps"
+            )
     topology = app.Topology()
     residue = topology.addResidue("MOL", topology.addChain())
     system = mm.System()
     for z in structure.atomic_numbers:
         element = app.Element.getByAtomicNumber(int(z))
         topology.addAtom(chemical_symbols[int(z)], element, residue)
-    for mass in structure.to_atoms(labels=False).get_masses():
-        system.addParticle(float(mass))
+    for mass, still in zip(masses_of(structure)[:, 0], held, strict=True):
+        system.addParticle(0.0 if still else float(mass))  # OpenMM's way to hold an atom
     rotation = np.eye(3)
     if structure.pbc.all():
         box, rotation = _reduced_box(structure.cell)
@@ -169,12 +257,12 @@ def _reduced_box(cell: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return box, rotation
 
 
-def _integrator(mm: Any, settings: MDSettings, ensemble: str) -> Any:
+def _integrator(mm: Any, settings: MDSettings, ensemble: str, seed: int) -> Any:
     timestep = settings.timestep / 1000.0  # ps
     if ensemble == "nve":
         return mm.VerletIntegrator(timestep)
     integrator = mm.LangevinMiddleIntegrator(settings.temperature, 10.0, timestep)
-    integrator.setRandomNumberSeed(_seed(settings))
+    integrator.setRandomNumberSeed(seed)
     return integrator
 
 

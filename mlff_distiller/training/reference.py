@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from mlff_distiller.data import Batch, Structure, collate, neighbors_of
+from mlff_distiller.data import Batch, Structure, collate
 from mlff_distiller.data.structure import is_isolated
 from mlff_distiller.errors import InputError
 from mlff_distiller.ops import edge_vectors
@@ -172,15 +172,3 @@ def scale_readout(student: StudentForceField, batch: Batch, mean: float = 0.0) -
     with torch.no_grad():
         readout.weight.mul_(factor)
         readout.bias.copy_(mean - factor * network.to(readout.bias.dtype).reshape(1))
-
-
-def closest_pair(structures: Sequence[Structure], cutoff: float) -> float | None:
-    """Shortest distance between two atoms (images included), Å; None if all are farther apart
-    than ``cutoff``."""
-    shortest = np.inf
-    for s in structures:
-        edge_index, shifts = (t.numpy() for t in neighbors_of(s, cutoff))
-        if edge_index.shape[1]:
-            vectors = s.positions[edge_index[0]] - s.positions[edge_index[1]] + shifts @ s.cell
-            shortest = min(shortest, float(np.linalg.norm(vectors, axis=1).min()))
-    return shortest if np.isfinite(shortest) else None

@@ -18,8 +18,8 @@ from mlff_distiller.elements import symbols, unknown_elements
 from mlff_distiller.errors import InputError
 from mlff_distiller.students import StudentForceField
 from mlff_distiller.students.student import load_student
+from mlff_distiller.training.coverage import closest_pair, coverage
 from mlff_distiller.training.reference import (
-    closest_pair,
     fit_reference_energies,
     isolated_energies,
     mean_binding,
@@ -42,7 +42,8 @@ class TrainingData:
         train: trained on.
         valid: measured after each epoch.
         elements: atomic numbers that occur in ``train``.
-        metadata: teacher, data_hash, min_distance (Å) and numbers of frames, for the checkpoint.
+        metadata: teacher, data_hash, min_distance (Å), coverage and numbers of frames, for the
+            checkpoint.
         notes: lines for the user about the data.
     """
 
@@ -106,10 +107,12 @@ def load_data(config: TrainConfig, cutoff: float) -> TrainingData:
     if states := charge_and_spin(train):
         notes.append(f"warning: {states}")
     _refuse_overlaps(dataset, valid is not train, cutoff)
+    covered = coverage(train, cutoff)
     metadata = {
         "teacher": dataset.teacher,
         "data_hash": dataset.hash(),
-        "min_distance": closest_pair(train, cutoff),
+        "min_distance": min(covered["closest_pairs"].values(), default=None),
+        "coverage": covered,
         "num_train": len(train),
         "num_valid": len(valid) if valid is not train else 0,
     }
@@ -130,12 +133,11 @@ def _labelled(dataset: HDF5Dataset, split: str, notes: list[str]) -> list[Struct
 def _refuse_overlaps(dataset: HDF5Dataset, with_valid: bool, cutoff: float) -> None:
     for split in ("train", "valid") if with_valid else ("train",):
         frames = dataset.subset(split)
-        nearest = closest_pair(frames, cutoff)
-        if nearest is None or nearest > _OVERLAP:
+        if closest_pair(frames, cutoff) > _OVERLAP:
             continue
         for i, frame in zip(dataset.splits[split], frames, strict=True):
             distance = closest_pair([frame], cutoff)
-            if distance is not None and distance <= _OVERLAP:
+            if distance <= _OVERLAP:
                 raise InputError(
                     f"{dataset.path}, structure {int(i)} has two atoms at one point (images "
                     f"included, {distance:.2g} Å apart); leave it out with 'mlff-distiller convert "

@@ -357,9 +357,9 @@ MUTATIONS = [
     ),
     Mutation(
         "the closest pair is that of the largest distance",
-        "training/reference.py",
-        "np.linalg.norm(vectors, axis=1).min()",
-        "np.linalg.norm(vectors, axis=1).max()",
+        "training/coverage.py",
+        "np.minimum.at(shortest, (z[0], z[1]), np.linalg.norm(vectors, axis=1))",
+        "shortest[z[0], z[1]] = np.linalg.norm(vectors, axis=1).max()",
         "test_training.py",
         "engines warn of close contacts by it",
     ),
