@@ -179,6 +179,17 @@ def test_in_inference_mode(student, model, kind, inside):
     np.testing.assert_allclose(got_forces, forces, atol=1e-7)
 
 
+def test_script_in_inference_mode(student, model):
+    """What TorchForce is given, made and first run in there."""
+    atoms = water()
+    energy, forces, _ = direct(student, atoms)
+    with torch.inference_mode():
+        module = module_of(atoms, model)
+        got, own = module(torch.tensor(atoms.positions / 10), torch.tensor(atoms.cell.array / 10))
+    assert got.item() / EV == pytest.approx(energy, rel=1e-9)
+    np.testing.assert_allclose(own.numpy() / (10 * EV), forces, atol=1e-7)
+
+
 def test_positions_are_multiplied_in_double_precision(student, model):
     """A platform in single precision hands over float32: no more digits may go."""
     atoms = ethanol()
