@@ -20,7 +20,7 @@ CUDA_TESTS ?= $(addprefix tests/test_,cuda_build.py neighbors.py ops.py messages
               $(filter-out %_gpu.py,$(wildcard tests/test_lammps_*.py tests/test_openmm_*.py))
 # make openmm-torch: that wheel was compiled for that torch (with CUDA, but no GPU is needed).
 OPENMM_TORCH ?= openmmtorch==1.5 torch==2.9.1 openmm==8.5.2 openmmml==1.7
-OPENMM_TORCH_TESTS ?= $(wildcard tests/test_openmm_*.py) tests/test_contract.py
+OPENMM_TORCH_TESTS ?= $(filter-out %_build.py,$(wildcard tests/test_openmm_*.py)) tests/test_contract.py
 # Pinned, because what they accept changes from version to version.
 LINT_TOOLS ?= ruff==0.17.6 mypy==2.4.1 clang-format==23.1.5 types-PyYAML
 DEMO ?= silicon

@@ -179,6 +179,17 @@ def test_in_inference_mode(student, model, kind, inside):
     np.testing.assert_allclose(got_forces, forces, atol=1e-7)
 
 
+def test_script_in_inference_mode(student, model):
+    """What TorchForce is given, made and first run in there."""
+    atoms = water()
+    energy, forces, _ = direct(student, atoms)
+    with torch.inference_mode():
+        module = module_of(atoms, model)
+        got, own = module(torch.tensor(atoms.positions / 10), torch.tensor(atoms.cell.array / 10))
+    assert got.item() / EV == pytest.approx(energy, rel=1e-9)
+    np.testing.assert_allclose(own.numpy() / (10 * EV), forces, atol=1e-7)
+
+
 def test_positions_are_multiplied_in_double_precision(student, model):
     """A platform in single precision hands over float32: no more digits may go."""
     atoms = ethanol()
@@ -342,18 +353,18 @@ def test_kernels_are_loaded_after_torch(plugins, monkeypatch):
 class Installed(metadata.Distribution):
     """A package as the package index or somebody's compiler leaves it."""
 
-    def __init__(self, name, version, requires=(), compiled_here=False):
+    def __init__(self, name, version, requires=(), **files):
         self._metadata = email.message.Message()
         self._metadata["Name"], self._metadata["Version"] = name, version
         self._requires = list(requires)
-        self.compiled_here = compiled_here
+        self.files_inside = files
 
     metadata = property(lambda self: self._metadata)
     requires = property(lambda self: self._requires)
     version = property(lambda self: self._metadata["Version"])
 
     def read_text(self, filename):
-        return "{}" if filename == "direct_url.json" and self.compiled_here else None
+        return self.files_inside.get(filename.partition(".")[0])
 
     def locate_file(self, path):
         return path
@@ -364,13 +375,14 @@ class Installed(metadata.Distribution):
     [
         (Installed("openmmtorch", "1.5"), "2.9.1+cu128", None),
         (Installed("openmmtorch", "1.5"), "2.9.0", None),
-        (Installed("openmmtorch", "1.5"), "2.8.0", "openmmtorch 1.5 was made for torch 2.9, got"),
+        (Installed("openmmtorch", "1.5", INSTALLER="pip\n"), "2.8.0", "openmmtorch 1.5 was made for torch 2.9, got"),
         (Installed("openmmtorch", "1.5"), "2.10.0+cpu", r"got torch 2\.10\.0\+cpu, with which"),
         (Installed("openmmtorch", "1.5"), "2.90.0", r"pip install 'torch==2\.9\.\*'`, or use"),
-        (Installed("openmmtorch", "1.5", compiled_here=True), "2.13.0", None),
-        (Installed("another", "1.6", ["torch==2.10.*", "numpy"]), "2.10.2", None),
+        (Installed("openmmtorch", "1.5", direct_url="{}", INSTALLER="pip\n"), "2.13.0", None),
+        (Installed("openmmtorch", "1.5", INSTALLER="conda\n"), "2.13.0", None),
+        (Installed("another", "1.6", ["torch==2.10.*", 'torch==2.9; extra == "x"']), "2.10.2", None),
         (Installed("another", "1.6", ["torch==2.10.*"]), "2.9.1", "another 1.6 was made for torch"),
-        (Installed("another", "1.6", ["torch (==2.9.1)"]), "2.9.10", "made for torch 2.9.1, got"),
+        (Installed("another", "1.6", ["torch (==2.9.1) ; x"]), "2.9.10", "made for torch 2.9.1, got"),
         (Installed("another", "1.6", ["torch>=2.1", "OpenMM==8.1.0"]), "2.9.1",
          r"made for openmm 8\.1\.0, got openmm 8\."),
     ],

@@ -66,7 +66,7 @@ def painn_force(
     The python backend is an ``openmm.PythonForce``, whose XML holds a pickle of the same: load
     such files only from people you trust, and only where mlff_distiller is installed, since
     OpenMM 8.6 crashes otherwise. So is a ``PythonTorchForce`` of the torch backend; the XML of a
-    ``TorchForce`` holds the whole model instead, as TorchScript.
+    ``TorchForce`` holds the same in a piece of TorchScript, which calls mlff_distiller.
 
     Args:
         topology: elements, bonds and, unless ``periodic`` is given, whether there is a box.

@@ -84,13 +84,15 @@ def check_versions() -> None:
 
 def _pinned(requirements: Sequence[str]) -> dict[str, str]:
     """Package -> release, of the requirements that leave one choice: ``torch==2.9.1``."""
-    found = (re.match(r"([\w.-]+)\s*\(?\s*==\s*([\d.]+?)(\.\*)?\s*\)?$", r) for r in requirements)
+    always = (r.partition(";")[0].strip() for r in requirements if "extra" not in r)
+    found = (re.fullmatch(r"([\w.-]+)\s*\(?\s*==\s*([\d.]+?)(\.\*)?\s*\)?", r) for r in always)
     return {match[1].lower(): match[2] for match in found if match}
 
 
 def _known(package: metadata.Distribution) -> dict[str, str]:
-    # Compiled here (pip notes where from), it was compiled for the torch that was there.
-    if package.read_text("direct_url.json") is not None:
+    # Compiled here (pip notes where from) or by conda, it fits the torch that was there.
+    installer = (package.read_text("INSTALLER") or "").strip()
+    if installer == "conda" or package.read_text("direct_url.json") is not None:
         return {}
     return _COMPILED_FOR.get((package.metadata["Name"], package.version), {})
 
