@@ -167,7 +167,8 @@ class SamplingConfig(Settings, path="sampling"):
     )
     max_strain: float = setting(
         0.04,
-        "Largest component of the random symmetric strain of periodic copies.",
+        "Largest component of the random symmetric strain of periodic copies; structures with held "
+        "atoms are not strained.",
         least=0,
         below=1,
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -23,6 +22,7 @@ from support.commands import run
 from mlff_distiller.config import EnginesConfig, ModelConfig, SamplingConfig, TrainingConfig
 from mlff_distiller.data import HDF5Dataset
 from mlff_distiller.dynamics import lammps_engine, openmm_engine
+from mlff_distiller.dynamics.lammps_files import Records
 from mlff_distiller.errors import InputError
 from mlff_distiller.export import export_student
 from mlff_distiller.files import atomic_path
@@ -139,14 +139,19 @@ def test_lammps_refuses_far_coordinates(folder: Path) -> None:
 def test_lammps_leaves_no_process_behind(tmp_path: Path, monkeypatch: Any) -> None:
     script = "import subprocess, sys; subprocess.run(['sh', '-c', 'echo $$ > pid; exec sleep 60'])"
 
-    def interrupted(self: Any, *_: Any, **__: Any) -> None:
+    def interrupted(_: float) -> None:
         while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
-            time.sleep(0.01)
+            sleep(0.01)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
+    sleep = time.sleep
+    monkeypatch.setattr(lammps_engine.time, "sleep", interrupted)
+    command = [sys.executable, "-c", script]
     with pytest.raises(KeyboardInterrupt):
-        lammps_engine._wait_for([sys.executable, "-c", script], tmp_path, dict(os.environ))
+        lammps_engine._follow(
+            command, tmp_path, dict(os.environ), Records(tmp_path), lambda *record: None
+        )
+    monkeypatch.undo()
     child = int((tmp_path / "pid").read_text())
     end = time.monotonic() + 60
     while _alive(child) and time.monotonic() < end:

@@ -555,7 +555,7 @@ def test_interrupted_training_resumes(folder: Path, tmp_path: Path) -> None:
     assert len((tmp_path / "run" / "history.csv").read_text().splitlines()) - 1 == before + 2
 
 
-@pytest.mark.parametrize("engine", ["ase", "openmm"])
+@pytest.mark.parametrize("engine", ["ase", "openmm", "lammps"])
 def test_ctrl_c_keeps_the_frames_of_a_run(silicon_student, tmp_path, engine):
     """A run is stopped after the third record: those three are written."""
     from mlff_distiller.dynamics import common
@@ -563,8 +563,8 @@ def test_ctrl_c_keeps_the_frames_of_a_run(silicon_student, tmp_path, engine):
     output = tmp_path / "t.extxyz"
     original = common.Recorder.add
 
-    def add(self, kinetic, frame):
-        original(self, kinetic, frame)
+    def add(self, frame, **extra):
+        original(self, frame, **extra)
         if len(self._frames) == 3:
             raise KeyboardInterrupt
 

@@ -107,11 +107,17 @@ def test_sampling_leaves_held_atoms_where_they_are() -> None:
     atoms.set_constraint([FixAtoms([0, 1]), FixCartesian([2], [True, False, False])])
     start = Structure.from_atoms(atoms)
     config = SamplingConfig(
-        num_rattle=4, num_md=4, max_strain=0.0, md_temperatures=[300.0], md_interval=5, md_warmup=5
+        num_rattle=4,
+        num_md=24,
+        max_strain=0.05,
+        md_temperatures=[300.0],
+        md_interval=5,
+        md_warmup=5,
     )
     frames = sample([start], config, EMT())
     assert {f.info["source"] for f in frames} == {"rattle", "md"}
     for frame in frames:
+        np.testing.assert_array_equal(frame.cell, start.cell)
         moved = np.abs(frame.positions - start.positions)
         assert moved[start.fixed].max() < 1e-12
         assert moved[~start.fixed].min() > 0

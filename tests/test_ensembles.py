@@ -119,6 +119,9 @@ def test_nvt_is_canonical(engine, model, number) -> None:
     run = run_md(engine, model, start, settings)
     check_canonical(run, degrees, skip=50)
     check_momenta(run, skip=50)
+    masses = start.to_atoms(labels=False).get_masses()
+    moved = run.frames[-1].positions - run.frames[0].positions
+    assert np.abs(masses @ moved / masses.sum()).max() < 0.1  # Å; it would wander by more than 1
 
 
 @pytest.mark.parametrize("number", STEPS)

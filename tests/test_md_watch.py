@@ -59,6 +59,8 @@ def test_like_ions_are_seen_though_other_pairs_come_closer() -> None:
     w = watch()
     w.check(0, moved(2.3), 300.0)
     assert w.warnings == []
+    w.check(60, moved(3.35, *like_ions()), 300.0)  # within three percent: training is a sample
+    assert w.warnings == []
     w.check(70, moved(3.1, *like_ions()), 300.0)
     w.check(80, moved(3.05, *like_ions()), 300.0)
     (line,) = w.warnings  # once
@@ -155,15 +157,15 @@ def test_atoms_that_fuse_end_the_run_with_what_came_before(engine, model) -> Non
         run_md(engine, model, collision(), settings, say=said.append)
     trajectory = e.value.trajectory
     assert len(trajectory.frames) == 14
-    assert any("step 35: atoms 0 (Si) and 1 (Si) are 1.950 Å apart" in line for line in said)
+    assert any("step 40: atoms 0 (Si) and 1 (Si) are 1.800 Å apart" in line for line in said)
     assert trajectory.frames[-1].info["step"] == 65
 
 
 def test_extrapolation_stops_a_run_that_is_told_so(engine, model) -> None:
     settings = MDSettings("nve", 2000, interval=5, threads=1, on_extrapolation="stop")
-    with pytest.raises(RunStoppedError, match="stopped at extrapolation, step 35: ") as e:
+    with pytest.raises(RunStoppedError, match="stopped at extrapolation, step 40: ") as e:
         run_md(engine, model, collision(), settings)
-    assert len(e.value.trajectory.frames) == 8
+    assert len(e.value.trajectory.frames) == 9
 
 
 def test_md_exits_with_3_and_keeps_the_trajectory(engine, model, tmp_path: Path) -> None:
@@ -177,6 +179,19 @@ def test_md_exits_with_3_and_keeps_the_trajectory(engine, model, tmp_path: Path)
     assert "fused" in error
     assert "t.extxyz has the 14 frames until then" in error
     assert len(read(tmp_path / "t.extxyz", ":")) == 14
+
+
+def test_an_engine_that_gives_up_leaves_what_came_before(engine, tmp_path: Path) -> None:
+    """Between two records atoms meet, lose their way or leave the box: no engine says it alike."""
+    size = {"hidden_dim": 8, "num_interactions": 1, "num_rbf": 4, "cutoff": 3.0}
+    wild = make_student([14], energies=[-5.0], scale=3e5, zbl=False, **size)
+    export_student(wild, tmp_path / "wild.pt", {"coverage": {"closest_pairs": {"Si-Si": 0.1}}})
+    atoms = bulk("Si", cubic=True)
+    atoms.rattle(0.1, seed=1)
+    settings = MDSettings("nve", 400, interval=100, timestep=5.0, threads=1)
+    with pytest.raises(RunStoppedError) as stopped:
+        run_md(engine, tmp_path / "wild.pt", Structure.from_atoms(atoms), settings)
+    assert len(stopped.value.trajectory.frames) >= 1
 
 
 def test_lammps_warnings_are_passed_on(model, tmp_path: Path) -> None:
@@ -195,3 +210,20 @@ def test_md_says_what_it_starts_with_and_what_npt_came_to(engine, model, tmp_pat
     )  # fmt: skip
     for word in ("density", "g/cm³", "cell 5.", "mean pressure", "90.00"):
         assert word in done.stdout, word
+
+
+def test_a_report_goes_on_where_a_run_dies(model, monkeypatch) -> None:
+    """distill must not lose its report because a student fails in one engine."""
+    from mlff_distiller.config import EnginesConfig
+    from mlff_distiller.evaluation import engines
+
+    settings = EnginesConfig(
+        lammps=False, openmm=False, nve_steps=400, npt_steps=0, temperature=1.0, timestep=2.0
+    )
+    monkeypatch.setattr(engines, "compare_engines", lambda *a, **k: {})
+    said: list[str] = []
+    near = Structure([14, 14], [[0, 0, 0], [1.1, 0, 0]])
+    result, runs = engines.run_engines(model, near, settings, say=said.append)
+    assert len(runs) == 1
+    assert any("ase: step 0: atoms have fused" in line for line in said)
+    assert any("fused" in line for line in result["runs"][0]["warnings"])

@@ -61,12 +61,18 @@ def student(path: Path) -> Description:
         "closest pair": f"{card['min_distance']:.3f} Å in training"
         if card.get("min_distance")
         else "unknown",
+        "closest by elements": _pairs(card.get("coverage")),
         "data hash": str(card.get("data_hash") or "unknown")[:16],
         "written by": f"mlff_distiller {card.get('package_version')}, "
         f"torch {card.get('torch_version')}",
         "native engine": _native_text(result["native_engine"]),
     }
     return result, _rows(path, rows)
+
+
+def _pairs(coverage: dict[str, Any] | None) -> str:
+    pairs = (coverage or {}).get("closest_pairs") or {}
+    return ", ".join(f"{name} {distance:.3f} Å" for name, distance in pairs.items()) or "unknown"
 
 
 def _smoothness(config: ModelConfig, repulsion_step: float | None) -> str:

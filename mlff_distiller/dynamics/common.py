@@ -220,8 +220,8 @@ class Recorder:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Ctrl-C in here becomes :class:`RunInterrupted` once there is a record to keep, and a run
-        that the watch stopped gets its trajectory."""
+        """Ctrl-C in here becomes :class:`RunInterrupted` once there is a record to keep. A run that
+        the watch stopped, or that the engine gave up between two records, gets its trajectory."""
         try:
             yield
         except KeyboardInterrupt:
@@ -231,6 +231,12 @@ class Recorder:
         except RunStoppedError as stopped:
             stopped.trajectory = self.trajectory()
             raise
+        except InputError as error:  # atoms were lost or at one point: what came before is kept
+            if not self._rows:
+                raise
+            dead = RunStoppedError(f"after step {self._frames[-1].info['step']}: {error}")
+            dead.trajectory = self.trajectory()
+            raise dead from None
 
     def trajectory(self, seconds: float | None = None, steps: int | None = None) -> Trajectory:
         """What was recorded. ``seconds`` are those of ``steps``; None: of the clock, and those

@@ -93,7 +93,7 @@ def run_md(model: Path, structure: Structure, settings: MDSettings, begin: Begin
 
     recorder = Recorder("openmm", structure, s, begin)
     seconds = 0.0
-    with recorder.interruptible():
+    with recorder.interruptible(), _one_line():
         for record in range(s.steps // s.interval + 1):
             if record:
                 start = time.perf_counter()

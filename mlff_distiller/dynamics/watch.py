@@ -27,7 +27,8 @@ FUSED = 0.6
 #: The same of the sum of covalent radii, for pairs that training never saw.
 FUSED_RADII = 0.4
 _HOT = 10.0
-# Å³ of slack in relative volume, since training frames are a sample.
+# Training frames are a sample: what is this near to its edge, as a share, is no news.
+_FRINGE = 0.97
 _VOLUME_SLACK = 0.02
 # eV/atom below the lowest energy of training at which the potential has a hole.
 _HOLE = 0.3
@@ -92,10 +93,10 @@ class Watch:
                 radii = FUSED_RADII * (covalent_radii[a] + covalent_radii[b])
                 known = self._pairs.get(pair_name(int(a), int(b)))
                 if self._by_pair:
-                    seen[a, b] = self._cutoff if known is None else known
+                    seen[a, b] = self._cutoff if known is None else _FRINGE * known
                     dead[a, b] = radii if known is None else FUSED * known
                 else:
-                    seen[a, b] = self._any_pair
+                    seen[a, b] = _FRINGE * self._any_pair
                     dead[a, b] = FUSED * self._any_pair or radii
                 dead[a, b] = max(dead[a, b], SAME_POINT)
         return seen, dead

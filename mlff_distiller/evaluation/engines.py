@@ -10,7 +10,13 @@ import numpy as np
 
 from mlff_distiller.config import EnginesConfig, TeacherConfig
 from mlff_distiller.data import Structure
-from mlff_distiller.dynamics import MDSettings, Trajectory, run_md, single_point
+from mlff_distiller.dynamics import (
+    MDSettings,
+    RunStoppedError,
+    Trajectory,
+    run_md,
+    single_point,
+)
 from mlff_distiller.errors import InputError
 from mlff_distiller.evaluation.speed import time_teacher
 
@@ -105,12 +111,12 @@ def run_engines(
         say(f"{config.nve_steps} steps NVE in {engine}")
         interval = max(1, config.nve_steps // 200)
         settings = MDSettings("nve", config.nve_steps, interval=interval, **base)  # type: ignore[arg-type]
-        trajectories.append(run_md(engine, model, structure, settings))
+        trajectories.append(_run(engine, model, structure, settings, say))
     if structure.pbc.all() and config.npt_steps and "lammps" in usable:
         say(f"{config.npt_steps} steps NPT in lammps")
         interval = max(1, config.npt_steps // 100)
         settings = MDSettings("npt", config.npt_steps, interval=interval, **base)  # type: ignore[arg-type]
-        trajectories.append(run_md("lammps", model, structure, settings))
+        trajectories.append(_run("lammps", model, structure, settings, say))
     result["runs"] = [t.summary() for t in trajectories]
     result["seconds_per_step"] = {
         t.engine: t.seconds_per_step for t in trajectories if t.ensemble == "nve"
@@ -149,6 +155,25 @@ def headline(engines: dict[str, Any]) -> dict[str, Any]:
         "speedup_vs_teacher": speedups,
         "nve_drift_mev_per_atom_per_ps": worst,
     }
+
+
+def _run(
+    engine: str,
+    model: str | Path,
+    structure: Structure,
+    settings: MDSettings,
+    say: Callable[[str], None],
+) -> Trajectory:
+    """A run; one that stopped being physics is a result, too, and its warnings say why."""
+    try:
+        return run_md(engine, model, structure, settings, say=say)
+    except RunStoppedError as dead:
+        trajectory: Trajectory = dead.trajectory
+        if not np.isfinite(trajectory.total_energy).all():
+            raise
+        say(f"warning: {engine}: {dead}")
+        trajectory.warnings.append(str(dead))
+        return trajectory
 
 
 def _usable(

@@ -153,7 +153,8 @@ class _Trajectory:
         if origin.pbc.all():
             fractional = np.linalg.solve(here.cell.T, here.positions.T).T
             here = replace(here, positions=fractional @ origin.cell, cell=origin.cell)
-            if self.config.max_strain > 0 and self.segment > 0:
+            strains = self.config.max_strain > 0 and origin.fixed is None
+            if strains and self.segment > 0:
                 here = strained(here, random_strain(rng, self.config.max_strain / 2))
         atoms = here.to_atoms(labels=False, dynamics=True)
         # A minimum gives half of its kinetic energy away; later segments are warm already.

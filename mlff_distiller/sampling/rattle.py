@@ -22,7 +22,7 @@ def rattled(
 ) -> Structure:
     """A copy with normally distributed displacements and, when fully periodic, a random strain.
 
-    Held coordinates (``structure.fixed``) stay, or move with the cell.
+    Held coordinates (``structure.fixed``) stay, and so does the cell around them.
 
     Args:
         structure: left as it is.
@@ -30,7 +30,7 @@ def rattled(
         stdev: of each Cartesian displacement, Å.
         max_strain: largest component of the strain.
     """
-    if structure.pbc.all() and max_strain > 0:
+    if structure.pbc.all() and max_strain > 0 and structure.fixed is None:
         structure = strained(structure, random_strain(rng, max_strain))
     noise = rng.normal(scale=stdev, size=structure.positions.shape)
     if structure.fixed is not None:
