@@ -360,3 +360,11 @@ def test_numbers_read_well() -> None:
     assert number(-3.2e-7) == "−3.2e-7"
     assert number(12.345) == "12.3"
     assert number(7125.3) == "7,125"
+
+
+def test_predictions_that_are_not_finite_are_refused(student: StudentForceField) -> None:
+    whole = water()
+    overlapping = Structure([1, 1], np.zeros((2, 3)), energy=0.0, forces=np.zeros((2, 3)))
+    for size in (1, 2, 8):
+        with pytest.raises(InputError, match=r"frame 2 of those evaluated \(H2\).*--drop-bad"):
+            predict(student, [whole, whole, overlapping, whole], batch_size=size)

@@ -32,11 +32,21 @@ def predict(
         structures: at least one.
         batch_size: structures evaluated together.
         progress: called with the number of structures done.
+
+    Raises:
+        InputError: the model gives something that is not finite, or another of its own reasons.
     """
     model = StudentModel(model) if isinstance(model, StudentForceField) else model
     labelled: list[Structure] = []
     for start in range(0, len(structures), batch_size):
         labelled += model.label(list(structures[start : start + batch_size]))
+        for i, s in enumerate(labelled[start:], start):
+            if not all(np.isfinite(v).all() for v in (s.energy, s.forces) if v is not None):
+                raise InputError(
+                    f"frame {i} of those evaluated ({s.formula}): the model gave a NaN or infinite "
+                    "energy or force; 'mlff-distiller info DATA' names structures that make no "
+                    "sense, such as two atoms at one point, and 'convert --drop-bad' leaves them out"
+                )
         if progress is not None:
             progress(len(labelled))
     return labelled
