@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,11 @@ from ase.io import read, write
 from support.commands import run
 from support.students import make_student
 
-from mlff_distiller.data import Structure
+from mlff_distiller.data import Structure, write_structures
+from mlff_distiller.data.coverage import Outside, closest_pairs, coverage, outside
 from mlff_distiller.dynamics import MDSettings, RunStoppedError, run_md
 from mlff_distiller.dynamics.watch import Watch
 from mlff_distiller.export import export_student
-from mlff_distiller.training.coverage import closest_pairs, coverage
 
 ENGINES = ["lammps", "openmm", "ase"]
 SALT = Structure.from_atoms(bulk("NaCl", "rocksalt", a=5.64, cubic=True))
@@ -227,3 +229,37 @@ def test_a_report_goes_on_where_a_run_dies(model, monkeypatch) -> None:
     assert len(runs) == 1
     assert any("ase: step 0: atoms have fused" in line for line in said)
     assert any("fused" in line for line in result["runs"][0]["warnings"])
+
+
+def test_evaluate_names_frames_that_training_did_not_cover(tmp_path: Path) -> None:
+    crystal = Structure.from_atoms(bulk("Si", cubic=True))
+    inside = [replace(crystal, energy=-1.0, forces=np.zeros((8, 3)))]
+    squeezed = replace(inside[0], positions=0.9 * crystal.positions, cell=0.9 * crystal.cell)
+    positions = crystal.positions.copy()
+    positions[1] += 0.2 * (positions[0] - positions[1])
+    near = replace(inside[0], positions=positions)
+    frames = [*inside, squeezed, near]
+    card = {"cutoff": 4.0, "coverage": coverage(inside, 4.0)}
+    found = outside(card, frames)
+    assert found.frames == [1, 2]
+    assert {kind: count for kind, (count, _) in found.reasons.items()} == {"Si-Si": 2, "volume": 1}
+    assert found.reasons["Si-Si"][1].startswith(
+        "Si-Si 1.881 Å apart, training saw none below 2.351"
+    )
+    assert found.reasons["Si-Si"][1].endswith("in frame 2")
+    assert "14.59 Å³ per atom, training saw 20.01 to 20.01 in frame 1" in found.reasons["volume"][1]
+    germanium = replace(inside[0], atomic_numbers=[14] * 7 + [32])
+    assert set(outside(card, [germanium]).reasons) == {"Ge-Si"}
+    assert outside(card, inside) == Outside()
+    assert outside({"cutoff": 4.0}, frames) is None
+
+    path = tmp_path / "si.pt"
+    student = make_student([14], hidden_dim=8, num_rbf=4, cutoff=4.0)
+    export_student(student, path, {"coverage": coverage(inside, 4.0)})
+    write_structures(tmp_path / "f.extxyz", frames)
+    text = run("evaluate", "si.pt", "--data", "f.extxyz", cwd=tmp_path).stdout
+    assert "warning: 2 of 3 frames lie outside of what the student was trained on" in text
+    result = json.loads(
+        run("evaluate", "si.pt", "--data", "f.extxyz", "--json", cwd=tmp_path).stdout
+    )
+    assert result["outside_of_training"]["frames"] == [1, 2]

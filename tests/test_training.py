@@ -20,6 +20,7 @@ from support.processes import clean_environment, default_signals
 from mlff_distiller import __version__
 from mlff_distiller.config import ModelConfig, TrainConfig, TrainingConfig, load_config
 from mlff_distiller.data import HDF5Dataset, HDF5Writer, collate
+from mlff_distiller.data.coverage import closest_pairs
 from mlff_distiller.data.hdf5 import store_splits
 from mlff_distiller.errors import InputError
 from mlff_distiller.models import StudentForceField
@@ -27,7 +28,6 @@ from mlff_distiller.students.checkpoint import read_checkpoint
 from mlff_distiller.students.export import export_run, export_student
 from mlff_distiller.training import Hooks, evaluate, fit_reference_energies, train
 from mlff_distiller.training import trainer as trainer_module
-from mlff_distiller.training.coverage import closest_pairs
 from mlff_distiller.training.interrupt import Interrupt
 from mlff_distiller.training.reference import repulsion_energies, scale_readout
 from mlff_distiller.training.schedule import Schedule

@@ -50,8 +50,12 @@ def evaluate(
 ) -> None:
     """Errors of a student on labelled frames."""
     with user_errors("nothing was written"):
+        import dataclasses
+
+        from mlff_distiller.data.coverage import outside
         from mlff_distiller.evaluation import accuracy, predict
         from mlff_distiller.students import StudentForceField
+        from mlff_distiller.students.load import read_training_metadata
 
         student = StudentForceField.load(model).to(check_device(device))
         frames, used = _frames(data, split)
@@ -59,6 +63,10 @@ def evaluate(
         result: dict[str, Any] = {"model": model, "data": data, "split": used}
         result.update(accuracy(frames, predicted))
         lines = [f"{len(frames)} frames ({used}) of {data}", *_error_lines(result)]
+        found = outside(read_training_metadata(model), frames)
+        if found is not None:
+            result["outside_of_training"] = dataclasses.asdict(found)
+            lines += _outside_lines(found, len(frames))
         if output is not None:
             import json
 
@@ -91,6 +99,16 @@ def _frames(data: Path, split: str | None) -> tuple[list[Any], str]:
             f"`mlff-distiller label {data} --teacher NAME -o labelled.h5`"
         )
     return frames, split
+
+
+def _outside_lines(found: Any, number: int) -> list[str]:
+    if not found.frames:
+        return []
+    lines = [
+        f"warning: {len(found.frames)} of {number} frames lie outside of what the student was "
+        "trained on; errors there are those of a guess"
+    ]
+    return lines + [f"  {count} by {kind}: {text}" for kind, (count, text) in found.reasons.items()]
 
 
 def _error_lines(result: dict[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
 Two verdicts. *Extrapolation*: atoms, volume or energy left what training saw, so that forces are
 guesses; said once per kind, or the run is stopped (``on_extrapolation``). *Death*: atoms have
 fused, the temperature ran away or a number is not finite; the run ends and its exit status tells.
-The limits are in the metadata of the model (training/coverage.py writes them).
+The limits are in the metadata of the model (data/coverage.py writes them).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from ase.data import chemical_symbols, covalent_radii
 
 from mlff_distiller.data import Structure
+from mlff_distiller.data.coverage import FRINGE, VOLUME_SLACK
 from mlff_distiller.data.structure import complete_cell
 from mlff_distiller.dynamics.freedom import degrees_of_freedom
 from mlff_distiller.elements import pair_name, reduced_formula
@@ -27,9 +28,6 @@ FUSED = 0.6
 #: The same of the sum of covalent radii, for pairs that training never saw.
 FUSED_RADII = 0.4
 _HOT = 10.0
-# Training frames are a sample: what is this near to its edge, as a share, is no news.
-_FRINGE = 0.97
-_VOLUME_SLACK = 0.02
 # eV/atom below the lowest energy of training at which the potential has a hole.
 _HOLE = 0.3
 
@@ -93,10 +91,10 @@ class Watch:
                 radii = FUSED_RADII * (covalent_radii[a] + covalent_radii[b])
                 known = self._pairs.get(pair_name(int(a), int(b)))
                 if self._by_pair:
-                    seen[a, b] = self._cutoff if known is None else _FRINGE * known
+                    seen[a, b] = self._cutoff if known is None else FRINGE * known
                     dead[a, b] = radii if known is None else FUSED * known
                 else:
-                    seen[a, b] = _FRINGE * self._any_pair
+                    seen[a, b] = FRINGE * self._any_pair
                     dead[a, b] = FUSED * self._any_pair or radii
                 dead[a, b] = max(dead[a, b], SAME_POINT)
         return seen, dead
@@ -132,7 +130,7 @@ class Watch:
         if self._volumes is not None:
             volume = abs(float(np.linalg.det(frame.cell))) / len(frame)
             low, high = self._volumes
-            if not (1 - _VOLUME_SLACK) * low <= volume <= (1 + _VOLUME_SLACK) * high:
+            if not (1 - VOLUME_SLACK) * low <= volume <= (1 + VOLUME_SLACK) * high:
                 self._extrapolates(
                     "volume",
                     f"{volume:.2f} Å³ per atom are outside of training ({low:.2f} to {high:.2f})",

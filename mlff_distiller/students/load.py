@@ -38,6 +38,15 @@ def read_student(path: str | Path) -> StoredStudent:
     return StoredStudent(config, list(content["elements"]), content["dtype"], state)
 
 
+def read_training_metadata(path: str | Path) -> dict[str, Any]:
+    """What a student says about its training, and its cutoff: of the files of :func:`read_student`."""
+    path = Path(path)
+    if path.is_dir() or path.suffix == ".ckpt":
+        content = read_checkpoint(path)
+        return {**content["metadata"], "cutoff": content["model_config"]["cutoff"]}
+    return read_metadata(path)
+
+
 def _reference_energies(metadata: dict[str, Any], state: dict[str, Tensor], path: Path) -> Tensor:
     """Those of the metadata, which must be those of the module."""
     stored = state["reference_energies"]

@@ -13,12 +13,12 @@ from lightning_fabric import Fabric
 
 from mlff_distiller.config import TrainConfig, TrainingConfig, to_dict
 from mlff_distiller.data import HDF5Dataset, Structure, collate, elements_of, ensure_splits
+from mlff_distiller.data.coverage import closest_pair, coverage
 from mlff_distiller.data.survey import charge_and_spin
 from mlff_distiller.elements import symbols, unknown_elements
 from mlff_distiller.errors import InputError
 from mlff_distiller.students import StudentForceField
 from mlff_distiller.students.student import load_student
-from mlff_distiller.training.coverage import closest_pair, coverage
 from mlff_distiller.training.reference import (
     fit_reference_energies,
     isolated_energies,

@@ -406,7 +406,7 @@ MUTATIONS = [
     Mutation(
         "like ions are held to the distance of unlike ones",
         "dynamics/watch.py",
-        "seen[a, b] = self._cutoff if known is None else _FRINGE * known",
+        "seen[a, b] = self._cutoff if known is None else FRINGE * known",
         "seen[a, b] = self._any_pair",
         "test_md_watch.py",
         "a salt that fuses is not seen",

@@ -357,7 +357,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the closest pair is that of the largest distance",
-        "training/coverage.py",
+        "data/coverage.py",
         "np.minimum.at(shortest, (z[0], z[1]), np.linalg.norm(vectors, axis=1))",
         "shortest[z[0], z[1]] = np.linalg.norm(vectors, axis=1).max()",
         "test_training.py",
