@@ -13,7 +13,11 @@ from mlff_distiller.data.hdf5 import store_splits
 from mlff_distiller.errors import InputError
 from mlff_distiller.students import StudentForceField
 from mlff_distiller.training import fit_reference_energies, train
-from mlff_distiller.training.reference import isolated_energies, mean_binding
+from mlff_distiller.training.reference import (
+    isolated_energies,
+    mean_binding,
+    undetermined_elements,
+)
 from mlff_distiller.training.setup import load_data, new_student
 
 
@@ -128,3 +132,19 @@ def test_an_element_in_the_test_split_alone_is_said(tmp_path) -> None:
     write_structures(path, frames)
     splits = ensure_splits(path, 0.2, 0.2, 0)
     assert 8 in splits["train"]
+
+
+def test_elements_that_the_compositions_do_not_tell_apart() -> None:
+    def frames(*numbers: list[int]) -> list[Structure]:
+        return [
+            Structure(z, [[2.0 * i, 0.0, 0.0] for i in range(len(z))], energy=-1.0) for z in numbers
+        ]
+
+    assert undetermined_elements(frames([14, 14], [14])) == []
+    assert undetermined_elements(frames([1, 1, 8], [8, 1, 1] * 2)) == [1, 8]
+    assert undetermined_elements(frames([1, 1, 8], [1])) == []
+    assert undetermined_elements(frames([1, 1, 8, 14], [14])) == [1, 8]
+    assert undetermined_elements(frames([1, 1, 8], [1, 8, 8], [6, 7])) == [6, 7]
+    unlabelled = [Structure([6], [[0.0] * 3])]
+    assert undetermined_elements(unlabelled) == []
+    assert undetermined_elements(frames([1, 8]) + unlabelled) == [1, 8]

@@ -85,6 +85,24 @@ def fit_reference_energies(
     return np.asarray(energies, dtype=np.float64)
 
 
+def undetermined_elements(structures: Sequence[Structure]) -> list[int]:
+    """Elements whose reference energy the compositions leave open, as in frames of one compound.
+
+    Any choice describes the training frames as well; but energies of other compositions, and of
+    atoms that leave, are then arbitrary. Isolated atoms among the structures settle theirs.
+    """
+    labelled = [s for s in structures if s.energy is not None]
+    elements = sorted({int(z) for s in labelled for z in s.atomic_numbers})
+    counts = {s.atomic_numbers.tobytes(): s.atomic_numbers for s in labelled}.values()
+    rows = [[np.count_nonzero(numbers == z) / len(numbers) for z in elements] for numbers in counts]
+    if not rows:
+        return []
+    # What no composition sees: an element is settled if all of that is zero for it.
+    _, values, vectors = np.linalg.svd(np.array(rows), full_matrices=True)
+    unseen = vectors[np.count_nonzero(values > 1e-9 * values[0]) :]
+    return [z for z, v in zip(elements, unseen.T, strict=True) if np.abs(v).max(initial=0) > 1e-9]
+
+
 def isolated_energies(structures: Sequence[Structure]) -> dict[int, float]:
     """Energies of the isolated atoms that are marked as such (``config_type=IsolatedAtom``), eV.
 

@@ -25,6 +25,7 @@ from mlff_distiller.training.reference import (
     mean_binding,
     repulsion_energies,
     scale_readout,
+    undetermined_elements,
 )
 from mlff_distiller.training.resume import difference
 
@@ -106,6 +107,13 @@ def load_data(config: TrainConfig, cutoff: float) -> TrainingData:
         notes.append(f"warning: {found}, so the student will not know it; {remedy}")
     if states := charge_and_spin(train):
         notes.append(f"warning: {states}")
+    open_ones = undetermined_elements(train)
+    if open_ones and config.training.reference_energies == "least-squares":
+        notes.append(
+            f"warning: the compositions in {path} do not tell the energies of {symbols(open_ones, ', ')} "
+            "apart: energies of other compositions and of lone atoms will be arbitrary; add frames "
+            "of lone atoms with info config_type=IsolatedAtom"
+        )
     _refuse_overlaps(dataset, valid is not train, cutoff)
     covered = coverage(train, cutoff)
     metadata = {
