@@ -20,6 +20,7 @@ import numpy as np
 from ase import units
 from ase.data import chemical_symbols
 
+from mlff_distiller.cpus import usable_cpus
 from mlff_distiller.data import Structure
 from mlff_distiller.dynamics.common import (
     Begin,
@@ -224,7 +225,7 @@ class _Script:
         # As from Python: in double precision the filters are computed, not looked up in a table.
         precision = "double" if dtype == "float64" else "single"
         if ranks > 1 and not threads:
-            threads = max(1, (os.cpu_count() or 1) // ranks)
+            threads = max(1, usable_cpus() // ranks)
         self._threads = threads
         extra = f" threads {threads}" if threads else ""
         self._head = [
