@@ -4,6 +4,7 @@ It must not import the package: every fork imports it anew, as it is then. One J
 of pytest and seconds; one out: exit status (null: it took too long) and output.
 """
 
+import ctypes
 import json
 import os
 import signal
@@ -19,12 +20,16 @@ for name in ("ase.build", "ase.calculators.emt", "ase.io", "ase.md.langevin", "h
     except ImportError:  # then the tests will skip, too
         continue
 
+PR_SET_PDEATHSIG = 1  # Linux
+
 
 def child(arguments: list[str], path: str) -> None:
     """Runs the tests; does not return."""
     import pytest
 
     os.setsid()  # whatever the tests start ends with them
+    # A mutation may loop for ever; nobody would count its naps once the server is gone.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     handle = os.open(path, os.O_WRONLY | os.O_TRUNC)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
