@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 
@@ -293,8 +294,10 @@ def test_foreign_files_open_with_defaults(tmp_path) -> None:
 
 def test_foreign_units_are_converted(tmp_path) -> None:
     path = tmp_path / "f.h5"
-    foreign(path, attributes={"units": json.dumps({"energy": "kcal/mol", "length": "nm"})})
+    units = {"units": json.dumps({"energy": "kcal/mol", "length": "nm"})}
+    foreign(path, attributes=units, **{"labels/stress": np.ones((2, 3, 3), dtype="f4")})
     s = HDF5Dataset(path)[1]
+    np.testing.assert_allclose(s.stress, 1 / EV_IN_KCAL_PER_MOL / 1000)
     assert s.energy == pytest.approx(-2.0 / EV_IN_KCAL_PER_MOL, rel=1e-12)
     np.testing.assert_allclose(s.cell, np.eye(3) * 40)
     np.testing.assert_allclose(s.forces, 1 / EV_IN_KCAL_PER_MOL / 10)
@@ -526,3 +529,11 @@ def test_failed_write_keeps_the_old_file(tmp_path) -> None:
     with pytest.raises(InputError, match="NaN"):
         write_structures(path, [one(energy=np.nan)])
     assert path.read_bytes() == before
+
+
+def test_copies_do_not_share_their_info() -> None:
+    info = {"group": "a"}
+    one = Structure([1], [[0.0] * 3], info=info)
+    other = dataclasses.replace(one, energy=1.0)
+    other.info["group"] = "b"
+    assert (info["group"], one.info["group"]) == ("a", "a")

@@ -117,6 +117,12 @@ def test_torn_and_damaged_records(tmp_path) -> None:
     journal.write_bytes(flipped)
     with pytest.raises(InputError, match="damaged"):
         HDF5Dataset(path)
+    # In the header: what it says is not believed.
+    flipped = bytearray(whole)
+    flipped[flipped.index(b"units") + 12] ^= 1
+    journal.write_bytes(flipped)
+    with pytest.raises(InputError, match="damaged"):
+        HDF5Dataset(path)
     # The writer cuts a torn record off and goes on.
     journal.write_bytes(whole[:-5])
     with HDF5Writer(path) as writer:

@@ -155,6 +155,23 @@ def test_torchscript_agrees_with_the_network(student: StudentForceField, model: 
             np.testing.assert_allclose(result.stress, expected.stress, atol=1e-9)
 
 
+def test_compare_engines_takes_all_pairs(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two may lie on two sides of the first."""
+    from mlff_distiller.evaluation import engines
+
+    shift = {"ase": 0.0, "openmm": 0.01, "torchscript": -0.01}
+
+    def shifted(engine: str, model: object, structure: Structure, dtype: str) -> Structure:
+        forces = np.full((len(structure), 3), shift[engine])
+        return structure.with_labels(shift[engine] * len(structure), forces, None)
+
+    monkeypatch.setattr(engines, "single_point", shifted)
+    report = compare_engines(model, skewed_silicon(), list(shift), ("float64",))["float64"]
+    assert report["max_energy_diff_ev_per_atom"] == pytest.approx(0.02)
+    assert report["max_force_diff_ev_per_ang"] == pytest.approx(0.02)
+    assert report["rows"]["openmm"]["max_force_diff_ev_per_ang"] == pytest.approx(0.01)
+
+
 def test_compare_engines_sees_a_difference(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlff_distiller.evaluation import engines
 

@@ -146,6 +146,11 @@ def test_sample_and_label_pass_their_options_on(tmp_path: Path) -> None:
     # What was left out comes back when labelling starts anew.
     result = json.loads(run(*arguments, "--no-resume", "--max-force", 1e6, "--json").stdout)
     assert (result["num_structures"], result["num_resumed"]) == (8, 0)
+    # And starting anew keeps nothing: without it the other structures would be added.
+    few = tmp_path / "few.extxyz"
+    write(few, frames[:2])
+    result = json.loads(run("label", few, *arguments[2:], "--no-resume", "--json").stdout)
+    assert result["num_structures"] == 2
     lj = ("label", tmp_path / "frames.extxyz", "-o", tmp_path / "lj.h5")
     run(*lj, "--teacher", "ase.calculators.lj:LennardJones", "-O", "sigma=2.2", "-O", "rc=5.0")
     expected = frames[0].copy()
@@ -251,6 +256,33 @@ def test_settings_of_the_engines_reach_their_runs(model: Path, monkeypatch) -> N
     asked.calls.clear()
     run_engines(model, COPPER, EnginesConfig(lammps=False, ase=False), threads=1)
     assert {engine for engine, _ in asked.calls} == {"openmm"}
+
+
+def test_the_stage_of_the_engines_hands_its_settings_on(tmp_path: Path, monkeypatch) -> None:
+    from mlff_distiller.pipeline import engines as stage
+    from mlff_distiller.pipeline.stage import Hashed
+
+    calm = dataclasses.replace(COPPER, energy=0.0, forces=np.zeros((4, 3)))
+    rough = calm.with_labels(1.0, 3.0 * np.ones((4, 3)), None)
+    write_labelled(tmp_path / "d.h5", [calm, rough, calm])
+    given: dict[str, Any] = {}
+
+    def fake(model: Any, start: Any, config: Any, teacher: Any, **keywords: Any) -> Any:
+        given.update(keywords, start=start, config=config, teacher=teacher)
+        return {"seconds_per_step": {"ase": 1.0}, "teacher_seconds": 2.0}, [
+            trajectory(MDSettings())
+        ]
+
+    monkeypatch.setattr(stage, "run_engines", fake)
+    config = EnginesConfig(threads=3)
+    data = Hashed(tmp_path / "d.h5", "")
+    inputs = stage.Inputs(
+        Hashed(tmp_path, ""), data, Hashed(calm, ""), config, "emt", {"a": 1}, "cpu"
+    )
+    stage.work(inputs, tmp_path, print)
+    assert given["threads"] == 3
+    assert np.abs(given["agreement_frame"].forces).max() == 3.0, "where it is most off equilibrium"
+    assert (given["config"], given["teacher"].options) == (config, {"a": 1})
 
 
 def test_the_headline_is_the_worst_drift_and_the_ratio_to_the_teacher() -> None:

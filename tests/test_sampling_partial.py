@@ -67,6 +67,19 @@ def test_goes_on_to_the_same_frames(tmp_path: Path) -> None:
     assert calls + last.calls < whole.calls + 35 * len(stops)
 
 
+def test_what_was_rejected_is_counted_once(tmp_path: Path) -> None:
+    """Also where the segment that rejected it is read, not run."""
+    whole, rejected, _ = run(tmp_path / "a.h5", EMT())
+    assert rejected
+    with PartialFrames(tmp_path / "b.h5", {"seed": SETTINGS.seed}) as partial:
+        sample([COPPER], SETTINGS, EMT(), partial=partial)  # all of it is kept
+    idle = Counting()
+    frames, again, _ = run(tmp_path / "b.h5", idle)
+    assert again == rejected
+    assert idle.calls == 0
+    assert structures_hash(frames) == structures_hash(whole)
+
+
 def test_finished_segments_only(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "a.h5", Counting(2))

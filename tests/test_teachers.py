@@ -373,6 +373,39 @@ def test_rejects_are_counted_by_reason(tmp_path) -> None:
     assert kept.num_labelled == 36
 
 
+def test_rejects_by_the_length_of_a_force(tmp_path) -> None:
+    """Not by its components, of whatever sign."""
+    along = np.array([1.0, 1.0, 1.0]) / np.sqrt(3.0)
+    pair = Structure([29, 29], [[0.0] * 3, 1.6 * along])
+    force = np.linalg.norm(get_teacher("emt").label([pair])[0].forces, axis=1).max()
+    for limit, kept in ((1.01 * force, 1), (0.9 * force, 0)):
+        report = label_dataset(
+            [pair, Structure([29], [[0.0] * 3])], get_teacher("emt"), tmp_path / f"{kept}.h5",
+            max_force=limit, progress=False,
+        )  # fmt: skip
+        assert report.num_labelled == 1 + kept
+
+
+def test_labels_have_no_memory_of_the_frame_before() -> None:
+    class Warm(EMT):
+        """Starts from where the last calculation ended, unless it is reset."""
+
+        warm = False
+
+        def reset(self) -> None:
+            super().reset()
+            self.warm = False
+
+        def calculate(self, atoms=None, properties=("energy",), changes=all_changes) -> None:
+            super().calculate(atoms, properties, changes)
+            self.results["energy"] += 1e-3 * self.warm
+            self.warm = True
+
+    structures = copies(COPPER, 3)
+    labels = [s.energy for s in teacher_of(Warm()).label(structures)]
+    assert labels == [s.energy for s in get_teacher("emt").label(structures)]
+
+
 @pytest.mark.parametrize("calls", [1, 8, 25])
 def test_ctrl_c_then_resume_equals_uninterrupted(tmp_path, uninterrupted, calls: int) -> None:
     path = tmp_path / "a.h5"

@@ -19,7 +19,7 @@ from support.processes import clean_environment, default_signals
 
 from mlff_distiller import __version__
 from mlff_distiller.config import ModelConfig, TrainConfig, TrainingConfig, load_config
-from mlff_distiller.data import HDF5Dataset, HDF5Writer, collate
+from mlff_distiller.data import HDF5Dataset, HDF5Writer, collate, ensure_splits
 from mlff_distiller.data.coverage import closest_pairs
 from mlff_distiller.data.hdf5 import store_splits
 from mlff_distiller.errors import InputError
@@ -270,6 +270,13 @@ def test_resume_refuses_what_does_not_belong_together(data, finished, tmp_path):
     other = write(tmp_path / "other.h5", emt_crystals(16, seed=9))
     with pytest.raises(InputError, match="other data"):
         train(tiny_config(other), output, resume=True, progress=False)
+    # The same structures, split in another way: what would be validated was trained on.
+    content = data.read_bytes()
+    split = tmp_path / "split.h5"
+    split.write_bytes(content)
+    ensure_splits(split, 0.5, 0.0, 7, anew=True)
+    with pytest.raises(InputError, match="other data"):
+        train(tiny_config(split), output, resume=True, progress=False)
 
 
 def test_auto_resumes_only_what_fits(data, tmp_path):

@@ -74,7 +74,7 @@ def run_md(model: Path, structure: Structure, settings: MDSettings, begin: Begin
         del context
         if remover is not None:
             system.removeForce(remover)
-    seed = (_seed(s) + begin.step) % (2**31 - 1) or 1
+    seed = _seed(s, begin.step)
     _hold_centre_of_mass(mm, system, structure, s.ensemble)
     if s.ensemble == "npt":
         barostat = mm.MonteCarloBarostat(s.pressure, s.temperature, _STEP_OF_BAROSTAT)
@@ -187,8 +187,10 @@ def _advance(integrator: Any, steps: int) -> None:
         integrator.step(min(_STEPS_PER_CALL, steps - done))
 
 
-def _seed(settings: MDSettings) -> int:
-    return settings.seed or 2**31 - 1  # 0 tells OpenMM to draw another seed in each run
+def _seed(settings: MDSettings, step: int = 0) -> int:
+    """Of the noise; another one for each part of a run that is gone on with."""
+    # 0 would tell OpenMM to draw another seed in each run.
+    return (settings.seed + step) % (2**31 - 1) or 2**31 - 1
 
 
 def _import() -> Any:

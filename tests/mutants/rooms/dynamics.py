@@ -182,7 +182,7 @@ MUTATIONS = [
     Mutation(
         "OpenMM: the noise does not depend on the seed",
         "dynamics/openmm_engine.py",
-        "return settings.seed or 2**31 - 1",
+        "return (settings.seed + step) % (2**31 - 1) or 2**31 - 1",
         "return 1",
         "test_dynamics.py -k openmm",
         "two runs share their noise",
@@ -190,8 +190,8 @@ MUTATIONS = [
     Mutation(
         "OpenMM: seed 0 draws another seed in each run",
         "dynamics/openmm_engine.py",
-        "return settings.seed or 2**31 - 1",
-        "return settings.seed",
+        "return (settings.seed + step) % (2**31 - 1) or 2**31 - 1",
+        "return (settings.seed + step) % (2**31 - 1)",
         "test_dynamics.py -k openmm",
         "a run that cannot be repeated",
     ),

@@ -12,12 +12,12 @@ MUTATIONS = [
         "two forms of one file disagree",
     ),
     Mutation(
-        "the portable form forgets the reference energies",
-        "students/export.py",
+        "reference energies are forgotten",
+        "students/terms.py",
         " + self.reference_energies[species].to(torch.float64)",
         "",
-        "test_export.py",
-        "two forms of one file disagree",
+        "test_export.py test_models.py test_native_engine.py",
+        "Python and the engines disagree on energies",
     ),
     Mutation(
         "the portable form sums in single precision",

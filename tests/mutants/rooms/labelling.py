@@ -56,7 +56,7 @@ MUTATIONS = [
         "teachers/base.py",
         "        self.calculator.reset()\n        atoms.calc = self.calculator\n        try:",
         "        atoms.calc = self.calculator\n        try:",
-        "test_teachers.py -k gfn2",
+        "test_teachers.py -k memory",
         "a warm start changes digits: labelling in another order gives other data",
     ),
     Mutation(
