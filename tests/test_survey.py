@@ -351,3 +351,12 @@ def test_other_files_than_hdf5_are_told_how_to_become_one(tmp_path) -> None:
     write_structures(tmp_path / "a.xyz", emt_crystals(2))
     said = refuse("train", "--data", "a.xyz", "-o", "run", say=["a.xyz"], cwd=tmp_path)
     assert "mlff-distiller convert a.xyz a.h5" in said
+
+
+def test_stress_that_is_not_symmetric_is_warned_of() -> None:
+    even = emt_crystals(3)
+    assert not any("symmetric" in w for w in survey(even).warnings)
+    stress = even[1].stress + np.array([[0, 0.01, 0], [0, 0, 0], [0, 0, 0]])
+    even[1] = even[1].with_labels(even[1].energy, even[1].forces, stress)
+    (warning,) = (w for w in survey(even).warnings if "symmetric" in w)
+    assert "1 structures (1), by up to 1.6 GPa" in warning

@@ -303,6 +303,17 @@ def _warn(result: Survey, structures: Sequence[Structure], good: list[int]) -> N
             f"stress above {_LARGE_STRESS:g} GPa in {len(high)} structures ({listed(high)}), up to "
             f"{result.max_stress:.3g} GPa; if the file is in kbar or GPa, say --units stress=kbar"
         )
+    skew = {
+        i: float(np.abs(t - t.T).max())
+        for i in good
+        if (t := structures[i].stress) is not None and not np.allclose(t, t.T, rtol=1e-2, atol=1e-4)
+    }
+    if skew:
+        warnings.append(
+            f"stress that is not symmetric in {len(skew)} structures ({listed(skew)}), by up to "
+            f"{max(skew.values()) * EV_PER_ANGSTROM3_IN_GPA:.3g} GPa: a student's always is; look at "
+            "the order of its numbers"
+        )
     with_energy = [i for i in good if structures[i].energy is not None and len(structures[i]) > 1]
     lacking = [i for i in with_energy if structures[i].forces is None]
     if with_energy and len(lacking) > 0.5 * len(with_energy):

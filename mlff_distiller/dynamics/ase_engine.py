@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +78,8 @@ def run_md(model: Path, structure: Structure, settings: MDSettings, begin: Begin
     if settings.warmup_steps and not begin.resumed:
         _constrain(atoms, structure, "nvt")
         rng = np.random.default_rng(settings.seed)
-        _integrator(atoms, settings, "nvt", rng).run(settings.warmup_steps)
+        with _one_line():
+            _integrator(atoms, settings, "nvt", rng).run(settings.warmup_steps)
         _constrain(atoms, structure, settings.ensemble)
     recorder = Recorder("ase", structure, settings, begin)
     # Numbers that follow those of the first part, not the same again.
@@ -99,9 +102,24 @@ def run_md(model: Path, structure: Structure, settings: MDSettings, begin: Begin
 
     integrator.attach(record, interval=settings.interval)
     recorder.start()
-    with recorder.interruptible():
+    with recorder.interruptible(), _one_line():
         integrator.run(settings.steps)
     return recorder.trajectory(steps=settings.steps)
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """Cells that collapse make ASE and NumPy stop with errors of their own; overflows come first."""
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            yield
+    except InputError:
+        raise
+    except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
+        raise InputError(
+            f"ASE stopped: {error}; the cell or the atoms left all bounds: try a shorter --timestep, "
+            "or another --pressure or --temperature"
+        ) from None
 
 
 def _constrain(atoms: Atoms, structure: Structure, ensemble: str) -> None:

@@ -137,7 +137,7 @@ class Trajectory:
             "microseconds_per_atom_step": self.microseconds_per_atom_step,
             "seconds_per_step": self.seconds_per_step,
         }
-        if self.ensemble == "nve":
+        if self.ensemble == "nve" and not np.isnan(self.drift()):
             result["drift_mev_per_atom_per_ps"] = self.drift()
         if self.volume[-1] > 0:
             result["mean_volume_ang3_per_atom"] = float(self.volume[half].mean()) / self.num_atoms

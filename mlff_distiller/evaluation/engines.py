@@ -140,7 +140,7 @@ def headline(engines: dict[str, Any]) -> dict[str, Any]:
     drifts = {
         run["engine"]: run["drift_mev_per_atom_per_ps"]
         for run in engines["runs"]
-        if run["ensemble"] == "nve"
+        if run["ensemble"] == "nve" and "drift_mev_per_atom_per_ps" in run  # not in short runs
     }
     teacher = engines["teacher_seconds"]
     speedups = {

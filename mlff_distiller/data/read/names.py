@@ -57,11 +57,16 @@ _QUANTITIES = {
 _FILLERS = set(
     """
     tot total potential pot scf electronic config final last tensor voigt vector cell mol 3x3
-    system structure frame ang angstrom a ase
+    system structure frame ang angstrom a ang3 angstrom3 a3 ase
     """.split()  # noqa: SIM905 - as a table of strings it fills a page
 )
 _UNITS = {"ev": "eV", "mev": "meV", "ha": "Hartree", "hartree": "Hartree", "kcal": "kcal/mol"}
 _UNITS |= {"kj": "kJ/mol", "ry": "Ry", "rydberg": "Ry", "gpa": "GPa", "kbar": "kbar"}
+_UNITS |= {"au": "Hartree", "hartrees": "Hartree", "eh": "Hartree", "kcalmol": "kcal/mol"}
+_UNITS |= {"kjmol": "kJ/mol", "bar": "bar", "mpa": "MPa", "pa": "Pa"}
+_PRESSURES = {"GPa", "kbar", "bar", "MPa", "Pa"}
+# Units whose capitals are no CamelCase.
+_CAPITALS = re.compile(r"(?<![A-Za-z])(m?eV|kJ|[kMG]?Pa|kBar|a\.u\.)(?![a-z])")
 # Names that hold one of the quantities and are something else.
 _OTHER_THINGS = set(
     """
@@ -121,10 +126,11 @@ def parse_name(name: str) -> LabelName | None:
         if quantity != "energy":
             return None
         quantity = "free_energy"
+    bohr |= "au" in words
     if unit and quantity in ("forces", "gradient"):
         unit += "/Bohr" if bohr else "/Ang"
-    if unit and quantity == "stress" and unit not in ("GPa", "kbar"):
-        unit += "/Ang^3"
+    if unit and quantity == "stress" and unit not in _PRESSURES:
+        unit += "/Bohr^3" if bohr else "/Ang^3"
     return LabelName("_".join(group), quantity, unit)
 
 
@@ -144,7 +150,9 @@ def rank(group: str) -> int:
 
 
 def _words(name: str) -> list[str]:
-    text = re.sub(r"([a-z])([A-Z])", r"\1_\2", name)
+    plain = _CAPITALS.sub(lambda unit: unit[0].lower().replace(".", ""), name)
+    plain = re.sub(r"\((?![tT]\))|(?<!\(t)(?<!\(T)\)", " ", plain)  # energy(eV), but CCSD(T)
+    text = re.sub(r"([a-z])([A-Z])", r"\1_\2", plain)
     words: list[str] = []
     for word in re.split(r"[^a-z0-9()]+", text.lower()):
         glued = _GLUED.fullmatch(word)

@@ -223,7 +223,8 @@ def _units(
     for quantity, names in _UNIT_KEYS.items():
         key = next((k for k in names if k in data), None)
         if key is not None and data[key].dtype.kind in "US" and data[key].size == 1:
-            units[quantity] = str(data[key].reshape(-1)[0])
+            stated = data[key].reshape(-1)[0]
+            units[quantity] = stated.decode() if isinstance(stated, bytes) else str(stated)
     notes = []
     if labelled and "energy" not in units:
         units["energy"], why = _CONVENTIONS.get(

@@ -96,14 +96,23 @@ def assemble(raw: RawFile, options: ReadOptions) -> Reading:
     reading = Reading([], kind=raw.kind, found=dict(found), taken=choice.taken)
     reading.doubt = choice.doubt
     factors = _Factors(stated)
-    turned = []
+    turned, disagree = [], []
     for i, frame in enumerate(raw.frames):
         turned += [i] if is_left_handed(np.asarray(frame.atoms.cell), frame.atoms.pbc) else []
-        reading.structures.append(_structure(frame, choice, factors, i))
+        structure, same = _structure(frame, choice, factors, i)
+        reading.structures.append(structure)
+        disagree += [] if same else [i]
         reading.places.append(frame.place)
     reading.units = factors.text()
     reading.notes, reading.label_notes = list(raw.notes), choice.notes
     reading.hints = _hints(raw, choice)
+    reading.label_notes += factors.doubts()
+    if disagree:
+        reading.label_notes.append(
+            f"{choice.taken['stress'][0]} is taken, but {choice.taken['virial'][0]} is not -V times "
+            f"it in {len(disagree)} frames ({listed(disagree)}): one of them has another sign or unit "
+            f"(to take the virial, say --virial-key {choice.taken['virial'][0]})"
+        )
     if turned:
         reading.notes.append(
             f"left-handed cells turned over in frame {listed(turned)}: lattice and positions stay, "
@@ -126,15 +135,20 @@ class _Factors:
     def __init__(self, stated: dict[str, str]) -> None:
         self._stated = stated
         self._used: dict[str, str] = {}
+        self._by_name: dict[str, str] = {}
+        self._assumed: dict[str, str] = {}
         self.length = self._size("length", stated.get("length", "Ang"))
 
     def of(self, name: str, quantity: str) -> float:
         """Factor for label ``name`` (energy, forces, stress or virial)."""
         parsed = parse_name(name)
         unit = self._stated.get(name) or (parsed.unit if parsed else "")
+        if parsed and parsed.unit and unit == parsed.unit:
+            self._by_name[quantity] = name
         unit = unit or self._stated.get(quantity, "")
         if unit:
             return self._size(quantity, unit)
+        self._assumed.setdefault(quantity, name)
         energy = self._stated.get("energy", "eV")
         length = self._stated.get("length", "Ang")
         power = {"forces": 1, "stress": 3}.get(quantity, 0)
@@ -154,12 +168,30 @@ class _Factors:
     def _note(self, quantity: str, unit: str) -> None:
         self._used[quantity] = unit
 
+    def doubts(self) -> list[str]:
+        """A line where the name of the energy states a unit and that of its derivatives none."""
+        energy = self._used.get("energy", "eV")
+        assumed = [q for q in ("forces", "virial") if q in self._assumed]
+        if "energy" not in self._by_name or not assumed or units.factor(energy, "energy") == 1.0:
+            return []
+        names = listed(self._assumed[q] for q in assumed)
+        taken = listed(f"{q} {self._used[q]}" for q in assumed)
+        example = {"Hartree": "Hartree/Bohr"}.get(energy, f"{energy}/Ang")
+        example = f"forces={example}" if "forces" in assumed else f"virial={energy}"
+        return [
+            f"{self._by_name['energy']} is in {energy} by its name and {names} says no unit: {taken} "
+            f"taken; if it has another, say --units {example}"
+        ]
+
     def text(self) -> str:
         """``energy kcal/mol, forces kcal/mol/Ang`` as far as they are used."""
         return ", ".join(f"{quantity} {unit}" for quantity, unit in self._used.items())
 
 
-def _structure(frame: Frame, choice: Choice, factors: _Factors, index: int) -> Structure:
+def _structure(
+    frame: Frame, choice: Choice, factors: _Factors, index: int
+) -> tuple[Structure, bool]:
+    """One structure, and whether its stress and its virial say the same."""
     atoms = frame.atoms
     structure = Structure.from_atoms(atoms, labels=False)
     if factors.length != 1.0:
@@ -185,10 +217,15 @@ def _structure(frame: Frame, choice: Choice, factors: _Factors, index: int) -> S
         values[quantity] = values[quantity] * factors.of(name, unit)
     if "forces" not in values and "gradient" in values:
         values["forces"] = -values["gradient"]
-    stress = values.get("stress")
-    if stress is None and "virial" in values and atoms.cell.volume > 0:
-        stress = -values["virial"] / atoms.cell.volume
-    return structure.with_labels(values.get("energy"), values.get("forces"), stress)
+    stress, same = values.get("stress"), True
+    if "virial" in values and atoms.cell.volume > 0:
+        by_virial = -values["virial"] / atoms.cell.volume
+        if stress is None:
+            stress = by_virial
+        else:
+            same = bool(np.abs(stress - by_virial).max() <= 0.01 * np.abs(stress).max() + 1e-6)
+    structure = structure.with_labels(values.get("energy"), values.get("forces"), stress)
+    return structure, same
 
 
 _SHAPES = {

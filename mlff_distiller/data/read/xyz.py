@@ -8,6 +8,7 @@ exponents, site labels, QM9. Header values are still taken apart by ASE. The com
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from ase.io.formats import open_with_compression
 
 from mlff_distiller.data.read.frame import Frame, RawFile, ReadOptions, listed
 from mlff_distiller.data.read.labels import misfits, split_labels
-from mlff_distiller.data.read.units import factor
+from mlff_distiller.data.read.units import factor, parse_units
 from mlff_distiller.errors import InputError
 
 _CP2K = re.compile(r"\s*i\s*=\s*(\d+)\s*,.*\bE\s*=\s*(\S+)")
@@ -209,13 +210,38 @@ def _header(comment: str, at: int, notes: _Notes) -> dict[str, Any]:
             header[lower] = value
         elif match := _UNIT_KEY.fullmatch(plain):
             _state_unit(match[1].lower(), str(value), notes, at)
-        elif lower == "units" and isinstance(value, dict):  # janus-core
-            for quantity, unit in value.items():
+        elif lower in ("unit", "units") and isinstance(value, (dict, str)):  # janus-core, or plain
+            for quantity, unit in _stated_units(value, notes).items():
                 if match := _UNIT_KEY.fullmatch(f"{quantity}_unit"):
                     _state_unit(match[1].lower(), str(unit), notes, at)
         else:
-            header[plain] = value
+            header[plain] = _listed_numbers(value)
     return header
+
+
+def _stated_units(value: dict[str, Any] | str, notes: _Notes) -> dict[str, Any]:
+    """``units=kcal/mol`` and ``units="energy=Hartree,length=Bohr"``, or the mapping of janus-core."""
+    if isinstance(value, dict):
+        return value
+    try:
+        return dict(parse_units(re.sub(r"[\s;]+(?=[A-Za-z]+\s*=)", ",", value)))
+    except InputError:
+        line = f"units={value!r:.40} in the header is not understood: eV and Å taken, or what "
+        line += "--units says"
+        if line not in notes.lines:
+            notes.lines.append(line)
+        return {}
+
+
+def _listed_numbers(value: Any) -> Any:
+    """Numbers that are written as a list (``[[1, 0, 0], ...]``), where ASE leaves the text."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        array = np.array(json.loads(value))
+    except ValueError:
+        return value
+    return array if array.dtype.kind in "if" else value
 
 
 def _ipi(match: re.Match[str], comment: str, at: int, notes: _Notes) -> dict[str, Any]:
