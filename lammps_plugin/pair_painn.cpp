@@ -182,10 +182,14 @@ void PairPaiNN::coeff(int narg, char** arg) {
   agree(problem, "");
 
   type_species_.assign(ntypes + 1, -1);
+  has_null_ = false;
   bool any = false;
   for (int type = 1; type <= ntypes; ++type) {
     const char* name = arg[2 + type];
-    if (std::strcmp(name, "NULL") == 0) continue;
+    if (std::strcmp(name, "NULL") == 0) {
+      has_null_ = true;
+      continue;
+    }
     type_species_[type] = model_.species_of(mlff::atomic_number_of(name));
     if (type_species_[type] < 0)
       error->all(FLERR, format("pair_style painn: atom type %d is '%s', but %s knows only %s; "
@@ -255,15 +259,21 @@ void PairPaiNN::check_neighbor_settings() {
                           "painn's pair_coeff",
                           i, j));
 
-  if (comm->me != 0) return;
-  if (neighbor->nex_type || neighbor->nex_group || neighbor->nex_mol)
+  if (some_pairs_are_hidden()) {
+    // The device has a neighbour list of its own, without LAMMPS' exclusions.
+    if (on_gpu_)
+      error->all(FLERR,
+                 "pair_style painn: neigh_modify exclude that hides some pairs of an atom is not "
+                 "available with device gpu; use device cpu, or exclude the atoms from group all");
+    if (comm->me == 0)
+      error->warning(FLERR,
+                     "neigh_modify exclude hides pairs from pair_style painn: energies are not "
+                     "those of the model where excluded atoms are within the cutoff");
+  }
+  if (neighbor->includegroup && comm->me == 0)
     error->warning(FLERR,
-                   "neigh_modify exclude hides pairs from pair_style painn: energies are not "
-                   "those of the model where excluded atoms are within the cutoff");
-  if (neighbor->includegroup)
-    error->warning(FLERR,
-                   "neigh_modify include hides atoms from pair_style painn: energies are not "
-                   "those of the model");
+                   "neigh_modify include: atoms outside its group contribute nothing to pair_style "
+                   "painn");
 }
 
 // Stops all ranks with one line if any rank has a problem, and has rank 0 print one rank's
@@ -356,7 +366,8 @@ double PairPaiNN::memory_usage() {
   auto add = [&](const auto& values) {
     bytes += static_cast<double>(values.capacity() * sizeof(values[0]));
   };
-  add(species_), add(rows_), add(row_species_), add(row_tags_), add(owners_), add(planned_rows_);
+  add(absent_), add(species_), add(rows_), add(row_species_), add(row_tags_), add(owners_),
+      add(planned_rows_);
   add(send_indices_), add(send_buffer_), add(list_index_), add(offsets_), add(senders_),
       add(edge_vectors_);
   add(atomic_energies_), add(pair_gradients_), add(totals_);

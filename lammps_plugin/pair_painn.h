@@ -94,6 +94,10 @@ class PairPaiNN : public Pair {
 
   void allocate();
   void check_neighbor_settings();
+  bool excluded_from_all_types(int type) const;
+  bool some_pairs_are_hidden() const;
+  void find_absent();
+  bool find_species(bool new_list);
   void plan_exchange();
   void find_rows();
   void compute_on_cpu();
@@ -129,7 +133,8 @@ class PairPaiNN : public Pair {
   std::unique_ptr<mlff::Engine> engine_;  // with device gpu only asked for facts
   std::unique_ptr<Evaluator> evaluator_;
   std::vector<int> type_species_;  // [ntypes + 1], -1 for NULL
-  double cutoff_ = 0.0;            // distance units of the run
+  bool has_null_ = false;
+  double cutoff_ = 0.0;  // distance units of the run
   double min_distance_ = 0.0;
 
   // state of the run
@@ -144,7 +149,8 @@ class PairPaiNN : public Pair {
   // the graph of this step; kept, so that a step allocates nothing
   int n_local_ = 0;
   int n_rows_ = 0;
-  std::vector<int32_t> species_;      // [n_all], of LAMMPS' atoms
+  std::vector<char> absent_;          // [n_all], see find_absent()
+  std::vector<int32_t> species_;      // [n_all], of LAMMPS' atoms, -1: not there for the model
   std::vector<int32_t> rows_;         // [n_all], row of each atom, -1 if nobody's neighbour
   std::vector<int32_t> row_species_;  // [n_rows]
   std::vector<int64_t> row_tags_;     // [n_rows], for messages

@@ -24,11 +24,16 @@ void PairPaiNN::find_rows() {
   const int n_all = atom->nlocal + atom->nghost;
   // Vectors are never empty, so that data() is valid on a rank without atoms.
   const size_t size = static_cast<size_t>(std::max(1, n_all));
-  species_.resize(size);
-  for (int i = 0; i < n_all; ++i) species_[i] = type_species_[atom->type[i]];
-
   // ago counts the steps since lists were built, the same on all ranks.
-  if (!plan_valid_ || neighbor->ago == 0) plan_exchange();
+  const bool new_list = !plan_valid_ || neighbor->ago == 0;
+  const bool changed = find_species(new_list);
+  // The plan passes over atoms of type NULL, and types change without new lists (fix atom/swap).
+  int replan = new_list || (has_null_ && changed);
+  if (has_null_ && !new_list && comm->nprocs > 1) {
+    const int mine = replan;
+    MPI_Allreduce(&mine, &replan, 1, MPI_INT, MPI_MAX, world);
+  }
+  if (replan) plan_exchange();
   if (ghost_rows_) {
     rows_.resize(size);
     for (int i = 0; i < n_all; ++i) rows_[i] = i;

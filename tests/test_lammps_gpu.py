@@ -93,6 +93,7 @@ def test_trajectories_agree_with_the_cpu(soft_model, prefix, tmp_path):
             "thermo_style custom step c_y",
             "centroid/stress/atom is not available with device gpu",
         ),
+        ("device gpu", "neigh_modify exclude type 1 2", "exclude that hides some pairs"),
         ("device gpu", "displace_atoms all move 0 0 0\nset atom 2 x 0.3 y 0.3 z 0.3\n"
          "set atom 1 x 0.3 y 0.3 z 0.3", "no force is defined|are at one point"),
     ],
@@ -108,6 +109,30 @@ def test_errors_stop_all_ranks(model, prefix, tmp_path, style, after, message, r
     done = run_lmp(tmp_path, prefix + script, ranks)
     assert done.returncode != 0
     assert re.search(message, done.error), done.output[-1500:]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_excluded_atoms_and_types_that_change(model, prefix, tmp_path, ranks):
+    """As on the CPU: excluded atoms are gone, and swapped types are seen without new lists."""
+    glass = systems()["glass"]
+    gone = np.isin(np.arange(36), (4, 11, 12, 30))
+    part = replace(glass, numbers=glass.numbers[~gone], positions=glass.positions[~gone])
+    lines = "group gone id 5 12 13 31\nneigh_modify exclude group gone all"
+    run = Run("x", glass, model[0], style=STYLE, after=lines, centroid=False)
+    got = evaluate([run], tmp_path, ranks, prefix=prefix)["x"]
+    assert np.all(got.forces[gone] == 0.0)
+    assert_same(replace(got, forces=got.forces[~gone]), reference(model[1], part), forces=2e-8)
+
+    steps = (
+        "fix 1 all atom/swap 1 10 29 1e6 ke no types 1 2\nrun 3 post no\n"
+        "write_dump all custom types.txt id type modify sort id"
+    )
+    run = Run("s", glass, model[0], style=STYLE, steps=steps, centroid=False)
+    got = evaluate([run], tmp_path, ranks, prefix=prefix)["s"]
+    types = np.loadtxt(tmp_path / "types.txt", skiprows=9, dtype=int)[:, 1]
+    swapped = replace(glass, numbers=np.where(types == 1, 14, 8))
+    assert np.any(swapped.numbers != glass.numbers)
+    assert_same(got, reference(model[1], swapped), forces=2e-8, virial=1e-6)
 
 
 def test_short_pairs_are_reported(tmp_path, prefix):
