@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 from ase.build import bulk
-from ase.io import write
+from ase.io import read, write
 from support.commands import run
 
 from mlff_distiller.config import EnginesConfig, ModelConfig, SamplingConfig, TrainingConfig
@@ -295,3 +295,16 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
         history.path = Path("/dev/full")
         with pytest.raises(InputError, match="/dev/full: No space left on device"):
             history.add({"epoch": 0})
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_md_ends_where_its_trajectory_does(folder: Path, engine: str) -> None:
+    if engine != "ase":
+        pytest.importorskip(engine)
+    md = ["md", "student.pt", "cu.extxyz", "--engine", engine, "--threads", 1]
+    refuse(
+        *md, "--steps", 15, say=["multiple of --interval (10), got 15", "--steps 10"], cwd=folder
+    )
+    output = f"short-{engine}.extxyz"
+    run(*md, "--steps", 3, "-o", output, cwd=folder)
+    assert [a.info["step"] for a in read(folder / output, ":")] == [0, 3]

@@ -197,6 +197,9 @@ def test_hash_sees_every_quantity_but_not_the_storage(tmp_path) -> None:
     assert structures_hash([s]) != structures_hash([s.with_labels(s.energy, s.forces, None)])
     nudged = s.with_labels(np.nextafter(s.energy, 9.0), s.forces, s.stress)
     assert structures_hash([s]) != structures_hash([nudged])
+    held = np.arange(3 * len(s)).reshape(-1, 3) == 0
+    for change in ({"pbc": ~s.pbc}, {"cell": s.cell + 1.0}, {"fixed": held}):
+        assert structures_hash([s]) != structures_hash([dataclasses.replace(s, **change)]), change
 
 
 def test_unmerged_batches_are_read(tmp_path) -> None:

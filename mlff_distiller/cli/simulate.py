@@ -70,7 +70,9 @@ def md(
     ranks: int = typer.Option(1, help="MPI processes, for lammps."),
     pressure: float = typer.Option(1.0, help="bar, for npt."),
     timestep: float = typer.Option(1.0, help="fs."),
-    interval: int = typer.Option(10, help="Steps between two frames."),
+    interval: int = typer.Option(
+        10, help="Steps between two frames; of a shorter run the last step is the only one."
+    ),
     warmup: int = typer.Option(0, help="Thermostatted steps before the run."),
     dtype: str = typer.Option("float32", help="float32 or float64."),
     threads: int = typer.Option(0, help="Threads; 0 leaves it to the engine."),
@@ -92,6 +94,14 @@ def md(
         from mlff_distiller.dynamics import MDSettings, RunInterrupted, RunStoppedError, run_md
         from mlff_distiller.sampling import starting_structures
 
+        if 0 < steps < interval:
+            interval = steps
+        elif interval > 0 and steps % interval:
+            # The trajectory would end before the run does, and --continue not where it ends.
+            raise InputError(
+                f"--steps must be a multiple of --interval ({interval}), got {steps}; use e.g. "
+                f"--steps {steps // interval * interval}"
+            )
         settings = MDSettings(
             ensemble=ensemble.lower(),
             steps=steps,

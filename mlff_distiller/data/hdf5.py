@@ -429,7 +429,7 @@ def store_splits(path: Path, splits: dict[str, np.ndarray]) -> None:
 
 
 def structures_hash(structures: Sequence[Structure]) -> str:
-    """SHA-256 of atoms, cells and labels, independent of how they are stored.
+    """SHA-256 of atoms, cells, labels and held coordinates, independent of how they are stored.
 
     Args:
         structures: in order.
@@ -446,6 +446,8 @@ def structures_hash(structures: Sequence[Structure]) -> str:
         digest.update(s.pbc.astype("u1").tobytes())
         for label in (s.energy, s.forces, s.stress):
             digest.update(b"-" if label is None else np.asarray(label, dtype="<f8").tobytes())
+        if s.fixed is not None:
+            digest.update(b"fixed" + s.fixed.astype("u1").tobytes())
     return digest.hexdigest()
 
 

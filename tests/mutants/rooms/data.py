@@ -118,8 +118,8 @@ MUTATIONS = [
     Mutation(
         "a virial is a stress of the same sign",
         "data/read/reading.py",
-        'stress = -values["virial"] / atoms.cell.volume',
-        'stress = values["virial"] / atoms.cell.volume',
+        'by_virial = -values["virial"] / atoms.cell.volume',
+        'by_virial = values["virial"] / atoms.cell.volume',
         "test_data.py -k virial",
         "pressure has the wrong sign in data of other programs",
     ),

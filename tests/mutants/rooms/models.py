@@ -81,7 +81,7 @@ MUTATIONS = [
         "students/portable.py",
         "                if moved <= (0.5 * self.skin) ** 2:",
         "                if True:",
-        "test_calculator.py -k cached",
+        "test_calculator.py -k cached_list",
         "atoms lose sight of each other",
     ),
     Mutation(
@@ -89,7 +89,7 @@ MUTATIONS = [
         "students/portable.py",
         "if moved <= (0.5 * self.skin) ** 2:",
         "if moved <= (2.0 * self.skin) ** 2:",
-        "test_calculator.py -k cached",
+        "test_calculator.py -k cached_list",
         "atoms lose sight of each other",
     ),
     Mutation(
