@@ -65,8 +65,8 @@ void PairPaiNN::find_absent() {
   }
 }
 
-// Sets species_ and returns whether any changed. Types are read in each step (fix atom/swap changes
-// them while lists stay), groups and exclusions where LAMMPS reads them: when it builds lists.
+// Sets species_ and returns whether any changed. Types are read in each step (they may be
+// set between two builds of lists), groups and exclusions where LAMMPS reads them: at a build.
 bool PairPaiNN::find_species(bool new_list) {
   if (new_list) find_absent();
   const int n_all = atom->nlocal + atom->nghost;

@@ -27,7 +27,7 @@ void PairPaiNN::find_rows() {
   // ago counts the steps since lists were built, the same on all ranks.
   const bool new_list = !plan_valid_ || neighbor->ago == 0;
   const bool changed = find_species(new_list);
-  // The plan passes over atoms of type NULL, and types change without new lists (fix atom/swap).
+  // The plan passes over atoms of type NULL, and types may be set between two builds of lists.
   int replan = new_list || (has_null_ && changed);
   if (has_null_ && !new_list && comm->nprocs > 1) {
     const int mine = replan;

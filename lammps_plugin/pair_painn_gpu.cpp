@@ -90,7 +90,7 @@ void PairPaiNN::Gpu::compute() {
   p.ghost_rows_ = true;
   const bool alone = p.comm->nprocs == 1;
   bool new_list = !p.plan_valid_ || p.neighbor->ago == 0;
-  // fix atom/swap changes types while LAMMPS' lists stay.
+  // Types may be set between two builds of LAMMPS' lists.
   if (p.find_species(new_list)) new_list = true;
   if (new_list) renew_ghosts();
   const mlff::gpu::StepInput input = step_input(new_list);

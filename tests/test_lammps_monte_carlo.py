@@ -379,7 +379,7 @@ def test_atom_swap_samples_the_boltzmann_distribution(model, tmp_path, ranks, st
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_swaps_with_a_type_that_the_model_does_not_see(model, tmp_path, ranks):
-    """Vacancies of type NULL move while LAMMPS keeps its lists and ghosts."""
+    """Vacancies of type NULL move; LAMMPS sends the types of ghosts, its lists stay."""
     glass = glass_of(24, [9.3, 8.4, 9.9], seed=12)
     run = Run("v", glass, model[0], names="Si NULL")
     types, last = swap(tmp_path, ranks, run, "1 10 29 1e6 ke no types 1 2", 5)
