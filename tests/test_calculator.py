@@ -144,14 +144,14 @@ def test_a_run_with_a_cached_list_equals_fresh_lists(model, backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_cached_list_ends_where_it_would_be_wrong(model, backend):
     """Two atoms that meet after steps below half of the skin; and a cell that grows and shrinks."""
-    calc = StudentCalculator(model[1], dtype="float64", backend=backend, skin=1.0)
-    pair = Atoms("Si2", [[0.0] * 3, [12.0, 0.0, 0.0]], cell=[30.0, 30.0, 30.0], pbc=True)
+    calc = StudentCalculator(model[1], dtype="float64", backend=backend, skin=0.3)
+    pair = Atoms("Si2", [[0.0] * 3, [5.0, 0.0, 0.0]], cell=[30.0, 30.0, 30.0], pbc=True)
     crystal = silicon()
     pair.calc = crystal.calc = calc
     apart = pair.get_potential_energy()
-    steps = [(pair, lambda: pair.positions.__isub__([[0.0] * 3, [0.4, 0.0, 0.0]]))] * 24
-    cell = crystal.cell.array
-    for factor in (1.3, 0.97, 1.0):
+    steps = [(pair, lambda: pair.positions.__isub__([[-0.1, 0, 0], [0.1, 0, 0]]))] * 13
+    cell = crystal.cell.array.copy()
+    for factor in (1.5, 0.97, 1.0):
         steps.append((crystal, lambda f=factor: crystal.set_cell(f * cell, scale_atoms=False)))
     for atoms, change in steps:
         change()
