@@ -29,7 +29,6 @@ from mlff_distiller.cpus import SPIN_COUNT, usable_cpus
 #: Name -> (environment, threads).
 WAYS: dict[str, tuple[dict[str, str], int]] = {
     "OpenMP's default": ({"GOMP_SPINCOUNT": "300000"}, 2),
-    "spin 100000": ({"GOMP_SPINCOUNT": "100000"}, 2),
     "spin 10000": ({"GOMP_SPINCOUNT": "10000"}, 2),
     "spin 1000": ({"GOMP_SPINCOUNT": "1000"}, 2),
     "passive": ({"OMP_WAIT_POLICY": "passive"}, 2),
@@ -55,7 +54,7 @@ def prepare(folder: Path) -> None:
 
     bulk("Cu", cubic=True).repeat(2).write(folder / "cu.extxyz")
     for arguments in (
-        ["sample", "cu.extxyz", "-o", "frames.extxyz", "--rattle", "60"],
+        ["sample", "cu.extxyz", "-o", "frames.extxyz", "--rattle", "40"],
         ["label", "frames.extxyz", "--teacher", "emt", "-o", "data.h5"],
     ):
         command(folder, arguments, {})
@@ -81,6 +80,7 @@ def seconds(folder: Path, way: str, epochs: int, others: int) -> float:
     """Of training, without the start of the program."""
     environment, threads = WAYS[way]
     config = {
+        "model": {"hidden_dim": 64, "num_interactions": 2},
         "training": {"max_epochs": epochs, "threads": threads, "early_stop_patience": 10 * epochs}
     }
     with tempfile.TemporaryDirectory(dir=folder) as run:
@@ -97,7 +97,7 @@ def seconds(folder: Path, way: str, epochs: int, others: int) -> float:
 def main() -> None:
     parser = parser_of(__doc__, quick="one round of two epochs", output=RESULTS, whole=True)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=4)
     options = parser.parse_args()
     rounds, epochs = (1, 2) if options.quick else (options.rounds, options.epochs)
     cpus = usable_cpus()
