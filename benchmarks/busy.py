@@ -81,7 +81,7 @@ def seconds(folder: Path, way: str, epochs: int, others: int) -> float:
     environment, threads = WAYS[way]
     config = {
         "model": {"hidden_dim": 64, "num_interactions": 2},
-        "training": {"max_epochs": epochs, "threads": threads, "early_stop_patience": 10 * epochs}
+        "training": {"max_epochs": epochs, "threads": threads, "early_stop_patience": 10 * epochs},
     }
     with tempfile.TemporaryDirectory(dir=folder) as run:
         (Path(run) / "c.yaml").write_text(json.dumps(config))
