@@ -24,7 +24,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from benchmarks.common import RESULTS, in_turn, parser_of, processor, write_report
-from mlff_distiller.cpus import SPIN_COUNT, usable_cpus
+from mlff_distiller.cpus import usable_cpus
 
 #: Name -> (environment, threads).
 WAYS: dict[str, tuple[dict[str, str], int]] = {
@@ -97,7 +97,7 @@ def seconds(folder: Path, way: str, epochs: int, others: int) -> float:
 def main() -> None:
     parser = parser_of(__doc__, quick="one round of two epochs", output=RESULTS, whole=True)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=12)
     options = parser.parse_args()
     rounds, epochs = (1, 2) if options.quick else (options.rounds, options.epochs)
     cpus = usable_cpus()
@@ -123,8 +123,7 @@ def main() -> None:
         for way in WAYS
     ]
     report: dict[str, Any] = {
-        "processor": processor(), "cpus": cpus, "epochs": epochs, "rounds": rounds,
-        "chosen": SPIN_COUNT, "rows": rows,
+        "processor": processor(), "cpus": cpus, "epochs": epochs, "rounds": rounds, "rows": rows,
     }  # fmt: skip
     lines = [
         f"Time of a training, relative to OpenMP's default alone ({quiet:.1f} s). "

@@ -72,23 +72,3 @@ def test_engines_start_as_many_threads_as_they_may_use() -> None:
             env=environment,
         )  # fmt: skip
         assert done.stdout.strip() == wanted
-
-
-@pytest.mark.parametrize(
-    ("given", "wanted"),
-    [
-        ({}, cpus.SPIN_COUNT),
-        ({"GOMP_SPINCOUNT": "7"}, "7"),
-        ({"OMP_WAIT_POLICY": "active"}, None),
-    ],
-)
-def test_threads_of_the_command_line_sleep_soon(
-    monkeypatch: pytest.MonkeyPatch, given: dict, wanted: str | None
-) -> None:
-    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
-    cpus.share_cpus()
-    assert os.environ.get("GOMP_SPINCOUNT") == wanted
-    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import typer
 
 from mlff_distiller.cli import analyse, configure, data, models, simulate
-from mlff_distiller.cpus import share_cpus
 
 app = typer.Typer(
     name="mlff-distiller",
@@ -52,7 +51,6 @@ def _root(
 
 def main() -> None:
     """Entry point of the ``mlff-distiller`` command."""
-    share_cpus()
     app()
 
 
