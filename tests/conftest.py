@@ -24,6 +24,14 @@ if sys.version_info >= (3, 12):  # there are no wheels
 _unexpected: list[str] = []
 
 
+@pytest.fixture(params=["lammps", "openmm", "ase"])
+def engine(request: pytest.FixtureRequest) -> str:
+    """Each engine of ``md`` in turn; one that is not installed is a skip."""
+    if request.param != "ase":
+        pytest.importorskip(request.param)
+    return request.param
+
+
 def pytest_runtest_logreport(report):
     if report.skipped and not hasattr(report, "wasxfail"):
         _note(report)

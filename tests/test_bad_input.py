@@ -111,11 +111,8 @@ def test_md_settings(folder: Path, engine: str, option: str, value: Any) -> None
     refuse(*arguments, say=[option, "must be"], cwd=folder)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("seed", [0, 2**31 - 1])
 def test_md_takes_every_seed_that_it_allows(folder: Path, engine: str, seed: int) -> None:
-    if engine != "ase":
-        pytest.importorskip(engine)
     md = [
         "md",
         "student.pt",
@@ -297,10 +294,7 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
             history.add({"epoch": 0})
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 def test_md_ends_where_its_trajectory_does(folder: Path, engine: str) -> None:
-    if engine != "ase":
-        pytest.importorskip(engine)
     md = ["md", "student.pt", "cu.extxyz", "--engine", engine, "--threads", 1]
     refuse(
         *md, "--steps", 15, say=["multiple of --interval (10), got 15", "--steps 10"], cwd=folder

@@ -23,16 +23,8 @@ from mlff_distiller.errors import InputError
 from mlff_distiller.export import export_student
 from mlff_distiller.models import StudentForceField
 
-ENGINES = ["lammps", "openmm", "ase"]
 GPA = units.GPa  # eV/Å³
 BAR = 1e-4 * GPA
-
-
-@pytest.fixture(params=ENGINES)
-def engine(request: pytest.FixtureRequest) -> str:
-    if request.param != "ase":
-        pytest.importorskip(request.param)
-    return request.param
 
 
 @pytest.fixture(scope="module")

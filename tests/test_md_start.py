@@ -22,15 +22,6 @@ from mlff_distiller.errors import InputError
 from mlff_distiller.export import export_student
 from mlff_distiller.students.energy_model import ExportedModel
 
-ENGINES = ["lammps", "openmm", "ase"]
-
-
-@pytest.fixture(params=ENGINES)
-def engine(request: pytest.FixtureRequest) -> str:
-    if request.param != "ase":
-        pytest.importorskip(request.param)
-    return request.param
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -22,7 +22,6 @@ from mlff_distiller.dynamics.watch import Watch
 from mlff_distiller.errors import InputError
 from mlff_distiller.export import export_student
 
-ENGINES = ["lammps", "openmm", "ase"]
 SALT = Structure.from_atoms(bulk("NaCl", "rocksalt", a=5.64, cubic=True))
 COVERAGE = {
     "closest_pairs": {"Na-Na": 3.4, "Na-Cl": 2.2, "Cl-Cl": 3.3},
@@ -30,13 +29,6 @@ COVERAGE = {
     "energy_per_atom": {"NaCl": [-3.4, -3.2]},
     "temperature": 900.0,
 }
-
-
-@pytest.fixture(params=ENGINES)
-def engine(request: pytest.FixtureRequest) -> str:
-    if request.param != "ase":
-        pytest.importorskip(request.param)
-    return request.param
 
 
 def watch(structure: Structure = SALT, stop: bool = False, **metadata: object) -> Watch:

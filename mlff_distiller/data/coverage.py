@@ -106,12 +106,17 @@ def _excesses(
             result[pair] = (1.0 - distance / known[pair], words)
     if "volume_per_atom" in covered and structure.pbc.all():
         low, high = covered["volume_per_atom"]
-        volume = abs(float(np.linalg.det(structure.cell))) / len(structure)
-        excess = max(1.0 - volume / low, volume / high - 1.0)
+        volume, excess = volume_excess(structure, low, high)
         if excess > VOLUME_SLACK:
             words = f"{volume:.2f} Å³ per atom, training saw {low:.2f} to {high:.2f}"
             result["volume"] = (excess, words)
     return result
+
+
+def volume_excess(structure: Structure, low: float, high: float) -> tuple[float, float]:
+    """Volume per atom, Å^3, and the share by which it lies beyond ``low`` or ``high``."""
+    volume = abs(float(np.linalg.det(structure.cell))) / len(structure)
+    return volume, max(1.0 - volume / low, volume / high - 1.0)
 
 
 def closest_pair(structures: Sequence[Structure], cutoff: float) -> float:

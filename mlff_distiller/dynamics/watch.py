@@ -16,7 +16,7 @@ import torch
 from ase.data import chemical_symbols, covalent_radii
 
 from mlff_distiller.data import Structure
-from mlff_distiller.data.coverage import FRINGE, VOLUME_SLACK
+from mlff_distiller.data.coverage import FRINGE, VOLUME_SLACK, volume_excess
 from mlff_distiller.data.structure import complete_cell
 from mlff_distiller.dynamics.freedom import degrees_of_freedom
 from mlff_distiller.elements import pair_name, reduced_formula
@@ -128,9 +128,9 @@ class Watch:
             )
         self._check_energy(step, frame)
         if self._volumes is not None:
-            volume = abs(float(np.linalg.det(frame.cell))) / len(frame)
             low, high = self._volumes
-            if not (1 - VOLUME_SLACK) * low <= volume <= (1 + VOLUME_SLACK) * high:
+            volume, excess = volume_excess(frame, low, high)
+            if not excess <= VOLUME_SLACK:
                 self._extrapolates(
                     "volume",
                     f"{volume:.2f} Å³ per atom are outside of training ({low:.2f} to {high:.2f})",

@@ -80,7 +80,7 @@ class PartialFrames:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._writer.close()
+        self._writer.__exit__(kind, error, trace)
         if not self._table:
             self.remove()
 

@@ -263,7 +263,10 @@ def scripted_module(
     device: str,
 ) -> torch.jit.ScriptModule:
     """TorchScript of :class:`TorchForceModule`; arguments as in ``painn_force``."""
-    computation = _computation(path, atomic_numbers, particles, periodic, precision, device)
+    return _scripted(_computation(path, atomic_numbers, particles, periodic, precision, device))
+
+
+def _scripted(computation: TorchComputation) -> torch.jit.ScriptModule:
     text = json.dumps(computation.__getstate__())
     _restored(text)._loaded = computation._loaded
     with torch.inference_mode(False), warnings.catch_warnings():
@@ -286,21 +289,12 @@ def torch_force(
         InputError: openmm-torch is not installed or does not fit this torch or this OpenMM.
     """
     openmmtorch = load_openmm_torch()
+    computation = _computation(path, atomic_numbers, particles, periodic, precision, device)
     if hasattr(openmmtorch, "PythonTorchForce"):
         # Not its setParticles(), which reads past the end of a System that is too small.
-        force = openmmtorch.PythonTorchForce(
-            _computation(path, atomic_numbers, particles, periodic, precision, device)
-        )
+        force = openmmtorch.PythonTorchForce(computation)
     else:
-        module = scripted_module(
-            path,
-            atomic_numbers=atomic_numbers,
-            particles=particles,
-            periodic=periodic,
-            precision=precision,
-            device=device,
-        )
-        force = openmmtorch.TorchForce(module)
+        force = openmmtorch.TorchForce(_scripted(computation))
         force.setOutputsForces(True)
     force.setUsesPeriodicBoundaryConditions(periodic)
     force.setName("PainnTorchForce")
