@@ -11,6 +11,7 @@ from typing import Any
 from mlff_distiller.constants import MAX_THREADS, PRECISIONS
 from mlff_distiller.elements import MAX_Z
 from mlff_distiller.errors import InputError
+from mlff_distiller.purpose import PurposeConfig
 from mlff_distiller.settings import (
     Settings,
     from_dict,
@@ -29,6 +30,7 @@ __all__ = [
     "DistillConfig",
     "EnginesConfig",
     "ModelConfig",
+    "PurposeConfig",
     "SamplingConfig",
     "TeacherConfig",
     "TrainConfig",
@@ -93,8 +95,9 @@ class ModelConfig(Settings, path="model"):
     )
     max_z: int = setting(MAX_Z, "Largest atomic number that may be asked for.", least=1, most=MAX_Z)
     zbl: bool = setting(
-        False,
-        "Add Ziegler-Biersack-Littmark repulsion; training then learns the difference to it.",
+        True,
+        "Add Ziegler-Biersack-Littmark repulsion, so that atoms cannot fuse where there are no "
+        "training data; training learns the difference to it.",
     )
     zbl_switched: bool = setting(
         True, "The repulsion falls smoothly to zero; imported ones may be cut off with a jump."
@@ -345,6 +348,7 @@ class DistillConfig(Settings):
         example="builtin:silicon",
     )
     output: str = setting("runs/distill", "Directory for everything that the run writes.")
+    purpose: PurposeConfig = section(PurposeConfig)
     teacher: TeacherConfig = section(TeacherConfig)
     sampling: SamplingConfig = section(SamplingConfig)
     data: DataConfig = section(DataConfig)

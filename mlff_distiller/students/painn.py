@@ -145,6 +145,17 @@ class PaiNN(nn.Module):
         Returns:
             (n_atoms,), eV.
         """
+        features = self.features(species, edge_index, edge_vectors)
+        return self.readout[2](features).squeeze(-1) * self.scales[species]
+
+    def features(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Tensor:
+        """What the last, linear layer sees of each atom: its environment as the network knows it.
+
+        Args: see :meth:`forward`.
+
+        Returns:
+            (n_atoms, readout_dim).
+        """
         distances = torch.sqrt((edge_vectors * edge_vectors).sum(dim=-1))
         directions = edge_vectors / distances.unsqueeze(-1)
         envelope = self.cutoff_function(distances).unsqueeze(-1)
@@ -157,7 +168,7 @@ class PaiNN(nn.Module):
         for k, interaction in enumerate(self.interactions):
             radial = radials[min(k, len(radials) - 1)]
             scalars, vectors = interaction(scalars, vectors, edge_index, directions, radial)
-        return self.readout(scalars).squeeze(-1) * self.scales[species]
+        return self.readout[1](self.readout[0](scalars))
 
 
 __all__ = ["Interaction", "PaiNN"]
