@@ -24,6 +24,8 @@ from mlff_distiller.elements import pair_name, reduced_formula
 #: distance, and what a volume may lie beyond the smallest and the largest.
 FRINGE = 0.97
 VOLUME_SLACK = 0.02
+#: ``info["source"]`` of frames from dynamics of a teacher and of a student.
+_DYNAMICS = ("md", "student-md")
 
 
 def coverage(structures: Sequence[Structure], cutoff: float) -> dict[str, Any]:
@@ -41,7 +43,7 @@ def coverage(structures: Sequence[Structure], cutoff: float) -> dict[str, Any]:
         if s.energy is not None:
             energies.setdefault(reduced_formula(s.atomic_numbers), []).append(s.energy / len(s))
         temperature = s.info.get("temperature")
-        if isinstance(temperature, (int, float)) and s.info.get("source") == "md":
+        if isinstance(temperature, (int, float)) and s.info.get("source") in _DYNAMICS:
             temperatures.append(float(temperature))
     result: dict[str, Any] = {"closest_pairs": closest_pairs(structures, cutoff)}
     if volumes:

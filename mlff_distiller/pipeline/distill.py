@@ -4,7 +4,9 @@ Every stage writes ``stages/NAME.json`` with a hash of its inputs when it is don
 stage whose inputs have not changed and whose files are still there is skipped.
 
     OUTPUT/frames.h5       sampled structures
-    OUTPUT/data.h5         with the teacher's labels and the splits
+    OUTPUT/labels.h5       with the teacher's labels and the splits
+    OUTPUT/rounds/NN/      what the rounds of the on-policy loop asked and learnt
+    OUTPUT/data.h5         labels of all rounds
     OUTPUT/training/       checkpoints, history.csv
     OUTPUT/student.pt      for LAMMPS, OpenMM and ASE
     OUTPUT/metrics.json, report.html, *.png
@@ -12,7 +14,8 @@ stage whose inputs have not changed and whose files are still there is skipped.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,8 @@ from rich.console import Console
 from mlff_distiller.config import DistillConfig, save_yaml
 from mlff_distiller.data import Structure, structures_hash
 from mlff_distiller.evaluation.summary import print_summary
-from mlff_distiller.pipeline import engines, evaluate, export, fit, label, report, sample
+from mlff_distiller.pipeline import engines, evaluate, export, fit, join, label, report, sample
+from mlff_distiller.pipeline.rounds import Budget, Outcome, run_rounds
 from mlff_distiller.pipeline.stage import Hashed, Stages, hashed_file
 from mlff_distiller.sampling import starting_structures
 from mlff_distiller.sampling.geometry import narrow_cell, supercell
@@ -52,15 +56,30 @@ def run_distillation(
     output.mkdir(parents=True, exist_ok=True)
     save_yaml(config, output / "config.yaml")
     start = [
-        supercell(structure, config.sampling.supercell)
-        for source in config.structures
-        for structure in starting_structures(source, lambda line: say(f"note: {line}"))
+        supercell(structure, config.sampling.supercell, config.model.cutoff)
+        for structure in read_starts(config.structures, lambda line: say(f"note: {line}"))
     ]
     _warn_of_narrow_cells(start, config.model.cutoff, say)
-    metrics = _line(config, start, output, Stages(output, say, fresh), fresh)
+    opened: list[Stages] = []
+
+    def open_stages(folder: Path) -> Stages:
+        opened.append(Stages(folder, say, fresh))
+        return opened[-1]
+
+    def spent() -> float:
+        return sum(sum(stages.seconds.values()) for stages in opened)
+
+    metrics = _line(config, start, output, open_stages, spent, say, fresh)
     if not quiet:
         print_summary(metrics, output)
     return metrics
+
+
+def read_starts(
+    sources: Sequence[str], note: Callable[[str], None] = lambda line: None
+) -> list[Structure]:
+    """Starting structures of all files and builtin names. Raises InputError."""
+    return [s for source in sources for s in starting_structures(source, note)]
 
 
 def _warn_of_narrow_cells(
@@ -78,9 +97,16 @@ def _warn_of_narrow_cells(
 
 
 def _line(
-    config: DistillConfig, start: list[Structure], output: Path, stages: Stages, fresh: bool
+    config: DistillConfig,
+    start: list[Structure],
+    output: Path,
+    open_stages: Callable[[Path], Stages],
+    spent: Callable[[], float],
+    say: Callable[[str], None],
+    fresh: bool,
 ) -> dict[str, Any]:
     teacher, options, device = config.teacher.name, config.teacher.options, config.teacher.device
+    stages = open_stages(output)
     sampled = stages.run(
         sample.STATION,
         sample.Inputs(
@@ -98,12 +124,31 @@ def _line(
             seed=config.sampling.seed,
             device=device,
             batch_size=config.teacher.batch_size,
+            workers=config.teacher.workers,
         ),
     )
-    data = Hashed(output / label.DATA, f"{labelled.data_hash} {labelled.splits_hash}")
+    seed = Hashed(output / label.LABELS, f"{labelled.data_hash} {labelled.splits_hash}")
+    budget = Budget(config, spent)
+    outcome = Outcome([seed])
+    if config.loop.rounds:
+        outcome = run_rounds(
+            config, start, seed, output, open_stages, budget, _no_gates, say, resume=not fresh
+        )
+        say("the last training")
+    joined = stages.run(join.STATION, join.Inputs(outcome.labels))
+    data = Hashed(output / join.DATA, joined.data_hash)
+    minutes = budget.of_final(60.0 * sum(row["minutes"] or 0.0 for row in outcome.rounds))
+    training = config.training if minutes is None else replace(config.training, max_minutes=minutes)
     fitted = stages.run(
         fit.STATION,
-        fit.Inputs(data, config.model, config.training, splits=config.data, resume=not fresh),
+        fit.Inputs(
+            data,
+            config.model,
+            training,
+            start_from=outcome.start_from,
+            splits=config.data,
+            resume=not fresh,
+        ),
     )
     stages.run(export.STATION, export.Inputs(hashed_file(output / fit.BEST)))
     student = hashed_file(output / export.STUDENT)
@@ -121,10 +166,17 @@ def _line(
             structures=config.structures,
             sampled=sampled,
             labelled=labelled,
+            num_frames=joined.num_frames,
+            rounds=outcome,
             fitted=fitted,
             test=test,
             engines=ran,
             seconds=stages.seconds,
+            total_seconds=spent(),
         ),
         output,
     )
+
+
+def _no_gates(student: Hashed[Path], stages: Stages) -> list[str]:
+    return []
