@@ -107,15 +107,21 @@ def is_translation(structure: Structure, vector: np.ndarray, tolerance: float = 
     return True
 
 
-def roomy_cell(structure: Structure, max_atoms: int) -> Structure:
+def roomy_cell(structure: Structure, max_atoms: int, axes: Sequence[int] = (0, 1, 2)) -> Structure:
     """The supercell of at most ``max_atoms`` atoms that is widest where it is narrowest.
 
     Of several, that with the fewest atoms; ``structure`` itself if it has more atoms already.
+
+    Args:
+        structure: repeated along its periodic directions.
+        max_atoms: at most.
+        axes: vectors that may be repeated; the widths along others do not count.
     """
     inverse = np.linalg.inv(complete_cell(structure.cell))
-    widths = np.where(structure.pbc, 1.0 / np.linalg.norm(inverse, axis=0), np.inf)
+    free = structure.pbc & np.isin(np.arange(3), axes)
+    widths = np.where(free, 1.0 / np.linalg.norm(inverse, axis=0), np.inf)
     most = max(1, max_atoms // len(structure))
-    ranges = [range(1, most + 1) if periodic else [1] for periodic in structure.pbc]
+    ranges = [range(1, most + 1) if repeated else [1] for repeated in free]
     fitting = [r for r in itertools.product(*ranges) if np.prod(r) <= most]
     best = max(fitting, key=lambda r: (round(float((widths * r).min()), 6), -np.prod(r)))
     return supercell(structure, best)
