@@ -12,6 +12,9 @@ from mlff_distiller.constants import MAX_THREADS, PRECISIONS
 from mlff_distiller.elements import MAX_Z
 from mlff_distiller.errors import InputError
 from mlff_distiller.purpose import PurposeConfig
+from mlff_distiller.sampling.defect_frames import DefectsConfig
+from mlff_distiller.sampling.dimers import DimersConfig
+from mlff_distiller.sampling.strain import StrainConfig
 from mlff_distiller.settings import (
     Settings,
     from_dict,
@@ -27,12 +30,15 @@ from mlff_distiller.settings import (
 __all__ = [
     "PRESETS",
     "DataConfig",
+    "DefectsConfig",
+    "DimersConfig",
     "DistillConfig",
     "EnginesConfig",
     "LoopConfig",
     "ModelConfig",
     "PurposeConfig",
     "SamplingConfig",
+    "StrainConfig",
     "TeacherConfig",
     "TrainConfig",
     "TrainingConfig",
@@ -199,7 +205,26 @@ class SamplingConfig(Settings, path="sampling"):
     max_force: float = setting(
         30.0, "Labelled frames with a larger force are rejected.", unit="eV/Å", above=0
     )
+    isolated_atoms: bool = setting(
+        False, "One lone atom of each element: reference energies, and an exact dissociation limit."
+    )
+    box: float = setting(
+        20.0,
+        "Edge of the empty cell around dimers and lone atoms, where the teacher needs a cell.",
+        unit="Å",
+        least=8,
+    )
+    keep: float = setting(
+        1.0,
+        "Share of all frames that is kept, by farthest-point selection: near copies are dropped "
+        "before they cost labels.",
+        above=0,
+        most=1,
+    )
     seed: int = seed_setting(advice="set sampling.seed or --seed")
+    strain: StrainConfig = section(StrainConfig)
+    dimers: DimersConfig = section(DimersConfig)
+    defects: DefectsConfig = section(DefectsConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from ase.neighborlist import natural_cutoffs, neighbor_list
 
+from mlff_distiller.data.bonds import find_molecules
 from mlff_distiller.data.structure import Structure
 from mlff_distiller.errors import InputError
 from mlff_distiller.settings import Settings, setting
@@ -61,7 +61,7 @@ def phase_of(structure: Structure) -> str:
     cluster if it holds atoms other than H, B, C, N, O, F, Si, P, S, Cl, Br and I.
     """
     if structure.pbc.all():
-        return "liquid" if _molecular(structure) else "crystal"
+        return "liquid" if find_molecules(structure).finite else "crystal"
     if structure.pbc.any():
         return "slab"
     return "molecule" if np.isin(structure.atomic_numbers, _ORGANIC).all() else "cluster"
@@ -77,30 +77,3 @@ def ensembles(purpose: PurposeConfig, structure: Structure) -> list[str]:
     bulk = bool(structure.pbc.all()) and structure.fixed is None
     wanted = purpose.ensembles or ["npt", "nvt"]
     return [e for e in wanted if bulk or e != "npt"] or ["nvt"]
-
-
-def _molecular(structure: Structure) -> bool:
-    """Whether no bonded fragment reaches its own image."""
-    atoms = structure.to_atoms(labels=False)
-    i, j, shifts = neighbor_list("ijS", atoms, natural_cutoffs(atoms, mult=1.15))
-    # Each atom gets the image in which its fragment is whole; a bond that leads elsewhere closes
-    # a path to an image of the fragment.
-    image = np.full((len(atoms), 3), np.iinfo(np.int64).max)
-    bonds: list[list[int]] = [[] for _ in range(len(atoms))]
-    for k, a in enumerate(i):
-        bonds[a].append(k)
-    for root in range(len(atoms)):
-        if image[root, 0] != np.iinfo(np.int64).max:
-            continue
-        image[root] = 0
-        reached = [root]
-        while reached:
-            a = reached.pop()
-            for k in bonds[a]:
-                there = image[a] + shifts[k]
-                if image[j[k], 0] == np.iinfo(np.int64).max:
-                    image[j[k]] = there
-                    reached.append(int(j[k]))
-                elif not np.array_equal(image[j[k]], there):
-                    return False
-    return True

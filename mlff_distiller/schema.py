@@ -38,7 +38,9 @@ def markdown(cls: Any, path: str = "") -> str:
         table = ["| key | default | unit | takes | meaning |", "|---|---|---|---|---|", *rows]
         parts.append("\n".join([*([f"## {path}", ""] if path else []), doc, "", *table]))
     parts += [
-        markdown(hint, f.name) for f, hint in fields_of(cls) if dataclasses.is_dataclass(hint)
+        markdown(hint, f"{path}.{f.name}" if path else f.name)
+        for f, hint in fields_of(cls)
+        if dataclasses.is_dataclass(hint)
     ]
     return "\n\n".join(parts)
 
@@ -49,7 +51,7 @@ def commented_yaml(cls: Any, indent: str = "") -> str:
     for f, hint in fields_of(cls):
         rule: Rule = f.metadata["rule"]
         if dataclasses.is_dataclass(hint):
-            lines += ["", f"{f.name}:  # {_plain(rule.meaning)}"]
+            lines += ["", f"{indent}{f.name}:  # {_plain(rule.meaning)}"]
             lines += commented_yaml(hint, indent + "  ").splitlines()  # type: ignore[arg-type]
         else:
             value = rule.example if is_required(f) else default_of(f)

@@ -112,7 +112,9 @@ def setting(default: Any, meaning: str, **limits: Any) -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def seed_setting(default: int = 0, meaning: str = "Same seed, same result.", **limits: Any) -> Any:
+def seed_setting(
+    default: int | None = 0, meaning: str = "Same seed, same result.", **limits: Any
+) -> Any:
     """A field that holds a seed."""
     return setting(default, meaning, **{"least": 0, "most": LARGEST_SEED, **limits})
 

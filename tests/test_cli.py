@@ -531,7 +531,7 @@ def test_interrupted_sampling_resumes(folder: Path, tmp_path: Path) -> None:
         )
         for name in ("f.h5", "g.h5")
     ]
-    assert "6 of 12 frames of dynamics were done before" in results[0].stderr
+    assert "6 of 12 frames that take the teacher were done before" in results[0].stderr
     assert not unfinished.exists()
     there = [HDF5Dataset(tmp_path / name, require_labels=False) for name in ("f.h5", "g.h5")]
     assert there[0].hash() == there[1].hash()

@@ -220,9 +220,12 @@ def test_page_and_schema_name_every_key() -> None:
     schema = json.loads((ROOT / "docs" / "distill.schema.json").read_text(encoding="utf-8"))
     for key, value in to_dict(DistillConfig("a")).items():
         assert key in schema["properties"]
-        for name in value if isinstance(value, dict) and key != "options" else []:
+        for name in value if isinstance(value, dict) else []:
             assert name in schema["properties"][key]["properties"]
-            assert f"| `{name}` |" in page
+            nested = isinstance(value[name], dict) and name != "options"
+            assert (f"## {key}.{name}\n" if nested else f"| `{name}` |") in page
+            for inner in value[name] if nested else []:
+                assert f"| `{inner}` |" in page
     cutoff = schema["properties"]["model"]["properties"]["cutoff"]
     assert cutoff["exclusiveMinimum"] == 0
     assert cutoff["default"] == 5.0

@@ -27,8 +27,9 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
     app.command(
         **example(
-            "Make new structures: rattle, strain and molecular dynamics.",
+            "Make new structures: rattle, strain, defects, molecular dynamics ... (docs/sampling.md).",
             "sample si.cif -o frames.extxyz --rattle 200",
+            "sample nacl.cif -o frames.extxyz --config sampling.yaml --teacher sevennet-0",
             "sample builtin:aspirin -o frames.extxyz --md 200 --teacher gfn2-xtb",
         )
     )(sample)
@@ -63,8 +64,8 @@ def sample(
     config: Path | None = typer.Option(
         None,
         "--config",
-        help="YAML with the keys of the `sampling` section (docs/configuration.md): displacements, "
-        "strain, temperatures, supercell ...",
+        help="YAML with the keys of the `sampling` section (docs/sampling.md): strain, dimers, "
+        "defects, walks, temperatures, supercell ...",
     ),
     rattle: int | None = typer.Option(
         None, help="Rattled (and strained) copies in total.", show_default="100"
@@ -97,7 +98,13 @@ def sample(
         from mlff_distiller.data.io import write_structures
         from mlff_distiller.files import sha256
         from mlff_distiller.progress import Progress
-        from mlff_distiller.sampling import PartialFrames, starting_structures
+        from mlff_distiller.sampling import (
+            PartialFrames,
+            count_sources,
+            knows_teacher,
+            starting_structures,
+            teacher_frames,
+        )
         from mlff_distiller.sampling import sample as draw
         from mlff_distiller.sampling.geometry import supercell
 
@@ -115,29 +122,30 @@ def sample(
                     "dynamics needs a potential, got none; add --teacher NAME or --md 0"
                 )
             settings = dataclasses.replace(settings, num_md=0)
-            say("no --teacher given: only rattled copies are made")
-        calculator = _calculator(teacher, device) if teacher and settings.num_md else None
+            say("no --teacher given: no molecular dynamics")
+        total = teacher_frames(settings)
+        driving = _driver(teacher, device) if teacher and knows_teacher(settings) else {}
         rejected: Counter[str] = Counter()
         driver = sha256(teacher) if teacher and Path(teacher).is_file() else teacher
         inputs = {"base": structures_hash(base), "sampling": to_dict(settings), "driver": driver}
         with PartialFrames(unfinished, inputs) as partial:
             if len(partial):
-                say(f"{len(partial)} of {settings.num_md} frames of dynamics were done before")
-            with Progress("molecular dynamics") as bar:
+                say(f"{len(partial)} of {total} frames that take the teacher were done before")
+            with Progress("sampling with the teacher") as bar:
                 frames = draw(
-                    base, settings, calculator, rejected=rejected, progress=bar.update,
-                    partial=partial,
+                    base, settings, rejected=rejected, progress=bar.update, partial=partial,
+                    **driving,
                 )  # fmt: skip
         write_structures(output, frames)
         partial.remove()
-        kinds = Counter(str(s.info.get("source", "frame")) for s in frames)
+        kinds = count_sources(frames)
         detail = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
         text = wrote(output, f"{len(frames)} structures: {detail}")
         text += "".join(f"\nrejected {count}: {reason}" for reason, count in rejected.items())
         result = {
             "path": output,
             "num_structures": len(frames),
-            "sources": dict(kinds),
+            "sources": kinds,
             "rejected": dict(rejected),
         }
         emit(result, as_json, text)
@@ -352,11 +360,17 @@ def _convert_structures(
     emit(result, as_json, f"{headline}\n{tables.aligned(rows)}")
 
 
-def _calculator(name: str, device: str):  # type: ignore[no-untyped-def]
+def _driver(name: str, device: str) -> dict[str, Any]:
+    """What ``sample`` must know of a teacher or a student file."""
     if Path(name).is_file():
         from mlff_distiller.calculator import StudentCalculator
 
-        return StudentCalculator(name, device=device)
-    from mlff_distiller.teachers import teacher_calculator
+        return {"calculator": StudentCalculator(name, device=device)}
+    from mlff_distiller.teachers import get_teacher
 
-    return teacher_calculator(name, device=device)
+    teacher = get_teacher(name, device=device)
+    return {
+        "calculator": teacher.calculator,
+        "periodic_only": getattr(teacher, "periodic_only", False),
+        "elements": getattr(teacher, "elements", None),
+    }

@@ -11,11 +11,17 @@ from mlff_distiller.config import SamplingConfig
 from mlff_distiller.data import HDF5Writer, Structure, structures_hash
 from mlff_distiller.pipeline.stage import EXECUTION, Hashed, Say, Station, identity
 from mlff_distiller.progress import Progress
-from mlff_distiller.sampling import PartialFrames, sample
+from mlff_distiller.sampling import (
+    PartialFrames,
+    count_sources,
+    knows_teacher,
+    sample,
+    teacher_frames,
+)
 from mlff_distiller.teachers import get_teacher
 
 FRAMES = "frames.h5"
-PARTIAL = "frames.partial.h5"  # of molecular dynamics, while it runs
+PARTIAL = "frames.partial.h5"  # what takes calls of the teacher, while it is made
 
 
 @dataclass(frozen=True)
@@ -42,21 +48,23 @@ class Result:
 
 
 def work(inputs: Inputs, output: Path, say: Say) -> Result:
-    """Rattle the structures and run molecular dynamics with the teacher."""
+    """Make frames of every kind that the settings ask for, with the teacher where it takes one."""
     config = inputs.sampling
-    calculator = None
-    if config.num_md:
+    teacher = None
+    if knows_teacher(config):
         teacher = get_teacher(inputs.teacher, device=inputs.device, **inputs.options)
-        calculator = teacher.calculator
+    total = teacher_frames(config)
     rejected: Counter[str] = Counter()
     with PartialFrames(output / PARTIAL, identity(inputs)) as partial:
         if len(partial):
-            say(f"{len(partial)} of {config.num_md} frames of molecular dynamics were done before")
-        with Progress("molecular dynamics with the teacher") as bar:
+            say(f"{len(partial)} of {total} frames that take the teacher were done before")
+        with Progress("sampling with the teacher") as bar:
             frames = sample(
                 inputs.start.value,
                 config,
-                calculator,
+                getattr(teacher, "calculator", None),
+                periodic_only=getattr(teacher, "periodic_only", False),
+                elements=getattr(teacher, "elements", None),
                 rejected=rejected,
                 progress=bar.update,
                 partial=partial,
@@ -65,9 +73,9 @@ def work(inputs: Inputs, output: Path, say: Say) -> Result:
     with HDF5Writer(output / FRAMES, seed=config.seed) as writer:
         writer.append(frames)
     partial.remove()
-    kinds = Counter(str(s.info.get("source", "frame")) for s in frames)
+    kinds = count_sources(frames)
     say(f"{len(frames)} frames: " + ", ".join(f"{n} {kind}" for kind, n in kinds.items()))
-    return Result(len(frames), dict(kinds), dict(rejected), structures_hash(frames))
+    return Result(len(frames), kinds, dict(rejected), structures_hash(frames))
 
 
 STATION = Station("sample", work, Result, [FRAMES])

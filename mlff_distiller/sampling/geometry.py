@@ -1,9 +1,11 @@
-"""Geometry that both kinds of sampling need: close contacts and strain."""
+"""Geometry that every kind of sampling needs: close contacts, supercells, strain."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from ase.data import covalent_radii
@@ -56,6 +58,87 @@ def supercell(
         stress=None,
         momenta=None,
     )
+
+
+def unlabelled(structure: Structure, **changes: Any) -> Structure:
+    """A copy with other fields, without labels and momenta."""
+    bare = {"energy": None, "forces": None, "stress": None, "momenta": None}
+    return replace(structure, **{**bare, **changes})
+
+
+def smallest_repeat(structure: Structure, tolerance: float = 1e-3) -> tuple[Structure, list[int]]:
+    """The cell of which a periodic structure is a supercell along its own vectors, and how often.
+
+    A 2 x 2 x 2 supercell of a cubic cell gives that cubic cell, so that Miller indices keep the
+    meaning that they have for it. With held atoms it is the structure itself.
+
+    Args:
+        structure: periodic in three directions.
+        tolerance: Å, by which copies of an atom may differ.
+
+    Returns:
+        the cell, and the repeats along each vector.
+    """
+    if structure.fixed is not None:
+        return structure, [1, 1, 1]
+    repeats = []
+    counts = np.unique(structure.atomic_numbers, return_counts=True)[1]
+    for axis in range(3):
+        most = int(np.gcd.reduce(counts))
+        fits = (
+            n for n in range(most, 1, -1)
+            if most % n == 0 and is_translation(structure, structure.cell[axis] / n, tolerance)
+        )  # fmt: skip
+        repeats.append(next(fits, 1))
+    if repeats == [1, 1, 1]:
+        return structure, repeats
+    cell = structure.cell / np.array(repeats)[:, None]
+    # The corner must not lie on atoms: rounding would put copies of one on both sides of it.
+    fractional = np.linalg.solve(cell.T, structure.positions.T).T
+    origin = fractional.min(axis=0) - 1e-2
+    inside = np.all((fractional - origin) % np.array(repeats) < 1.0, axis=1)
+    whole = unlabelled(
+        structure,
+        atomic_numbers=structure.atomic_numbers[inside],
+        positions=structure.positions[inside],
+        cell=cell,
+    )
+    if len(whole) * int(np.prod(repeats)) != len(structure):
+        return structure, [1, 1, 1]
+    return whole, repeats
+
+
+def is_translation(structure: Structure, vector: np.ndarray, tolerance: float = 1e-3) -> bool:
+    """Whether a periodic structure is the same after all atoms are moved by ``vector``, Å."""
+    inverse = np.linalg.inv(structure.cell)
+    moved = structure.positions + vector
+    for z in np.unique(structure.atomic_numbers):
+        mine = structure.atomic_numbers == z
+        apart = (moved[mine][:, None] - structure.positions[mine][None]) @ inverse
+        apart = (apart - np.round(apart)) @ structure.cell
+        if np.linalg.norm(apart, axis=2).min(axis=1).max() > tolerance:
+            return False
+    return True
+
+
+def roomy_cell(structure: Structure, max_atoms: int, axes: Sequence[int] = (0, 1, 2)) -> Structure:
+    """The supercell of at most ``max_atoms`` atoms that is widest where it is narrowest.
+
+    Of several, that with the fewest atoms; ``structure`` itself if it has more atoms already.
+
+    Args:
+        structure: repeated along its periodic directions.
+        max_atoms: at most.
+        axes: vectors that may be repeated; the widths along others do not count.
+    """
+    inverse = np.linalg.inv(complete_cell(structure.cell))
+    free = structure.pbc & np.isin(np.arange(3), axes)
+    widths = np.where(free, 1.0 / np.linalg.norm(inverse, axis=0), np.inf)
+    most = max(1, max_atoms // len(structure))
+    ranges = [range(1, most + 1) if repeated else [1] for repeated in free]
+    fitting = [r for r in itertools.product(*ranges) if np.prod(r) <= most]
+    best = max(fitting, key=lambda r: (round(float((widths * r).min()), 6), -np.prod(r)))
+    return supercell(structure, best)
 
 
 def narrow_cell(structure: Structure, cutoff: float) -> float | None:

@@ -6,6 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from ase import Atoms, units
@@ -13,11 +14,13 @@ from ase.calculators.calculator import Calculator
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 
-from mlff_distiller.config import SamplingConfig
 from mlff_distiller.data.structure import Structure
 from mlff_distiller.sampling.geometry import closest_ratio, random_strain, strained
 from mlff_distiller.sampling.partial import PartialFrames
 from mlff_distiller.sampling.rattle import CLOSE_CONTACT
+
+if TYPE_CHECKING:  # its sections are those of the kinds of sampling
+    from mlff_distiller.config import SamplingConfig
 
 # Frames of one segment are relatives. Short segments let a split take whole ones on each side.
 SEGMENT_FRAMES = 10

@@ -1,4 +1,4 @@
-"""Molecular dynamics that was interrupted: finished segments are kept, and read when it goes on."""
+"""Sampling that was interrupted: finished pieces are kept, and read when it goes on."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Segment(NamedTuple):
 
 
 class PartialFrames:
-    """Segments of molecular dynamics on disk, each as soon as it is finished.
+    """Segments of dynamics and pieces of walks on disk, each as soon as it is finished.
 
     Use as a context manager. A segment depends on its seed and on those before it, so a run that
     reads what is here and makes the rest ends with the frames of one that was never interrupted.
@@ -41,7 +41,7 @@ class PartialFrames:
         content = json.dumps({"version": __version__, **inputs}, sort_keys=True)
         self._key = hashlib.sha256(content.encode()).hexdigest()
         self.path = path
-        self._segments: dict[tuple[int, int], Segment] = {}
+        self._segments: dict[tuple[int | str, int], Segment] = {}
         self._table: list[list[Any]] = []  # index, segment, frames, rejected
         if path.exists() or journal_path(path).exists():
             try:
@@ -54,12 +54,16 @@ class PartialFrames:
         """Number of frames."""
         return sum(int(row[2]) for row in self._table)
 
-    def get(self, trajectory: int, segment: int) -> Segment | None:
+    def get(self, trajectory: int | str, segment: int) -> Segment | None:
         """A segment that was finished earlier."""
         return self._segments.get((trajectory, segment))
 
     def put(
-        self, trajectory: int, segment: int, frames: Sequence[Structure], rejected: Counter[str]
+        self,
+        trajectory: int | str,
+        segment: int,
+        frames: Sequence[Structure],
+        rejected: Counter[str],
     ) -> None:
         """Commit a finished segment: on return it is on disk."""
         table = [*self._table, [trajectory, segment, len(frames), dict(rejected)]]
