@@ -178,16 +178,19 @@ def config_for(**loop: Any) -> DistillConfig:
 def test_runs_cover_the_conditions_and_go_beyond_them() -> None:
     known = [replace(copper(), info={"k": k}) for k in range(5)]
     starts, runs = plan_runs(config_for(runs=6, overshoot=1.5), [copper()], known, 1)
-    assert [r.start for r in runs] == list(range(6)) and len(starts) == 6
+    assert [r.start for r in runs] == list(range(6))
+    assert len(starts) == 6
     temperatures = [r.temperature for r in runs[:-1]]
-    assert max(temperatures) == 900 and min(temperatures) == 300
+    assert max(temperatures) == 900
+    assert min(temperatures) == 300
     assert runs[-1].final_temperature == pytest.approx(1350)
     assert {r.ensemble for r in runs} == {"npt", "nvt"}
     assert {r.pressure for r in runs if r.ensemble == "npt"} <= {0, 5, 10}
     assert any(s.info.get("k") is not None for s in starts)
     again = plan_runs(config_for(runs=6, overshoot=1.5), [copper()], known, 1)[1]
     other = plan_runs(config_for(runs=6, overshoot=1.5), [copper()], known, 2)[1]
-    assert again == runs and other != runs
+    assert again == runs
+    assert other != runs
 
 
 def test_molecules_are_not_put_under_pressure() -> None:
@@ -357,10 +360,13 @@ def test_a_plan_states_every_choice() -> None:
     assert config.purpose.phases == ["crystal"]
     assert config.purpose.defects == ["vacancy", "surface"]
     assert config.purpose.timestep == 2.0
-    assert config.model.hidden_dim == 64 and config.model.zbl
-    assert config.loop.minutes == 30.0 and config.loop.rounds == LoopConfig().rounds
+    assert config.model.hidden_dim == 64
+    assert config.model.zbl
+    assert config.loop.minutes == 30.0
+    assert config.loop.rounds == LoopConfig().rounds
     water = plan(["w.xyz"], [Structure.from_atoms(molecule("H2O"))], purpose={}, given={})
-    assert water.purpose.phases == ["molecule"] and water.purpose.timestep == 0.5
+    assert water.purpose.phases == ["molecule"]
+    assert water.purpose.timestep == 0.5
     assert water.model.hidden_dim == 128
 
 
