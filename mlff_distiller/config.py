@@ -11,6 +11,7 @@ from typing import Any
 from mlff_distiller.constants import MAX_THREADS, PRECISIONS
 from mlff_distiller.elements import MAX_Z
 from mlff_distiller.errors import InputError
+from mlff_distiller.evaluation.gates.settings import AcceptanceConfig
 from mlff_distiller.purpose import PurposeConfig
 from mlff_distiller.settings import (
     Settings,
@@ -26,6 +27,7 @@ from mlff_distiller.settings import (
 
 __all__ = [
     "PRESETS",
+    "AcceptanceConfig",
     "DataConfig",
     "DistillConfig",
     "EnginesConfig",
@@ -355,6 +357,7 @@ class DistillConfig(Settings):
     model: ModelConfig = section(ModelConfig)
     training: TrainingConfig = section(TrainingConfig)
     engines: EnginesConfig = section(EnginesConfig)
+    acceptance: AcceptanceConfig = section(AcceptanceConfig)
 
     def __post_init__(self) -> None:
         if isinstance(self.structures, str):
