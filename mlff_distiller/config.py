@@ -11,6 +11,7 @@ from typing import Any
 from mlff_distiller.constants import MAX_THREADS, PRECISIONS
 from mlff_distiller.elements import MAX_Z
 from mlff_distiller.errors import InputError
+from mlff_distiller.evaluation.gates.settings import AcceptanceConfig
 from mlff_distiller.purpose import PurposeConfig
 from mlff_distiller.sampling.defect_frames import DefectsConfig
 from mlff_distiller.sampling.dimers import DimersConfig
@@ -29,6 +30,7 @@ from mlff_distiller.settings import (
 
 __all__ = [
     "PRESETS",
+    "AcceptanceConfig",
     "DataConfig",
     "DefectsConfig",
     "DimersConfig",
@@ -435,6 +437,7 @@ class DistillConfig(Settings):
     training: TrainingConfig = section(TrainingConfig)
     loop: LoopConfig = section(LoopConfig)
     engines: EnginesConfig = section(EnginesConfig)
+    acceptance: AcceptanceConfig = section(AcceptanceConfig)
 
     def __post_init__(self) -> None:
         if isinstance(self.structures, str):
