@@ -26,6 +26,8 @@ FRINGE = 0.97
 VOLUME_SLACK = 0.02
 #: ``info["source"]`` of frames from dynamics of a teacher and of a student.
 _DYNAMICS = ("md", "student-md")
+#: Frames whose cell is a box around one or two atoms: no volume or energy of a phase.
+_VACUUM = ("isolated-atom", "dimer")
 
 
 def coverage(structures: Sequence[Structure], cutoff: float) -> dict[str, Any]:
@@ -38,6 +40,8 @@ def coverage(structures: Sequence[Structure], cutoff: float) -> dict[str, Any]:
     volumes, temperatures = [], []
     energies: dict[str, list[float]] = {}
     for s in structures:
+        if s.info.get("source") in _VACUUM:
+            continue
         if s.pbc.all():
             volumes.append(abs(float(np.linalg.det(s.cell))) / len(s))
         if s.energy is not None:

@@ -9,11 +9,13 @@ stage whose inputs have not changed and whose files are still there is skipped.
     OUTPUT/data.h5         labels of all rounds
     OUTPUT/training/       checkpoints, history.csv
     OUTPUT/student.pt      for LAMMPS, OpenMM and ASE
+    OUTPUT/gates.json      what the gates measured, of the teacher once for all
     OUTPUT/metrics.json, report.html, *.png
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,11 +26,23 @@ from rich.console import Console
 from mlff_distiller.config import DistillConfig, save_yaml
 from mlff_distiller.data import Structure, structures_hash
 from mlff_distiller.evaluation.summary import print_summary
-from mlff_distiller.pipeline import engines, evaluate, export, fit, join, label, report, sample
-from mlff_distiller.pipeline.rounds import Budget, Outcome, run_rounds
+from mlff_distiller.pipeline import (
+    engines,
+    evaluate,
+    export,
+    fit,
+    gates,
+    join,
+    label,
+    report,
+    sample,
+)
+from mlff_distiller.pipeline.rounds import Budget, Outcome, engine_of, run_rounds
 from mlff_distiller.pipeline.stage import Hashed, Stages, hashed_file
 from mlff_distiller.sampling import starting_structures
 from mlff_distiller.sampling.geometry import narrow_cell, supercell
+
+GATES_CACHE = "gates.json"
 
 
 def run_distillation(
@@ -55,10 +69,8 @@ def run_distillation(
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     save_yaml(config, output / "config.yaml")
-    start = [
-        supercell(structure, config.sampling.supercell, config.model.cutoff)
-        for structure in read_starts(config.structures, lambda line: say(f"note: {line}"))
-    ]
+    given = read_starts(config.structures, lambda line: say(f"note: {line}"))
+    start = [supercell(s, config.sampling.supercell, config.model.cutoff) for s in given]
     _warn_of_narrow_cells(start, config.model.cutoff, say)
     opened: list[Stages] = []
 
@@ -69,7 +81,7 @@ def run_distillation(
     def spent() -> float:
         return sum(sum(stages.seconds.values()) for stages in opened)
 
-    metrics = _line(config, start, output, open_stages, spent, say, fresh)
+    metrics = _line(config, given, start, output, open_stages, spent, say, fresh)
     if not quiet:
         print_summary(metrics, output)
     return metrics
@@ -98,6 +110,7 @@ def _warn_of_narrow_cells(
 
 def _line(
     config: DistillConfig,
+    given: list[Structure],
     start: list[Structure],
     output: Path,
     open_stages: Callable[[Path], Stages],
@@ -129,10 +142,18 @@ def _line(
     )
     seed = Hashed(output / label.LABELS, f"{labelled.data_hash} {labelled.splits_hash}")
     budget = Budget(config, spent)
+    asked = functools.partial(_gates, config, given, output / GATES_CACHE)
+
+    def quick_gates(student: Hashed[Path], folder: Stages) -> list[str]:
+        if not config.acceptance.measure:
+            return []
+        inputs = asked(student, hashed_file(folder.output / join.DATA), quick=True)
+        return folder.run(gates.STATION, inputs).failed
+
     outcome = Outcome([seed])
     if config.loop.rounds:
         outcome = run_rounds(
-            config, start, seed, output, open_stages, budget, _no_gates, say, resume=not fresh
+            config, start, seed, output, open_stages, budget, quick_gates, say, resume=not fresh
         )
         say("the last training")
     joined = stages.run(join.STATION, join.Inputs(outcome.labels))
@@ -160,6 +181,9 @@ def _line(
         engines.STATION,
         engines.Inputs(student, data, first, config.engines, teacher, options, device),
     )
+    verdict = None
+    if config.acceptance.measure:
+        verdict = stages.run(gates.STATION, asked(student, data, quick=False))
     return report.write(
         report.Inputs(
             teacher=teacher,
@@ -171,6 +195,7 @@ def _line(
             fitted=fitted,
             test=test,
             engines=ran,
+            gates=verdict,
             seconds=stages.seconds,
             total_seconds=spent(),
         ),
@@ -178,5 +203,24 @@ def _line(
     )
 
 
-def _no_gates(student: Hashed[Path], stages: Stages) -> list[str]:
-    return []
+def _gates(
+    config: DistillConfig,
+    given: list[Structure],
+    cache: Path,
+    student: Hashed[Path],
+    data: Hashed[Path],
+    *,
+    quick: bool,
+) -> gates.Inputs:
+    return gates.Inputs(
+        student=student,
+        structures=Hashed(given, structures_hash(given)),
+        data=data,
+        teacher=config.teacher,
+        purpose=config.purpose,
+        acceptance=config.acceptance,
+        engine=engine_of(config.loop.engine),
+        quick=quick,
+        cache=cache,
+        workers=config.teacher.workers,
+    )

@@ -73,4 +73,16 @@ def training_for(structures: Sequence[Structure]) -> dict[str, Any]:
 
 def sampling_for(found: Sequence[str], purpose: dict[str, Any]) -> dict[str, Any]:
     """What the first student is trained on; the rounds bring the rest."""
-    return {"supercell": [0, 0, 0], "num_rattle": 40, "num_md": 0}
+    sampling: dict[str, Any] = {
+        "supercell": [0, 0, 0],
+        "num_rattle": 24,
+        "rattle_stdev": [0.03, 0.06, 0.12, 0.2],
+        "num_md": 0,
+        "isolated_atoms": True,
+        "dimers": {"number": 12},
+    }
+    if set(found) & {"crystal", "liquid"}:
+        sampling["strain"] = {"number": 14}
+    if purpose.get("defects"):
+        sampling["defects"] = {"number": 4 * len(purpose["defects"]), "kinds": purpose["defects"]}
+    return sampling

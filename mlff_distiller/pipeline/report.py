@@ -10,7 +10,7 @@ from typing import Any
 from mlff_distiller.evaluation.engines import headline
 from mlff_distiller.evaluation.report import write_report
 from mlff_distiller.files import atomic_write_text, jsonable
-from mlff_distiller.pipeline import engines, evaluate, export, fit, label, sample
+from mlff_distiller.pipeline import engines, evaluate, export, fit, gates, label, sample
 from mlff_distiller.pipeline.rounds import Outcome
 from mlff_distiller.students.file import read_metadata
 
@@ -32,6 +32,7 @@ class Inputs:
     fitted: fit.Result
     test: evaluate.Result
     engines: engines.Result
+    gates: gates.Result | None
     seconds: dict[str, float]
     """Station -> seconds, of those after and before the rounds."""
     total_seconds: float
@@ -55,6 +56,7 @@ def write(inputs: Inputs, output: Path) -> dict[str, Any]:
             "training": inputs.fitted.training,
             "test": inputs.test.errors,
             "engines": inputs.engines.engines,
+            "gates": None if inputs.gates is None else inputs.gates.gates,
             "stage_seconds": inputs.seconds,
             "total_seconds": inputs.total_seconds,
         }

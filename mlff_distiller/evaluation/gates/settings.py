@@ -31,6 +31,9 @@ KINDS = (
 class AcceptanceConfig(Settings, path="acceptance"):
     """What the student must reach, measured like the teacher; a gate without a measurement fails."""
 
+    measure: bool = setting(
+        True, "Measure the gates; without them nothing vouches for the student."
+    )
     gates: list[str] = setting(
         [],
         "Gates to pass; empty: those of the phases and defects of the purpose.",
