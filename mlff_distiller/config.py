@@ -15,6 +15,7 @@ from mlff_distiller.purpose import PurposeConfig
 from mlff_distiller.sampling.defect_frames import DefectsConfig
 from mlff_distiller.sampling.dimers import DimersConfig
 from mlff_distiller.sampling.strain import StrainConfig
+from mlff_distiller.sampling.walk import WalkConfig
 from mlff_distiller.settings import (
     Settings,
     from_dict,
@@ -41,6 +42,7 @@ __all__ = [
     "TeacherConfig",
     "TrainConfig",
     "TrainingConfig",
+    "WalkConfig",
     "from_dict",
     "load_config",
     "load_yaml",
@@ -216,6 +218,7 @@ class SamplingConfig(Settings, path="sampling"):
     strain: StrainConfig = section(StrainConfig)
     dimers: DimersConfig = section(DimersConfig)
     defects: DefectsConfig = section(DefectsConfig)
+    walk: WalkConfig = section(WalkConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,6 +19,7 @@ from mlff_distiller.sampling.partial import PartialFrames
 from mlff_distiller.sampling.rattle import rattle_all
 from mlff_distiller.sampling.strain import strain_frames
 from mlff_distiller.sampling.task import Task
+from mlff_distiller.sampling.walk import walk_frames
 
 if TYPE_CHECKING:  # its sections are those of the kinds of sampling
     from mlff_distiller.config import SamplingConfig
@@ -26,8 +27,8 @@ if TYPE_CHECKING:  # its sections are those of the kinds of sampling
 # With fewer starting structures than this, one family per structure could not fill three splits.
 FAMILIES = 10
 #: Sections of ``sampling`` with a number of frames, and those of them that ask the teacher.
-SECTIONS = ("strain", "dimers", "defects")
-DRIVEN: tuple[str, ...] = ()
+SECTIONS = ("strain", "dimers", "defects", "walk")
+DRIVEN: tuple[str, ...] = ("walk",)
 NEAR_COPY = "near copies (sampling.keep)"
 _WITH_KINDS = ("strain", "dimer", "defect")
 
@@ -105,6 +106,7 @@ def sample(
     frames += dimer_frames(task, config.dimers)
     frames += defect_frames(task, config.defects)
     frames += isolated_atoms(task) if config.isolated_atoms else []
+    frames += walk_frames(task, config.walk)
     if config.num_md and calculator is not None:
         frames += run_md(
             base,
