@@ -14,6 +14,7 @@ from mlff_distiller.errors import InputError
 from mlff_distiller.purpose import PurposeConfig
 from mlff_distiller.sampling.defect_frames import DefectsConfig
 from mlff_distiller.sampling.dimers import DimersConfig
+from mlff_distiller.sampling.molecule_frames import MoleculesConfig
 from mlff_distiller.sampling.strain import StrainConfig
 from mlff_distiller.sampling.walk import WalkConfig
 from mlff_distiller.settings import (
@@ -36,6 +37,7 @@ __all__ = [
     "DistillConfig",
     "EnginesConfig",
     "ModelConfig",
+    "MoleculesConfig",
     "PurposeConfig",
     "SamplingConfig",
     "StrainConfig",
@@ -218,6 +220,7 @@ class SamplingConfig(Settings, path="sampling"):
     strain: StrainConfig = section(StrainConfig)
     dimers: DimersConfig = section(DimersConfig)
     defects: DefectsConfig = section(DefectsConfig)
+    molecules: MoleculesConfig = section(MoleculesConfig)
     walk: WalkConfig = section(WalkConfig)
 
     def __post_init__(self) -> None:
