@@ -11,6 +11,7 @@ from typing import Any
 from mlff_distiller.constants import MAX_THREADS, PRECISIONS
 from mlff_distiller.elements import MAX_Z
 from mlff_distiller.errors import InputError
+from mlff_distiller.evaluation.gates.settings import AcceptanceConfig
 from mlff_distiller.purpose import PurposeConfig
 from mlff_distiller.sampling.defect_frames import DefectsConfig
 from mlff_distiller.sampling.dimers import DimersConfig
@@ -31,11 +32,13 @@ from mlff_distiller.settings import (
 
 __all__ = [
     "PRESETS",
+    "AcceptanceConfig",
     "DataConfig",
     "DefectsConfig",
     "DimersConfig",
     "DistillConfig",
     "EnginesConfig",
+    "LoopConfig",
     "ModelConfig",
     "MoleculesConfig",
     "PurposeConfig",
@@ -157,6 +160,13 @@ class TeacherConfig(Settings, path="teacher"):
     device: str = setting("cpu", "`cpu`, `cuda` or `cuda:N`.")
     options: dict[str, Any] = setting({}, "Keyword arguments for the teacher.")
     batch_size: int = setting(8, "Structures labelled between two writes to disk.", least=1)
+    workers: int = setting(
+        0,
+        "Processes of one thread each that label, and run the student while it is distilled; 0 for "
+        "as many as there are CPUs. On a GPU one process labels.",
+        least=0,
+        most=1024,
+    )
 
 
 @dataclass(frozen=True)
@@ -165,8 +175,9 @@ class SamplingConfig(Settings, path="sampling"):
 
     supercell: list[int] = setting(
         [1, 1, 1],
-        "Repeats of the starting cells along their vectors; open directions are not repeated.",
-        least=1,
+        "Repeats of the starting cells along their vectors; open directions are not repeated. 0 "
+        "for as many as make the cell two cutoffs wide.",
+        least=0,
         length=3,
     )
     num_rattle: int = setting(
@@ -346,6 +357,51 @@ class TrainingConfig(Settings, path="training"):
 
 
 @dataclass(frozen=True)
+class LoopConfig(Settings, path="loop"):
+    """On-policy rounds: the student runs dynamics, the teacher labels what it visits, it learns."""
+
+    rounds: int = setting(6, "At most; 0 trains once, on the sampled frames alone.", least=0)
+    minutes: float | None = setting(
+        None,
+        "Wall-clock time of the whole distillation, gates included; the trainings share what the "
+        "rest leaves.",
+        unit="min",
+        above=0,
+    )
+    teacher_calls: int | None = setting(
+        None, "No round begins when the teacher has labelled this many frames.", least=1
+    )
+    runs: int = setting(8, "Trajectories of the student in a round, one of them a ramp.", least=1)
+    picoseconds: float = setting(4.0, "Length of each.", unit="ps", above=0)
+    interval: float = setting(20.0, "Time between two candidates.", unit="fs", above=0)
+    overshoot: float = setting(
+        1.2, "The ramp goes to this multiple of the highest temperature.", least=1, most=10
+    )
+    frames: int = setting(24, "Labelled in a round.", least=1)
+    visited: int = setting(
+        9, "Of them, drawn at random from the trajectories: they measure the student.", least=0
+    )
+    epochs: int = setting(
+        30, "Of each round's training, where neither minutes nor training.max_minutes are set.",
+        least=1,
+    )  # fmt: skip
+    final_share: float = setting(
+        0.5, "Share of the training time that the last training gets.", above=0, below=1
+    )
+    tolerance: float = setting(
+        0.08,
+        "A round holds when the force error on visited frames is at most this share of the mean "
+        "force, at every temperature; two in a row that hold, gates included, end the rounds.",
+        above=0,
+    )
+    engine: str = setting(
+        "auto",
+        "What runs the student; `auto` takes LAMMPS where it is installed, else ASE.",
+        choices=("auto", "lammps", "ase", "openmm"),
+    )
+
+
+@dataclass(frozen=True)
 class EnginesConfig(Settings, path="engines"):
     """What is run with the exported student at the end of ``distill``."""
 
@@ -385,7 +441,9 @@ class DistillConfig(Settings):
     data: DataConfig = section(DataConfig)
     model: ModelConfig = section(ModelConfig)
     training: TrainingConfig = section(TrainingConfig)
+    loop: LoopConfig = section(LoopConfig)
     engines: EnginesConfig = section(EnginesConfig)
+    acceptance: AcceptanceConfig = section(AcceptanceConfig)
 
     def __post_init__(self) -> None:
         if isinstance(self.structures, str):

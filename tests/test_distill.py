@@ -42,7 +42,7 @@ KEYS = [
     "speedup_vs_teacher_lammps",
     "nve_drift_mev_per_atom_per_ps",
 ]
-STAGES = ["sample", "label", "train", "export", "evaluate", "engines"]
+STAGES = ["sample", "label", "join", "train", "export", "evaluate", "engines"]
 
 
 def settings(folder: Path) -> dict[str, Any]:
@@ -68,6 +68,7 @@ def settings(folder: Path) -> dict[str, Any]:
             "threads": 1,
             "tensorboard": False,
         },
+        "loop": {"rounds": 0},  # of which tests/test_rounds.py knows
         "engines": {"nve_steps": 100, "npt_steps": 50},
     }
 
@@ -230,7 +231,7 @@ def test_a_lower_max_force_leaves_out_what_is_above_it(tmp_path: Path) -> None:
                 seed=0,
             ),
         )
-        data = HDF5Dataset(tmp_path / label.DATA)
+        data = HDF5Dataset(tmp_path / label.LABELS)
         assert sum(result.num_frames.values()) == len(data) < 12 + (max_force == 30.0)
         return max(float(np.linalg.norm(s.forces, axis=1).max()) for s in data)
 
@@ -253,14 +254,14 @@ def test_changed_splits_are_drawn_anew(tmp_path: Path) -> None:
             seed=0,
         )
         result = label.work(inputs, tmp_path / folder, lambda text: None)
-        stored = HDF5Dataset(tmp_path / folder / label.DATA).splits
+        stored = HDF5Dataset(tmp_path / folder / label.LABELS).splits
         assert result.num_frames == {k: len(v) for k, v in stored.items()}
         return {k: v.tolist() for k, v in stored.items()}
 
     first = splits("one")
-    before = (tmp_path / "one" / label.DATA).read_bytes()
+    before = (tmp_path / "one" / label.LABELS).read_bytes()
     assert splits("one") == first
-    assert (tmp_path / "one" / label.DATA).read_bytes() == before
+    assert (tmp_path / "one" / label.LABELS).read_bytes() == before
     assert splits("one", split_seed=1) == splits("two", split_seed=1) != first
 
 

@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
     app.command(
         **example(
             "The whole line from structures to a report, stage by stage; finished stages are kept.",
+            "distill si.cif --teacher sevennet-0 --temperature 300:1800 --minutes 30 -o runs/si",
             "distill examples/demo_silicon.yaml",
         )
     )(distill)
@@ -126,32 +127,114 @@ def _section(mapping: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def distill(
-    config: Path = typer.Argument(help="YAML with all sections; see examples/."),
-    output: Path | None = typer.Option(
-        None, "-o", "--output", help="Run directory instead of the one in the file."
+    sources: list[str] = typer.Argument(
+        help="One YAML with all sections (see init), or starting structures: files or builtin:NAME."
     ),
+    teacher: str | None = typer.Option(
+        None, "--teacher", help="Registry name (see info --teachers) or module:Class(kwargs)."
+    ),
+    temperature: str | None = typer.Option(
+        None, help="K that the student must stand, LOW:HIGH or one number."
+    ),
+    pressure: str | None = typer.Option(None, help="GPa, LOW:HIGH or one number."),
+    ensemble: list[str] = typer.Option([], help="nve, nvt or npt; may be repeated."),
+    phase: list[str] = typer.Option(
+        [], help="crystal, liquid, molecule, slab or cluster; may be repeated."
+    ),
+    defect: list[str] = typer.Option(
+        [], help="vacancy, interstitial, antisite, surface or stacking; may be repeated."
+    ),
+    minutes: float | None = typer.Option(None, help="Wall-clock time for everything."),
+    teacher_calls: int | None = typer.Option(None, help="Frames that the teacher may label."),
+    rounds: int | None = typer.Option(None, help="On-policy rounds, at most; 0 for none."),
+    preset: str | None = typer.Option(None, help="Size of the network: small, base or large."),
+    device: str | None = typer.Option(None, help="Of teacher and training: cpu or cuda."),
+    seed: int | None = typer.Option(None, help="Seed of everything."),
+    output: Path | None = typer.Option(None, "-o", "--output", help="Run directory."),
     fresh: bool = typer.Option(False, "--fresh", help="Do finished stages again as well."),
     as_json: bool = JSON,
 ) -> None:
-    """Structures -> labels -> student -> engines -> report."""
+    """Structures -> labels -> student -> dynamics -> labels ... -> engines -> report."""
     run_dir = [output or Path("the run directory")]
 
     def kept() -> str:
         return f"finished stages are kept in {run_dir[0]}; run the same command again to go on"
 
     with user_errors(kept):
-        import dataclasses
+        from mlff_distiller.config import DistillConfig, from_dict, load_yaml
+        from mlff_distiller.pipeline.distill import read_starts, run_distillation
+        from mlff_distiller.pipeline.plan import plan
 
-        from mlff_distiller.config import DistillConfig, load_config
-
-        settings = load_config(config, DistillConfig)
-        if output is not None:
-            settings = dataclasses.replace(settings, output=str(output))
+        purpose = {
+            "temperature": _interval(temperature, "--temperature", "300:900"),
+            "pressure": _interval(pressure, "--pressure", "0:10"),
+            "ensembles": ensemble or None,
+            "phases": phase or None,
+            "defects": defect or None,
+        }
+        given: dict[str, Any] = {
+            "output": str(output) if output else None,
+            "teacher": {"name": teacher, "device": device},
+            "loop": {"minutes": minutes, "teacher_calls": teacher_calls, "rounds": rounds},
+            "model": _preset(preset),
+            "training": {"seed": seed, "device": device},
+            "sampling": {"seed": seed},
+            "data": {"split_seed": seed},
+        }
+        given = _without_none(given)
+        purpose = {k: v for k, v in purpose.items() if v is not None}
+        if any(source.endswith((".yaml", ".yml")) for source in sources):
+            if len(sources) > 1:
+                raise InputError(
+                    f"distill takes one YAML or structures, got {' '.join(sources)}; name the "
+                    "structures in the YAML, as a list"
+                )
+            mapping = load_yaml(Path(sources[0]))
+            for key, value in {**given, "purpose": purpose}.items():
+                if value:
+                    section = isinstance(value, dict)
+                    mapping[key] = {**_section(mapping, key), **value} if section else value
+            settings = from_dict(DistillConfig, mapping)
+        else:
+            settings = plan(sources, read_starts(sources), purpose=purpose, given=given)
         run_dir[0] = Path(settings.output)
-        from mlff_distiller.pipeline.distill import run_distillation
-
         metrics = run_distillation(settings, fresh=fresh, quiet=as_json)
         emit(metrics, as_json)
+
+
+def _interval(text: str | None, option: str, example: str) -> list[float] | None:
+    """``LOW:HIGH`` or one number for both."""
+    if text is None:
+        return None
+    try:
+        values = [float(part) for part in text.split(":")]
+    except ValueError:
+        values = []
+    if len(values) not in (1, 2):
+        raise InputError(
+            f"{option} must be LOW:HIGH or one number, got {text!r}; use e.g. {example}"
+        )
+    return [values[0], values[-1]]
+
+
+def _preset(name: str | None) -> dict[str, Any]:
+    from mlff_distiller.config import PRESETS, ModelConfig, to_dict
+
+    if name is None:
+        return {}
+    if name not in PRESETS:
+        raise InputError(f"unknown preset {name!r}; use one of: {', '.join(PRESETS)}")
+    return to_dict(ModelConfig(**PRESETS[name]))
+
+
+def _without_none(mapping: dict[str, Any]) -> dict[str, Any]:
+    """Keys that were given; sections without any are left out."""
+    result = {}
+    for key, value in mapping.items():
+        inner = _without_none(value) if isinstance(value, dict) else value
+        if inner is not None and inner != {}:
+            result[key] = inner
+    return result
 
 
 def export(

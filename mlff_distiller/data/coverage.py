@@ -24,6 +24,10 @@ from mlff_distiller.elements import pair_name, reduced_formula
 #: distance, and what a volume may lie beyond the smallest and the largest.
 FRINGE = 0.97
 VOLUME_SLACK = 0.02
+#: ``info["source"]`` of frames from dynamics of a teacher and of a student.
+_DYNAMICS = ("md", "student-md")
+#: Frames whose cell is a box around one or two atoms: no volume or energy of a phase.
+_VACUUM = ("isolated-atom", "dimer")
 
 
 def coverage(structures: Sequence[Structure], cutoff: float) -> dict[str, Any]:
@@ -36,12 +40,14 @@ def coverage(structures: Sequence[Structure], cutoff: float) -> dict[str, Any]:
     volumes, temperatures = [], []
     energies: dict[str, list[float]] = {}
     for s in structures:
+        if s.info.get("source") in _VACUUM:
+            continue
         if s.pbc.all():
             volumes.append(abs(float(np.linalg.det(s.cell))) / len(s))
         if s.energy is not None:
             energies.setdefault(reduced_formula(s.atomic_numbers), []).append(s.energy / len(s))
         temperature = s.info.get("temperature")
-        if isinstance(temperature, (int, float)) and s.info.get("source") == "md":
+        if isinstance(temperature, (int, float)) and s.info.get("source") in _DYNAMICS:
             temperatures.append(float(temperature))
     result: dict[str, Any] = {"closest_pairs": closest_pairs(structures, cutoff)}
     if volumes:

@@ -280,6 +280,11 @@ def complete_cell(cell: np.ndarray) -> np.ndarray:
     return full
 
 
+def without_labels(structure: Structure) -> Structure:
+    """The same atoms without energy, forces and stress."""
+    return replace(structure, energy=None, forces=None, stress=None)
+
+
 def elements_of(structures: Sequence[Structure]) -> list[int]:
     """Atomic numbers that occur, ascending."""
     return sorted({int(z) for s in structures for z in np.unique(s.atomic_numbers)})

@@ -16,7 +16,7 @@ from ase.cell import Cell
 
 from mlff_distiller.constants import MAX_THREADS, PRECISIONS
 from mlff_distiller.data import Structure, check_structure
-from mlff_distiller.data.structure import check_constraints
+from mlff_distiller.data.structure import check_constraints, without_labels
 from mlff_distiller.dynamics.freedom import (
     degrees_of_freedom,
     drift_of,
@@ -25,7 +25,7 @@ from mlff_distiller.dynamics.freedom import (
     masses_of,
     temperature_of,
 )
-from mlff_distiller.dynamics.state import RunState, without_labels
+from mlff_distiller.dynamics.state import RunState
 from mlff_distiller.dynamics.watch import RunStoppedError, Watch
 from mlff_distiller.elements import symbols, unknown_elements
 from mlff_distiller.errors import InputError

@@ -9,7 +9,7 @@ the state of its thermostats: NVE goes on exactly, other ensembles with other ra
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +98,3 @@ class RunState:
 def state_path(trajectory: Path) -> Path:
     """Where the state of the run that wrote ``trajectory`` lies."""
     return trajectory.with_name(f"{trajectory.name}.state")
-
-
-def without_labels(frame: Structure) -> Structure:
-    """What a state keeps of a frame."""
-    return replace(frame, energy=None, forces=None, stress=None)

@@ -4,15 +4,20 @@ Every stage writes ``stages/NAME.json`` with a hash of its inputs when it is don
 stage whose inputs have not changed and whose files are still there is skipped.
 
     OUTPUT/frames.h5       sampled structures
-    OUTPUT/data.h5         with the teacher's labels and the splits
+    OUTPUT/labels.h5       with the teacher's labels and the splits
+    OUTPUT/rounds/NN/      what the rounds of the on-policy loop asked and learnt
+    OUTPUT/data.h5         labels of all rounds
     OUTPUT/training/       checkpoints, history.csv
     OUTPUT/student.pt      for LAMMPS, OpenMM and ASE
+    OUTPUT/gates.json      what the gates measured, of the teacher once for all
     OUTPUT/metrics.json, report.html, *.png
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +26,23 @@ from rich.console import Console
 from mlff_distiller.config import DistillConfig, save_yaml
 from mlff_distiller.data import Structure, structures_hash
 from mlff_distiller.evaluation.summary import print_summary
-from mlff_distiller.pipeline import engines, evaluate, export, fit, label, report, sample
+from mlff_distiller.pipeline import (
+    engines,
+    evaluate,
+    export,
+    fit,
+    gates,
+    join,
+    label,
+    report,
+    sample,
+)
+from mlff_distiller.pipeline.rounds import Budget, Outcome, engine_of, run_rounds
 from mlff_distiller.pipeline.stage import Hashed, Stages, hashed_file
 from mlff_distiller.sampling import starting_structures
 from mlff_distiller.sampling.geometry import narrow_cell, supercell
+
+GATES_CACHE = "gates.json"
 
 
 def run_distillation(
@@ -51,16 +69,29 @@ def run_distillation(
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     save_yaml(config, output / "config.yaml")
-    start = [
-        supercell(structure, config.sampling.supercell)
-        for source in config.structures
-        for structure in starting_structures(source, lambda line: say(f"note: {line}"))
-    ]
+    given = read_starts(config.structures, lambda line: say(f"note: {line}"))
+    start = [supercell(s, config.sampling.supercell, config.model.cutoff) for s in given]
     _warn_of_narrow_cells(start, config.model.cutoff, say)
-    metrics = _line(config, start, output, Stages(output, say, fresh), fresh)
+    opened: list[Stages] = []
+
+    def open_stages(folder: Path) -> Stages:
+        opened.append(Stages(folder, say, fresh))
+        return opened[-1]
+
+    def spent() -> float:
+        return sum(sum(stages.seconds.values()) for stages in opened)
+
+    metrics = _line(config, given, start, output, open_stages, spent, say, fresh)
     if not quiet:
         print_summary(metrics, output)
     return metrics
+
+
+def read_starts(
+    sources: Sequence[str], note: Callable[[str], None] = lambda line: None
+) -> list[Structure]:
+    """Starting structures of all files and builtin names. Raises InputError."""
+    return [s for source in sources for s in starting_structures(source, note)]
 
 
 def _warn_of_narrow_cells(
@@ -78,9 +109,17 @@ def _warn_of_narrow_cells(
 
 
 def _line(
-    config: DistillConfig, start: list[Structure], output: Path, stages: Stages, fresh: bool
+    config: DistillConfig,
+    given: list[Structure],
+    start: list[Structure],
+    output: Path,
+    open_stages: Callable[[Path], Stages],
+    spent: Callable[[], float],
+    say: Callable[[str], None],
+    fresh: bool,
 ) -> dict[str, Any]:
     teacher, options, device = config.teacher.name, config.teacher.options, config.teacher.device
+    stages = open_stages(output)
     sampled = stages.run(
         sample.STATION,
         sample.Inputs(
@@ -98,12 +137,39 @@ def _line(
             seed=config.sampling.seed,
             device=device,
             batch_size=config.teacher.batch_size,
+            workers=config.teacher.workers,
         ),
     )
-    data = Hashed(output / label.DATA, f"{labelled.data_hash} {labelled.splits_hash}")
+    seed = Hashed(output / label.LABELS, f"{labelled.data_hash} {labelled.splits_hash}")
+    budget = Budget(config, spent)
+    asked = functools.partial(_gates, config, given, output / GATES_CACHE)
+
+    def quick_gates(student: Hashed[Path], folder: Stages) -> list[str]:
+        if not config.acceptance.measure:
+            return []
+        inputs = asked(student, hashed_file(folder.output / join.DATA), quick=True)
+        return folder.run(gates.STATION, inputs).failed
+
+    outcome = Outcome([seed])
+    if config.loop.rounds:
+        outcome = run_rounds(
+            config, start, seed, output, open_stages, budget, quick_gates, say, resume=not fresh
+        )
+        say("the last training")
+    joined = stages.run(join.STATION, join.Inputs(outcome.labels))
+    data = Hashed(output / join.DATA, joined.data_hash)
+    minutes = budget.of_final(60.0 * sum(row["minutes"] or 0.0 for row in outcome.rounds))
+    training = config.training if minutes is None else replace(config.training, max_minutes=minutes)
     fitted = stages.run(
         fit.STATION,
-        fit.Inputs(data, config.model, config.training, splits=config.data, resume=not fresh),
+        fit.Inputs(
+            data,
+            config.model,
+            training,
+            start_from=outcome.start_from,
+            splits=config.data,
+            resume=not fresh,
+        ),
     )
     stages.run(export.STATION, export.Inputs(hashed_file(output / fit.BEST)))
     student = hashed_file(output / export.STUDENT)
@@ -115,16 +181,46 @@ def _line(
         engines.STATION,
         engines.Inputs(student, data, first, config.engines, teacher, options, device),
     )
+    verdict = None
+    if config.acceptance.measure:
+        verdict = stages.run(gates.STATION, asked(student, data, quick=False))
     return report.write(
         report.Inputs(
             teacher=teacher,
             structures=config.structures,
             sampled=sampled,
             labelled=labelled,
+            num_frames=joined.num_frames,
+            rounds=outcome,
             fitted=fitted,
             test=test,
             engines=ran,
+            gates=verdict,
             seconds=stages.seconds,
+            total_seconds=spent(),
         ),
         output,
+    )
+
+
+def _gates(
+    config: DistillConfig,
+    given: list[Structure],
+    cache: Path,
+    student: Hashed[Path],
+    data: Hashed[Path],
+    *,
+    quick: bool,
+) -> gates.Inputs:
+    return gates.Inputs(
+        student=student,
+        structures=Hashed(given, structures_hash(given)),
+        data=data,
+        teacher=config.teacher,
+        purpose=config.purpose,
+        acceptance=config.acceptance,
+        engine=engine_of(config.loop.engine),
+        quick=quick,
+        cache=cache,
+        workers=config.teacher.workers,
     )

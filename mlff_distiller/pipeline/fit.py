@@ -23,6 +23,8 @@ class Inputs:
     data: Hashed[Path]
     model: ModelConfig
     training: TrainingConfig
+    start_from: Hashed[Path] | None = None
+    """Weights to begin with; None for new ones."""
     splits: DataConfig = field(default_factory=DataConfig, metadata=EXECUTION)
     """How the stored splits of ``data`` were drawn, for the record."""
     resume: bool = field(default=True, metadata=EXECUTION)
@@ -31,7 +33,8 @@ class Inputs:
     def identity(self) -> dict[str, Any]:
         """Without threads, device and the like."""
         training = settings_of_the_result(self.training)
-        return {"data": self.data, "model": self.model, "training": training}
+        given = {"data": self.data, "model": self.model, "training": training}
+        return given if self.start_from is None else {**given, "start_from": self.start_from}
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,12 @@ def work(inputs: Inputs, output: Path, say: Say) -> Result:
     """Train, or go on where an earlier run stopped."""
     data = replace(inputs.splits, path=str(inputs.data.value))
     config = TrainConfig(data=data, model=inputs.model, training=inputs.training)
-    result = train(config, output / TRAINING, resume="auto" if inputs.resume else False)
+    result = train(
+        config,
+        output / TRAINING,
+        resume="auto" if inputs.resume else False,
+        start_from=None if inputs.start_from is None else inputs.start_from.value,
+    )
     return Result({**result})
 
 

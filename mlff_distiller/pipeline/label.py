@@ -1,4 +1,4 @@
-"""[2] [3] Frames -> ``data.h5``: the teacher's labels, and the splits."""
+"""[2] [3] Frames -> ``labels.h5``: the teacher's labels, and the splits."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 from mlff_distiller.config import DataConfig
 from mlff_distiller.data import HDF5Dataset, ensure_splits
 from mlff_distiller.pipeline.stage import EXECUTION, Hashed, Say, Station
-from mlff_distiller.teachers import get_teacher, label_dataset
+from mlff_distiller.teachers import label_dataset
+from mlff_distiller.teachers.parallel import ParallelTeacher
 
-DATA = "data.h5"
+LABELS = "labels.h5"
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,13 @@ class Inputs:
     options: dict[str, Any]
     max_force: float
     """eV/Å; frames with a larger force are left out."""
-    splits: DataConfig
+    splits: DataConfig | None
+    """None: of a round, whose splits follow from why a frame was chosen."""
     seed: int
     """Of the sampling, remembered in the file."""
     device: str = field(default="cpu", metadata=EXECUTION)
     batch_size: int = field(default=8, metadata=EXECUTION)
+    workers: int = field(default=0, metadata=EXECUTION)
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Result:
     """Split -> number of structures."""
     rejected: dict[str, int]
     """Reason -> number of frames."""
+    num_labelled: int
     seconds_per_structure: float
     data_hash: str
     """Of structures and labels."""
@@ -47,28 +51,32 @@ class Result:
 
 def work(inputs: Inputs, output: Path, say: Say) -> Result:
     """Label the frames; what an earlier run of the same labels has done is kept."""
-    path, c = output / DATA, inputs.splits
+    path, c = output / LABELS, inputs.splits
+    teacher = ParallelTeacher(inputs.teacher, inputs.device, inputs.workers, inputs.options)
     report = label_dataset(
         list(HDF5Dataset(inputs.frames.value, require_labels=False)),
-        get_teacher(inputs.teacher, device=inputs.device, **inputs.options),
+        teacher,
         path,
         batch_size=inputs.batch_size,
         max_force=inputs.max_force,
         seed=inputs.seed,
         on_mismatch="restart",
     )
-    splits = ensure_splits(path, c.valid_fraction, c.test_fraction, c.split_seed, anew=True)
     say(str(report))
+    splits = {}
+    if c is not None:
+        splits = ensure_splits(path, c.valid_fraction, c.test_fraction, c.split_seed, anew=True)
     digest = hashlib.sha256()
     for indices in splits.values():
         digest.update(indices.tobytes() + b";")
     return Result(
         num_frames={name: len(indices) for name, indices in splits.items()},
         rejected=report.rejected,
+        num_labelled=report.num_labelled,
         seconds_per_structure=report.seconds_per_structure,
         data_hash=HDF5Dataset(path).hash(),
         splits_hash=digest.hexdigest(),
     )
 
 
-STATION = Station("label", work, Result, [DATA])
+STATION = Station("label", work, Result, [LABELS])

@@ -10,7 +10,8 @@ from typing import Any
 from mlff_distiller.evaluation.engines import headline
 from mlff_distiller.evaluation.report import write_report
 from mlff_distiller.files import atomic_write_text, jsonable
-from mlff_distiller.pipeline import engines, evaluate, export, fit, label, sample
+from mlff_distiller.pipeline import engines, evaluate, export, fit, gates, label, sample
+from mlff_distiller.pipeline.rounds import Outcome
 from mlff_distiller.students.file import read_metadata
 
 _FIGURES = (evaluate.CURVE, evaluate.PARITY, engines.DRIFT, engines.NPT, engines.SPEED)
@@ -25,11 +26,17 @@ class Inputs:
     structures: list[str]
     sampled: sample.Result
     labelled: label.Result
+    num_frames: dict[str, int]
+    """Split -> frames of all rounds."""
+    rounds: Outcome
     fitted: fit.Result
     test: evaluate.Result
     engines: engines.Result
+    gates: gates.Result | None
     seconds: dict[str, float]
-    """Station -> seconds."""
+    """Station -> seconds, of those after and before the rounds."""
+    total_seconds: float
+    """Of all stations, those of the rounds too."""
 
 
 def write(inputs: Inputs, output: Path) -> dict[str, Any]:
@@ -41,13 +48,17 @@ def write(inputs: Inputs, output: Path) -> dict[str, Any]:
             "teacher": inputs.teacher,
             "structures": ", ".join(inputs.structures),
             "sources": inputs.sampled.sources,
-            "num_frames": inputs.labelled.num_frames,
+            "num_frames": inputs.num_frames,
+            "teacher_calls": inputs.rounds.teacher_calls or inputs.labelled.num_labelled,
+            "rounds": inputs.rounds.rounds,
+            "rounds_stopped": inputs.rounds.stopped,
             "rejected": inputs.labelled.rejected,
             "training": inputs.fitted.training,
             "test": inputs.test.errors,
             "engines": inputs.engines.engines,
+            "gates": None if inputs.gates is None else inputs.gates.gates,
             "stage_seconds": inputs.seconds,
-            "total_seconds": sum(inputs.seconds.values()),
+            "total_seconds": inputs.total_seconds,
         }
     )
     atomic_write_text(output / "metrics.json", json.dumps(metrics, indent=1))

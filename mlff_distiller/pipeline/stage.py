@@ -54,6 +54,8 @@ def identity(value: Any) -> Any:
         }
     if isinstance(value, dict):
         return {key: identity(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [identity(item) for item in value]
     return value
 
 

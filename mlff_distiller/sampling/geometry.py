@@ -25,9 +25,23 @@ def closest_ratio(structure: Structure) -> float:
     return float(min(np.min(d / (radii[i] + radii[j]), initial=1.0), 1.0))
 
 
-def supercell(structure: Structure, repeats: Sequence[int]) -> Structure:
-    """``repeats`` copies along the periodic vectors of the cell; labels and momenta are dropped."""
-    times = [n if periodic else 1 for n, periodic in zip(repeats, structure.pbc, strict=True)]
+def supercell(
+    structure: Structure, repeats: Sequence[int], cutoff: float | None = None
+) -> Structure:
+    """``repeats`` copies along the periodic vectors of the cell; labels and momenta are dropped.
+
+    Args:
+        structure: left as it is.
+        repeats: three numbers; 0 for as many as make the cell wider than two cutoffs.
+        cutoff: Å; None for none, where 0 means 1.
+    """
+    enough = np.ones(3)
+    if cutoff is not None and structure.pbc.any():
+        enough = np.ceil(2.0 * cutoff / _widths(structure))
+    times = [
+        int(n or least) if periodic else 1
+        for n, least, periodic in zip(repeats, enough, structure.pbc, strict=True)
+    ]
     if times == [1, 1, 1]:
         return structure
     shifts = np.indices(times).reshape(3, -1).T @ structure.cell  # (copies, 3)
@@ -135,10 +149,14 @@ def narrow_cell(structure: Structure, cutoff: float) -> float | None:
     """
     if not structure.pbc.any():
         return None
-    # Distance of the planes through the ends of each vector: columns of the inverse are normals.
-    widths = 1.0 / np.linalg.norm(np.linalg.inv(complete_cell(structure.cell)), axis=0)
-    width = float(widths[structure.pbc].min())
+    width = float(_widths(structure)[structure.pbc].min())
     return width if width < 2.0 * cutoff else None
+
+
+def _widths(structure: Structure) -> np.ndarray:
+    """Distance of the planes through the ends of each vector, Å: columns of the inverse are normals."""
+    widths: np.ndarray = 1.0 / np.linalg.norm(np.linalg.inv(complete_cell(structure.cell)), axis=0)
+    return widths
 
 
 def random_strain(rng: np.random.Generator, largest: float) -> np.ndarray:

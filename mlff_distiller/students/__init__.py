@@ -4,6 +4,8 @@
 |-------------------------------|---------------------------------------------------------------------|
 | radial, repulsion, painn      | the network                                                         |
 | student                       | ``StudentForceField``: network, reference energies, repulsion        |
+| features, uncertainty         | environments as the network knows them; uncertainty of each atom    |
+| rigidity                      | its numbers, as the student and the file hold them                  |
 | file, export                  | reading and writing the exported ``.pt``                             |
 | native_parameters             | the part of it that the native engine reads                         |
 | checkpoint                    | the ``.ckpt`` of training                                           |

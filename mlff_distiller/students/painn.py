@@ -110,6 +110,7 @@ class PaiNN(nn.Module):
         hidden_dim, layers = config.hidden_dim, config.num_interactions
         readout_dim = config.readout_dim or hidden_dim // 2
         self.hidden_dim = hidden_dim
+        self.readout_dim = readout_dim
         self.cutoff = config.cutoff
         self.embedding = nn.Embedding(num_species, hidden_dim)
         self.cutoff_function = make_cutoff(config)

@@ -31,6 +31,7 @@ from mlff_distiller.ops.neighbors import edge_vectors, neighbor_list
 from mlff_distiller.students.load import read_student
 from mlff_distiller.students.painn import PaiNN
 from mlff_distiller.students.repulsion import PairRepulsion
+from mlff_distiller.students.rigidity import LastLayerUncertainty
 from mlff_distiller.students.stored import StoredStudent
 from mlff_distiller.students.terms import EnergyTerms
 
@@ -208,6 +209,8 @@ def load_student(path: str | Path) -> StudentForceField:
     """
     stored = read_student(path)
     student = StudentForceField(stored.config, stored.elements)
+    if any(name.startswith("uncertainty.") for name in stored.state):
+        student.uncertainty = LastLayerUncertainty(student.painn.readout_dim)
     student.to(getattr(torch, stored.dtype))
     load_state(student, stored.state, path)
     return student.eval()

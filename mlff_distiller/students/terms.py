@@ -5,10 +5,13 @@ from torch import Tensor, nn
 
 from mlff_distiller.students.painn import PaiNN
 from mlff_distiller.students.repulsion import PairRepulsion
+from mlff_distiller.students.rigidity import LastLayerUncertainty
 
 
 class EnergyTerms(nn.Module):
     """The network, the repulsion and the reference energies, which subclasses register.
+
+    ``uncertainty`` is there once it was fitted.
 
     Restricted to what ``torch.jit.script`` understands.
     """
@@ -16,10 +19,16 @@ class EnergyTerms(nn.Module):
     reference_energies: Tensor  # (n_elements,), eV
     species_of_z: Tensor  # row of the embedding, (119,); -1 for an element that is not known
 
-    def __init__(self, painn: PaiNN, repulsion: PairRepulsion | None) -> None:
+    def __init__(
+        self,
+        painn: PaiNN,
+        repulsion: PairRepulsion | None,
+        uncertainty: LastLayerUncertainty | None = None,
+    ) -> None:
         super().__init__()
         self.painn = painn
         self.repulsion = repulsion
+        self.uncertainty = uncertainty
 
     def energies_of_species(
         self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor

@@ -164,6 +164,13 @@ def get_teacher(name: str, device: str = "cpu", **options: Any) -> Teacher:
     )
 
 
+def package_of(name: str) -> str:
+    """The distribution behind a teacher's name, without loading it. Raises InputError."""
+    if ":" in name:
+        return name.partition(":")[0].partition(".")[0]
+    return _find(name).package
+
+
 def teacher_calculator(name: str, device: str = "cpu", **options: Any) -> Calculator:
     """A teacher as an ASE calculator: to relax with, to look at, to compare a student with.
 

@@ -176,6 +176,7 @@ def first_student(
             f"{start_from} knows {symbols(student.elements)}, the data holds {symbols(unknown)}; "
             "leave these structures out, or start without --from"
         )
+    student.uncertainty = None  # of the weights that are about to change
     return student.train().to(getattr(torch, config.training.precision))
 
 

@@ -1,0 +1,88 @@
+"""From a purpose to a configuration: what ``distill STRUCTURES --temperature ...`` runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from ase.data import atomic_masses
+
+from mlff_distiller.config import DistillConfig, from_dict
+from mlff_distiller.data import Structure, elements_of
+from mlff_distiller.errors import InputError
+from mlff_distiller.purpose import PurposeConfig, phases
+
+# fs, for the lightest atom that is below so many amu.
+_TIMESTEPS = ((3.0, 0.5), (20.0, 1.0), (np.inf, 2.0))
+# Minutes that a student of the full size needs on a few cores.
+_SMALL_BELOW = 120.0
+_SMALL = {"hidden_dim": 64, "num_interactions": 2, "num_rbf": 16}
+
+
+def plan(
+    sources: Sequence[str],
+    structures: Sequence[Structure],
+    *,
+    purpose: dict[str, Any],
+    given: dict[str, Any],
+) -> DistillConfig:
+    """A configuration with every choice made.
+
+    Args:
+        sources: names of the structures, for the configuration.
+        structures: what they hold.
+        purpose: keys of :class:`~mlff_distiller.purpose.PurposeConfig` that are given.
+        given: other keys of the configuration that are given, nested as in the YAML.
+
+    Raises:
+        InputError: nothing to start from, or values out of range.
+    """
+    if not structures:
+        raise InputError("distill needs at least one starting structure, got none; name a file")
+    chosen = {"timestep": timestep_for(structures), **purpose}
+    found = phases(from_dict(PurposeConfig, chosen, "purpose"), structures)
+    if "crystal" in found and "defects" not in chosen:
+        chosen["defects"] = ["vacancy", "surface"]
+    minutes = given.get("loop", {}).get("minutes")
+    mapping: dict[str, Any] = {
+        "structures": list(sources),
+        "purpose": {**chosen, "phases": found},
+        "sampling": sampling_for(found, chosen),
+        "model": dict(_SMALL) if minutes is not None and minutes < _SMALL_BELOW else {},
+        "training": {"max_epochs": 1_000_000, **training_for(structures)},
+        "engines": {"timestep": chosen["timestep"]},
+    }
+    for key, value in given.items():
+        both = isinstance(value, dict) and isinstance(mapping.get(key), dict)
+        mapping[key] = {**mapping[key], **value} if both else value
+    return from_dict(DistillConfig, mapping)
+
+
+def timestep_for(structures: Sequence[Structure]) -> float:
+    """fs: 0.5 with hydrogen, 1 with other light elements, 2 with heavy ones alone."""
+    lightest = min(atomic_masses[z] for z in elements_of(structures))
+    return next(step for limit, step in _TIMESTEPS if lightest < limit)
+
+
+def training_for(structures: Sequence[Structure]) -> dict[str, Any]:
+    """Batches of about a hundred atoms."""
+    atoms = float(np.mean([len(s) for s in structures]))
+    return {"batch_size": int(np.clip(round(128 / atoms), 2, 16)), "learning_rate": 3e-3}
+
+
+def sampling_for(found: Sequence[str], purpose: dict[str, Any]) -> dict[str, Any]:
+    """What the first student is trained on; the rounds bring the rest."""
+    sampling: dict[str, Any] = {
+        "supercell": [0, 0, 0],
+        "num_rattle": 24,
+        "rattle_stdev": [0.03, 0.06, 0.12, 0.2],
+        "num_md": 0,
+        "isolated_atoms": True,
+        "dimers": {"number": 12},
+    }
+    if set(found) & {"crystal", "liquid"}:
+        sampling["strain"] = {"number": 14}
+    if purpose.get("defects"):
+        sampling["defects"] = {"number": 4 * len(purpose["defects"]), "kinds": purpose["defects"]}
+    return sampling

@@ -1,0 +1,350 @@
+"""The on-policy loop: explore with the student, choose, label, measure, learn; again.
+
+    OUTPUT/rounds/00/   the first student, trained on the sampled frames
+    OUTPUT/rounds/01/   candidates.h5  chosen.h5  labels.h5  data.h5  training/  student.pt
+    ...
+
+Each round is a line of stations with records of its own, so that a killed run goes on within the
+round, and with the same files: seeds follow from the configuration, minutes from the recorded ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlff_distiller.config import DistillConfig
+from mlff_distiller.data import HDF5Dataset, Structure, structures_hash
+from mlff_distiller.errors import InputError
+from mlff_distiller.lammps import lammps_command
+from mlff_distiller.pipeline import choose, explore, export, fit, join, label, measure
+from mlff_distiller.pipeline.stage import Hashed, Say, Stages, hashed_file
+from mlff_distiller.purpose import ensembles
+
+# s: a guess at what a round takes besides training, before one has been measured.
+_FIRST_ROUND = 20.0
+_SHORTEST_FIT = 5.0  # s
+# Share of the minutes, and s at least and at most, for gates and engines at the end.
+_RESERVE, _LEAST_RESERVE, _MOST_RESERVE = 0.25, 30.0, 900.0
+_LEAST_ERROR = 15.0  # meV/Å: below it a round holds, however small the forces are
+
+#: student, folder -> names of the gates that fail
+QuickGates = Callable[[Hashed[Path], Stages], list[str]]
+
+
+@dataclass
+class Outcome:
+    """What the rounds leave behind."""
+
+    labels: list[Hashed[Path]]
+    """Files of labels: the sampled frames, then those of each round."""
+    start_from: Hashed[Path] | None = None
+    """Weights of the last round."""
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    """For the report: ``round``, ``labelled``, ``exploded``, ``visited``, ``failed_gates`` ..."""
+    stopped: str = ""
+    """Why the rounds ended."""
+    teacher_calls: int = 0
+
+
+class Budget:
+    """Minutes of training for each fit, by what the stations are known to have taken.
+
+    Args:
+        config: its ``loop.minutes``, else ``training.max_minutes``, else ``loop.epochs``.
+        spent: seconds of all finished stations.
+    """
+
+    def __init__(self, config: DistillConfig, spent: Callable[[], float]) -> None:
+        self._config, self._spent = config, spent
+        self._start = spent()
+        loop, minutes = config.loop, config.training.max_minutes
+        self._deadline: float | None = None
+        if loop.minutes is not None:
+            total = 60.0 * loop.minutes
+            reserve = min(max(_RESERVE * total, _LEAST_RESERVE), _MOST_RESERVE)
+            self._deadline = total - reserve
+            left = max(0.0, self._deadline - self._start)
+            self._final = loop.final_share * left
+        elif minutes is not None:
+            self._final = 60.0 * minutes * loop.final_share
+        self._minutes = minutes
+
+    def of_round(self, number: int, others: float) -> float | None:
+        """Minutes for the fit of a round; None for epochs instead.
+
+        Args:
+            number: of the round, from 0.
+            others: seconds that a round takes besides.
+        """
+        rounds = self._config.loop.rounds
+        if self._deadline is not None:
+            left = self._deadline - self._final - self._spent()
+            share = left / max(1, rounds - number + 1)
+            # Learning for less time than asking takes would waste the answers.
+            seconds = max(share - others, others) if number < rounds else share
+        elif self._minutes is not None:
+            seconds = (60.0 * self._minutes - self._final) / (rounds + 1)
+        else:
+            return None
+        return round(max(seconds, _SHORTEST_FIT) / 60.0, 4)
+
+    def of_final(self, trained: float) -> float | None:
+        """Minutes for the last fit, after ``trained`` seconds of training in the rounds."""
+        if self._deadline is not None:
+            seconds = self._deadline - self._spent()
+        elif self._minutes is not None:
+            seconds = 60.0 * self._minutes - trained
+        else:
+            return None
+        return round(max(seconds, _SHORTEST_FIT) / 60.0, 4)
+
+    def is_spent(self, others: float) -> bool:
+        """Whether another round, ``others`` seconds besides training, would take too long."""
+        if self._deadline is None:
+            return False
+        return self._spent() + 2.0 * others > self._deadline - self._final
+
+
+def run_rounds(
+    config: DistillConfig,
+    start: list[Structure],
+    seed: Hashed[Path],
+    output: Path,
+    open_stages: Callable[[Path], Stages],
+    budget: Budget,
+    quick_gates: QuickGates,
+    say: Say,
+    *,
+    resume: bool,
+) -> Outcome:
+    """Run the rounds.
+
+    Args:
+        config: the whole run.
+        start: starting structures.
+        seed: labels of the sampled frames.
+        output: folder of the run.
+        open_stages: the stages of a round's folder.
+        budget: of the trainings.
+        quick_gates: asked after each round.
+        say: told what happens.
+        resume: go on with trainings that were interrupted.
+    """
+    outcome = Outcome([seed])
+    outcome.teacher_calls = len(HDF5Dataset(seed.value))
+    student: Hashed[Path] | None = None
+    others, held = _FIRST_ROUND, 0
+    for k in range(config.loop.rounds + 1):
+        folder = output / "rounds" / f"{k:02d}"
+        say(f"round {k} of at most {config.loop.rounds}")
+        stages = open_stages(folder)
+        row: dict[str, Any] = {"round": k}
+        if student is not None:
+            row |= _ask(config, start, outcome, student, k, stages)
+            held = held + 1 if row["holds"] else 0
+        data, minutes = _learn(config, outcome, budget, k, others, stages, resume=resume)
+        student = hashed_file(folder / export.STUDENT)
+        # Gates take time, and errors that are too large decide alone.
+        row["failed_gates"] = quick_gates(student, stages) if row.get("holds") else None
+        row |= {"minutes": minutes, "num_frames": data.num_frames}
+        outcome.rounds.append(row)
+        if k > 0:
+            others = sum(s for name, s in stages.seconds.items() if name != fit.STATION.name)
+        if row["failed_gates"]:
+            held = 0
+        outcome.stopped = _why_stop(config, outcome, budget, held, others)
+        if outcome.stopped:
+            say(f"rounds end: {outcome.stopped}")
+            break
+    else:
+        outcome.stopped = "all rounds done"
+    return outcome
+
+
+def _why_stop(
+    config: DistillConfig, outcome: Outcome, budget: Budget, held: int, others: float
+) -> str:
+    calls = config.loop.teacher_calls
+    if held >= 2:
+        return "errors on visited frames and gates held twice in a row"
+    if calls is not None and outcome.teacher_calls >= calls:
+        return f"{outcome.teacher_calls} teacher calls"
+    if budget.is_spent(others):
+        return "the time for rounds is spent"
+    return ""
+
+
+def _ask(
+    config: DistillConfig,
+    start: list[Structure],
+    outcome: Outcome,
+    student: Hashed[Path],
+    k: int,
+    stages: Stages,
+) -> dict[str, Any]:
+    """Explore with the student and have the teacher label what tells most."""
+    loop, purpose = config.loop, config.purpose
+    previous = stages.output.parent / f"{k - 1:02d}" / join.DATA
+    known = HDF5Dataset(previous)
+    starts, runs = plan_runs(config, start, list(known.subset("train")), k)
+    explored = stages.run(
+        explore.STATION,
+        explore.Inputs(
+            student=student,
+            starts=Hashed(starts, structures_hash(starts)),
+            runs=runs,
+            engine=engine_of(loop.engine),
+            timestep=purpose.timestep,
+            interval=loop.interval,
+            min_distance=config.sampling.min_distance,
+            max_force=config.sampling.max_force,
+            workers=config.teacher.workers,
+        ),
+    )
+    calls = loop.teacher_calls
+    number = loop.frames if calls is None else min(loop.frames, calls - outcome.teacher_calls)
+    chosen = stages.run(
+        choose.STATION,
+        choose.Inputs(
+            candidates=Hashed(stages.output / explore.CANDIDATES, explored.candidates_hash),
+            data=Hashed(previous, known.hash()),
+            student=student,
+            round=k,
+            visited=min(loop.visited, number),
+            number=number,
+            seed=config.sampling.seed,
+        ),
+    )
+    labelled = stages.run(
+        label.STATION,
+        label.Inputs(
+            frames=Hashed(stages.output / choose.CHOSEN, chosen.chosen_hash),
+            teacher=config.teacher.name,
+            options=config.teacher.options,
+            max_force=config.sampling.max_force,
+            splits=None,
+            seed=config.sampling.seed,
+            device=config.teacher.device,
+            batch_size=config.teacher.batch_size,
+            workers=config.teacher.workers,
+        ),
+    )
+    labels = Hashed(stages.output / label.LABELS, labelled.data_hash)
+    measured = stages.run(measure.STATION, measure.Inputs(student, labels))
+    outcome.labels.append(labels)
+    outcome.teacher_calls += labelled.num_labelled + sum(labelled.rejected.values())
+    return {
+        "runs": explored.runs,
+        "exploded": explored.exploded,
+        "candidates": explored.num_frames,
+        "chosen": chosen.reasons,
+        "labelled": labelled.num_labelled,
+        "rejected": labelled.rejected,
+        "visited": measured.visited,
+        "holds": explored.exploded == 0 and holds(measured.visited, loop.tolerance),
+    }
+
+
+def _learn(
+    config: DistillConfig,
+    outcome: Outcome,
+    budget: Budget,
+    k: int,
+    others: float,
+    stages: Stages,
+    *,
+    resume: bool,
+) -> tuple[join.Result, float | None]:
+    """Train on all labels from the weights of the last round, and export."""
+    joined = stages.run(join.STATION, join.Inputs(list(outcome.labels)))
+    minutes = budget.of_round(k, others)
+    limits = {"max_epochs": config.loop.epochs} if minutes is None else {"max_minutes": minutes}
+    stages.run(
+        fit.STATION,
+        fit.Inputs(
+            Hashed(stages.output / join.DATA, joined.data_hash),
+            config.model,
+            replace(config.training, **limits),
+            start_from=outcome.start_from,
+            splits=config.data,
+            resume=resume,
+        ),
+    )
+    outcome.start_from = hashed_file(stages.output / fit.BEST)
+    stages.run(export.STATION, export.Inputs(outcome.start_from))
+    return joined, minutes
+
+
+def holds(visited: Sequence[dict[str, Any]], tolerance: float) -> bool:
+    """Whether the error on visited frames is small enough at every temperature."""
+    return bool(visited) and all(
+        row["force_mae_mev_per_ang"]
+        <= max(_LEAST_ERROR, 1e3 * tolerance * row["mean_force_ev_per_ang"])
+        for row in visited
+    )
+
+
+def engine_of(wanted: str) -> str:
+    """The engine that runs the student: ``auto`` is LAMMPS where it is installed, else ASE."""
+    if wanted != "auto":
+        return wanted
+    try:
+        lammps_command()
+    except InputError:
+        return "ase"
+    return "lammps"
+
+
+def plan_runs(
+    config: DistillConfig, start: Sequence[Structure], known: Sequence[Structure], k: int
+) -> tuple[list[Structure], list[explore.Run]]:
+    """Where the trajectories of round ``k`` start, and their conditions.
+
+    Temperatures are spread evenly over the range of the purpose, and one run is a ramp above it.
+    Every other run starts at a structure of ``start``, the rest at training frames drawn at
+    random: other volumes, defects, melts.
+
+    Returns:
+        starting structures and runs.
+    """
+    loop, purpose = config.loop, config.purpose
+    low, high = purpose.temperature
+    rng = np.random.default_rng([config.sampling.seed, 11, k])
+    pool = _starts(start, known)
+    ladder = np.linspace(high, low, max(1, loop.runs - 1))
+    pressures = np.linspace(purpose.pressure[0], purpose.pressure[1], 3)
+    starts: list[Structure] = []
+    runs: list[explore.Run] = []
+    for i in range(loop.runs):
+        ramp = i == loop.runs - 1 and loop.runs > 1
+        begin = start[(k + i // 2) % len(start)]
+        if pool and i % 2:
+            begin = pool[int(rng.integers(len(pool)))]
+        choices = ensembles(purpose, begin)
+        # The other way round in every other round, so that each temperature sees each ensemble.
+        ensemble = choices[(i // 2 + k) % len(choices)]
+        starts.append(begin)
+        runs.append(
+            explore.Run(
+                start=i,
+                ensemble=ensemble,
+                temperature=float(low if ramp else round(ladder[i], 1)),
+                final_temperature=float(loop.overshoot * high if ramp else round(ladder[i], 1)),
+                pressure=float(pressures[(i + k) % 3]) if ensemble == "npt" else 0.0,
+                picoseconds=loop.picoseconds,
+                seed=int(rng.integers(1, 2**31 - 100)),
+            )
+        )
+    return starts, runs
+
+
+def _starts(start: Sequence[Structure], known: Sequence[Structure]) -> list[Structure]:
+    """Training frames that dynamics can start from: as large and as periodic as ``start``."""
+    least = min(len(s) for s in start) // 2
+    periodic = {s.pbc.tobytes() for s in start}
+    return [s for s in known if len(s) > max(1, least) and s.pbc.tobytes() in periodic]

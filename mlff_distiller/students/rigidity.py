@@ -1,0 +1,38 @@
+"""The few numbers that turn features of the last layer into an uncertainty; fitted elsewhere."""
+
+import torch
+from torch import Tensor, nn
+
+
+class LastLayerUncertainty(nn.Module):
+    """``sqrt(floor² + |factor h|²)``, see :mod:`mlff_distiller.students.uncertainty`.
+
+    Restricted to what ``torch.jit.script`` understands.
+
+    Args:
+        width: number of features, the readout_dim of the network.
+    """
+
+    factor: Tensor  # (width, width), lower triangular, eV/Å
+    floor: Tensor  # (), eV/Å
+    largest: Tensor  # (), eV/Å: of a held-out atom
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("factor", torch.zeros(width, width))
+        self.register_buffer("floor", torch.zeros(()))
+        self.register_buffer("largest", torch.zeros(()))
+
+    def set(self, factor: Tensor, floor: float, largest: float) -> None:
+        """Take numbers of any dtype, in float64."""
+        self.factor = factor.to(torch.float64)
+        self.floor = torch.tensor(floor, dtype=torch.float64)
+        self.largest = torch.tensor(largest, dtype=torch.float64)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Of atoms with these features (n_atoms, width): (n_atoms,), eV/Å."""
+        deviations = features @ self.factor.t()
+        return torch.sqrt((deviations * deviations).sum(dim=-1) + self.floor * self.floor)
+
+
+__all__ = ["LastLayerUncertainty"]

@@ -1,0 +1,85 @@
+"""Work for several processes of one thread each: teachers' labels, students' runs.
+
+Two slow calculations side by side on two cores take little more than half the time of one after
+the other on both, because few teachers use a second thread well.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+from mlff_distiller.cpus import usable_cpus
+from mlff_distiller.errors import InputError
+
+ArgumentT = TypeVar("ArgumentT")
+ResultT = TypeVar("ResultT")
+
+# s after which an idle worker ends; a killed parent leaves none behind for longer.
+_IDLE = 120
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def run_all(
+    function: Callable[[ArgumentT], ResultT], arguments: Iterable[ArgumentT], workers: int
+) -> Iterator[ResultT]:
+    """``map(function, arguments)`` by ``workers`` processes, each result as soon as it is there.
+
+    Args:
+        function: at the top level of a module; its errors are raised here.
+        arguments: anything that can be pickled.
+        workers: processes; 0 for as many as there are CPUs; 1 works in this process. They stay for
+            the next call.
+
+    Raises:
+        InputError: a worker was killed.
+    """
+    workers = workers or usable_cpus()
+    if workers == 1:
+        yield from map(function, arguments)
+        return
+    from loky.process_executor import TerminatedWorkerError
+
+    pool = _pool(workers)
+    futures = [pool.submit(function, argument) for argument in arguments]
+    try:
+        for future in futures:
+            yield future.result()
+    except TerminatedWorkerError:
+        raise InputError(
+            "a worker process was killed, out of memory perhaps; use fewer workers "
+            "(teacher.workers: 1)"
+        ) from None
+    except KeyboardInterrupt:
+        stop_workers()
+        raise
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def stop_workers() -> None:
+    """End all workers now; what they were doing is lost."""
+    from loky import reusable_executor
+
+    if reusable_executor._executor is not None:
+        reusable_executor._executor.shutdown(wait=True, kill_workers=True)
+
+
+def _pool(workers: int) -> Any:
+    from loky import get_reusable_executor
+
+    # Thread pools read these when their libraries load, so they must be there from the start. A
+    # worker that has loaded a teacher has grown, but it leaks nothing.
+    environment = {**dict.fromkeys(_THREADS, "1"), "LOKY_MAX_MEMORY_LEAK_SIZE": "1e15"}
+    return get_reusable_executor(
+        max_workers=workers, timeout=_IDLE, env=environment, initializer=_begin
+    )
+
+
+def _begin() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    import torch
+
+    torch.set_num_threads(1)

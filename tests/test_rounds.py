@@ -1,0 +1,414 @@
+"""The on-policy loop: what the student's own dynamics asks the teacher, and what comes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from ase.build import bulk, molecule
+from ase.io import write
+from support.commands import run
+
+from mlff_distiller.config import DistillConfig, LoopConfig, from_dict
+from mlff_distiller.data import HDF5Dataset, HDF5Writer, Structure
+from mlff_distiller.errors import InputError
+from mlff_distiller.pipeline import choose, explore, join
+from mlff_distiller.pipeline.measure import errors_by_temperature
+from mlff_distiller.pipeline.plan import plan
+from mlff_distiller.pipeline.rounds import Budget, holds, plan_runs
+from mlff_distiller.purpose import ensembles, phase_of, phases
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    return {
+        "structures": str(folder / "cu.extxyz"),
+        "output": str(folder / "run"),
+        "purpose": {"temperature": [300, 800], "timestep": 4.0},
+        "teacher": {"name": "emt"},
+        "sampling": {"num_rattle": 20, "rattle_stdev": [0.03, 0.1], "num_md": 0},
+        "model": {"hidden_dim": 16, "num_interactions": 1, "num_rbf": 8, "cutoff": 4.0},
+        "training": {
+            "max_epochs": 20,
+            "batch_size": 4,
+            "learning_rate": 5e-3,
+            "threads": 1,
+            "tensorboard": False,
+        },
+        "loop": {
+            "rounds": 2,
+            "runs": 3,
+            "picoseconds": 0.4,
+            "frames": 8,
+            "visited": 4,
+            "epochs": 10,
+        },
+        "engines": {"lammps": False, "openmm": False, "nve_steps": 20, "npt_steps": 0},
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rounds")
+    write(path / "cu.extxyz", bulk("Cu", cubic=True) * (2, 2, 2))
+    (path / "config.yaml").write_text(yaml.safe_dump(settings(path)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path) -> dict[str, Any]:
+    outcome = run("distill", folder / "config.yaml", "--json")
+    return json.loads(outcome.stdout)
+
+
+def contents(run_dir: Path) -> dict[str, Any]:
+    """What a run produced, without times."""
+    data = HDF5Dataset(run_dir / "data.h5")
+    return {
+        "data": data.hash(),
+        "splits": {k: v.tolist() for k, v in data.splits.items()},
+        "weights": (run_dir / "student.pt").read_bytes(),
+    }
+
+
+def test_rounds_add_frames_that_the_student_visited(finished, folder: Path) -> None:
+    rows = finished["rounds"]
+    assert [row["round"] for row in rows] == [0, 1, 2]
+    assert finished["teacher_calls"] == 20 + rows[1]["labelled"] + rows[2]["labelled"]
+    data = HDF5Dataset(folder / "run" / "data.h5")
+    assert len(data) == finished["teacher_calls"]
+    sources = [str(s.info["source"]) for s in data]
+    assert sources.count(explore.SOURCE) == 16
+    for row in rows[1:]:
+        assert row["visited"], "nothing was measured"
+        assert sum(r["frames"] for r in row["visited"]) <= 4
+        assert len(row["runs"]) == 3
+    # Frames of one run never lie on both sides unless they were drawn for validation.
+    assert set(data.splits["valid"].tolist()).isdisjoint(data.splits["train"].tolist())
+    assert sum(len(v) for v in data.splits.values()) == len(data)
+
+
+def test_visited_frames_are_measured_before_they_are_learnt(finished, folder: Path) -> None:
+    """The numbers are those of the student that ran, on its own frames."""
+    from mlff_distiller.evaluation import predict
+    from mlff_distiller.students import StudentForceField
+
+    student = StudentForceField.load(folder / "run" / "rounds" / "00" / "student.pt")
+    frames = [
+        f
+        for f in HDF5Dataset(folder / "run" / "rounds" / "01" / "labels.h5")
+        if f.info["why"] == choose.VISITED
+    ]
+    errors = [
+        np.abs(p.forces - f.forces) for p, f in zip(predict(student, frames), frames, strict=True)
+    ]
+    found = finished["rounds"][1]["visited"]
+    weights = [r["frames"] for r in found]
+    mean = np.average([r["force_mae_mev_per_ang"] for r in found], weights=weights)
+    assert mean == pytest.approx(1e3 * np.mean(errors), rel=1e-5)
+
+
+def test_a_second_call_does_nothing_again(finished, folder: Path) -> None:
+    before = contents(folder / "run")
+    outcome = run("distill", folder / "config.yaml")
+    assert "[explore] done before" in outcome.stderr
+    assert "\n[train]\n" not in outcome.stderr
+    assert contents(folder / "run") == before
+
+
+@pytest.mark.parametrize("stage", ["rounds/00/student.pt", "rounds/01/chosen.h5"])
+def test_killed_and_gone_on_with_gives_the_same(
+    finished, folder: Path, tmp_path: Path, stage: str
+) -> None:
+    content = {**settings(folder), "output": str(tmp_path / "run")}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    command = [sys.executable, "-m", "mlff_distiller.cli", "distill", str(tmp_path / "config.yaml")]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True) as process:
+        end = time.monotonic() + 300
+        while not (tmp_path / "run" / stage).exists() and process.poll() is None:
+            assert time.monotonic() < end, "hangs"
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+    run("distill", tmp_path / "config.yaml")
+    here, there = contents(tmp_path / "run"), contents(folder / "run")
+    assert here["data"] == there["data"]
+    assert here["splits"] == there["splits"]
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["force_mae_mev_per_ang"] == finished["force_mae_mev_per_ang"]
+
+
+def test_the_number_of_teacher_calls_is_kept(folder: Path, tmp_path: Path) -> None:
+    content = {**settings(folder), "output": str(tmp_path / "run")}
+    content["loop"] = {**content["loop"], "teacher_calls": 25}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    run("distill", tmp_path / "config.yaml")
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["teacher_calls"] == 25
+    assert metrics["rounds_stopped"] == "25 teacher calls"
+
+
+# -- exploring ---------------------------------------------------------------------------------------
+
+
+def copper() -> Structure:
+    return Structure.from_atoms(bulk("Cu", cubic=True) * (2, 2, 2))
+
+
+def config_for(**loop: Any) -> DistillConfig:
+    return from_dict(
+        DistillConfig,
+        {
+            "structures": "builtin:silicon",
+            "purpose": {"temperature": [300, 900], "pressure": [0, 10]},
+            "loop": loop,
+        },
+    )
+
+
+def test_runs_cover_the_conditions_and_go_beyond_them() -> None:
+    known = [replace(copper(), info={"k": k}) for k in range(5)]
+    starts, runs = plan_runs(config_for(runs=6, overshoot=1.5), [copper()], known, 1)
+    assert [r.start for r in runs] == list(range(6))
+    assert len(starts) == 6
+    temperatures = [r.temperature for r in runs[:-1]]
+    assert max(temperatures) == 900
+    assert min(temperatures) == 300
+    assert runs[-1].final_temperature == pytest.approx(1350)
+    assert {r.ensemble for r in runs} == {"npt", "nvt"}
+    assert {r.pressure for r in runs if r.ensemble == "npt"} <= {0, 5, 10}
+    assert any(s.info.get("k") is not None for s in starts)
+    again = plan_runs(config_for(runs=6, overshoot=1.5), [copper()], known, 1)[1]
+    other = plan_runs(config_for(runs=6, overshoot=1.5), [copper()], known, 2)[1]
+    assert again == runs
+    assert other != runs
+
+
+def test_molecules_are_not_put_under_pressure() -> None:
+    water = Structure.from_atoms(molecule("H2O"))
+    _, runs = plan_runs(config_for(runs=4), [water], [], 1)
+    assert {r.ensemble for r in runs} == {"nvt"}
+
+
+def test_small_frames_such_as_dimers_do_not_start_runs() -> None:
+    dimer = Structure([29, 29], [[0, 0, 0], [0, 0, 2.2]], np.eye(3) * 20, [True] * 3)
+    starts, _ = plan_runs(config_for(runs=8), [copper()], [dimer], 1)
+    assert all(len(s) == 32 for s in starts)
+
+
+# -- choosing ----------------------------------------------------------------------------------------
+
+
+def test_uncertain_frames_are_those_far_from_what_is_known() -> None:
+    rng = np.random.default_rng(0)
+    known = [rng.normal(size=(20, 4)) * [1, 1, 0.01, 0.01] for _ in range(5)]
+    near = [rng.normal(size=(20, 4)) * [1, 1, 0.01, 0.01] for _ in range(6)]
+    far = near[2].copy()
+    far[3] += [0, 0, 1.0, 0]
+    twin = far + 1e-3
+    other = near[1].copy()
+    other[5] += [0, 0, 0, 0.8]
+    features = [*near, far, twin, other]
+    # One of the twins and the other direction: the second twin has nothing new to tell.
+    assert set(choose.most_uncertain(features, known, 2)) in ({6, 8}, {7, 8})
+    assert choose.most_uncertain(features, known, 2, given=[6])[0] == 8
+    assert len(choose.most_uncertain(features, known, 99)) == len(features)
+
+
+def test_no_run_is_asked_about_more_often_than_the_limit() -> None:
+    rng = np.random.default_rng(1)
+    features = [rng.normal(size=(3, 4)) * (10 if i < 5 else 1) for i in range(10)]
+    runs = [0] * 5 + [1] * 5
+    found = choose.most_uncertain(features, features[5:], 4, runs=runs, limit=2)
+    assert sorted(runs[i] for i in found) == [0, 0, 1, 1]
+
+
+def test_frames_of_dead_runs_end_at_the_last_sane_one(tmp_path: Path) -> None:
+    start = copper()
+    frames = [
+        replace(start, positions=start.positions + 0.01 * k, forces=np.zeros((32, 3)))
+        for k in range(6)
+    ]
+    wild = replace(frames[3], forces=np.full((32, 3), 1e4))
+    frames[3] = wild
+    inputs = explore.Inputs(
+        student=None, starts=None, runs=[], engine="ase", timestep=1.0, interval=10.0,
+        min_distance=0.6, max_force=30.0,
+    )  # fmt: skip
+    assert explore._sane(frames, inputs) == frames[:3]
+    close = start.positions.copy()
+    close[1] = close[0] + [0.5, 0, 0]
+    frames[1] = replace(frames[1], positions=close)
+    assert explore._sane(frames, inputs) == frames[:1]
+
+
+def test_visited_frames_come_from_living_runs_and_late() -> None:
+    candidates = [
+        replace(copper(), info={"run": run, "exploded": run == 1, "time_fs": t})
+        for run in range(3)
+        for t in range(10)
+    ]
+    found = choose._visited(candidates, 6, np.random.default_rng(0))
+    assert len(set(found)) == 6
+    assert {candidates[i].info["run"] for i in found} == {0, 2}
+    assert all(candidates[i].info["time_fs"] >= 5 for i in found)
+    assert [candidates[i].info["time_fs"] for i in choose._last_words(candidates)] == [9, 6]
+
+
+# -- the budget and the stop rule ----------------------------------------------------------------------
+
+
+def budget(spent: list[float], training: dict[str, Any] | None = None, **loop: Any) -> Budget:
+    config = config_for(**loop)
+    if training:
+        config = replace(config, training=replace(config.training, **training))
+    return Budget(config, lambda: spent[0])
+
+
+def test_minutes_are_shared_and_kept_for_the_end() -> None:
+    spent = [60.0]
+    b = budget(spent, minutes=20, rounds=4, final_share=0.5)
+    total = 20 * 60 - 300  # a quarter is for gates and engines
+    final = 0.5 * (total - 60)
+    others = 20.0
+    for k in range(5):
+        assert not b.is_spent(others)
+        minutes = b.of_round(k, others)
+        spent[0] += 60 * minutes + others
+    assert b.is_spent(others)
+    assert 60 * b.of_final(0) == pytest.approx(final, rel=0.1)
+
+
+def test_learning_is_never_shorter_than_asking() -> None:
+    b = budget([0.0], minutes=4, rounds=20)
+    assert 60 * b.of_round(1, 30.0) >= 30.0
+
+
+def test_training_minutes_are_shared_where_the_loop_has_none() -> None:
+    b = budget([0.0], {"max_minutes": 10.0}, rounds=4, final_share=0.6)
+    assert b.of_round(2, 99.0) == pytest.approx(4.0 / 5, abs=1e-3)
+    assert b.of_final(240.0) == pytest.approx(6.0)
+    assert budget([0.0], rounds=3).of_round(1, 1.0) is None
+
+
+def test_a_round_holds_by_the_size_of_the_forces() -> None:
+    row = {"temperature": 900.0, "frames": 3, "force_mae_mev_per_ang": 70.0}
+    assert holds([{**row, "mean_force_ev_per_ang": 1.0}], 0.08)
+    assert not holds([{**row, "mean_force_ev_per_ang": 0.8}], 0.08)
+    assert not holds([], 0.08), "without a measurement nothing holds"
+
+
+def test_errors_are_told_by_temperature() -> None:
+    frames = [
+        replace(copper(), forces=np.full((32, 3), f), info={"temperature": t})
+        for f, t in ((1.0, 300), (1.0, 310), (2.0, 900))
+    ]
+    errors = [np.full((32, 3), e) for e in (0.01, 0.03, 0.05)]
+    cold, hot = errors_by_temperature(frames, errors)
+    assert (cold["frames"], hot["frames"]) == (2, 1)
+    assert cold["temperature"] == pytest.approx(305)
+    assert cold["force_mae_mev_per_ang"] == pytest.approx(20)
+    assert hot["mean_force_ev_per_ang"] == pytest.approx(2 * 3**0.5)
+    assert errors_by_temperature([], []) == []
+
+
+def test_splits_of_a_round() -> None:
+    whys = [choose.VISITED] * 6 + [choose.UNCERTAIN] * 3
+    frames = [replace(copper(), info={"why": why}) for why in whys]
+    assert join.splits_of_round(frames) == {
+        "train": [0, 1, 3, 4, 6, 7, 8],
+        "valid": [2, 5],
+        "test": [],
+    }
+
+
+# -- from a purpose to a configuration -------------------------------------------------------------------
+
+
+def test_phases() -> None:
+    from ase.build import fcc111
+
+    from mlff_distiller.sampling import builtin
+
+    assert phase_of(copper()) == "crystal"
+    assert phase_of(builtin("water")[0]) == "liquid"
+    assert phase_of(Structure.from_atoms(molecule("H2O"))) == "molecule"
+    assert phase_of(Structure.from_atoms(fcc111("Cu", (2, 2, 3), vacuum=8.0))) == "slab"
+    assert phase_of(Structure.from_atoms(bulk("Cu").repeat(2), labels=False)) == "crystal"
+    cluster = replace(copper(), pbc=np.zeros(3, dtype=bool), cell=np.zeros((3, 3)))
+    assert phase_of(cluster) == "cluster"
+    assert phases(config_for().purpose, [cluster, copper()]) == ["cluster", "crystal"]
+    assert ensembles(config_for().purpose, copper()) == ["npt", "nvt"]
+    assert ensembles(config_for().purpose, cluster) == ["nvt"]
+
+
+def test_a_plan_states_every_choice() -> None:
+    crystal = Structure.from_atoms(bulk("Si"))
+    config = plan(
+        ["si.cif"], [crystal], purpose={"temperature": [300.0, 1800.0]},
+        given={"loop": {"minutes": 30.0}, "teacher": {"name": "emt"}},
+    )  # fmt: skip
+    assert config.purpose.phases == ["crystal"]
+    assert config.purpose.defects == ["vacancy", "surface"]
+    assert config.purpose.timestep == 2.0
+    assert config.model.hidden_dim == 64
+    assert config.model.zbl
+    assert config.loop.minutes == 30.0
+    assert config.loop.rounds == LoopConfig().rounds
+    water = plan(["w.xyz"], [Structure.from_atoms(molecule("H2O"))], purpose={}, given={})
+    assert water.purpose.phases == ["molecule"]
+    assert water.purpose.timestep == 0.5
+    assert water.model.hidden_dim == 128
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--temperature", "900:300"], "temperature must be the lowest and the highest"),
+        (["--temperature", "hot"], "--temperature must be LOW:HIGH or one number, got 'hot'"),
+        (["--temperature", "0:300"], "temperature[0] must be > 0 K"),
+        (["--pressure", "1:2:3"], "--pressure must be LOW:HIGH"),
+        (["--phase", "plasma"], "phases[0] must be one of crystal"),
+        (["--ensemble", "nvx"], "ensembles[0] must be one of nve"),
+        (["--minutes", "0"], "minutes must be > 0"),
+        (["--preset", "huge"], "unknown preset 'huge'"),
+    ],
+)
+def test_purposes_that_make_no_sense(folder: Path, arguments: list[str], words: str) -> None:
+    outcome = run("distill", folder / "cu.extxyz", "--teacher", "emt", *arguments, code=2)
+    assert words in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+
+
+def test_a_yaml_and_structures_exclude_each_other(folder: Path) -> None:
+    outcome = run("distill", folder / "config.yaml", folder / "cu.extxyz", code=2)
+    assert "one YAML or structures" in outcome.stderr
+
+
+def test_no_sane_frame_is_said(tmp_path: Path) -> None:
+    with HDF5Writer(tmp_path / "candidates.h5") as writer:
+        writer.append([])
+    from mlff_distiller.pipeline.stage import Hashed
+
+    inputs = choose.Inputs(
+        candidates=Hashed(tmp_path / "candidates.h5", ""), data=None, student=None, round=1,
+        visited=1, number=2, seed=0,
+    )  # fmt: skip
+    with pytest.raises(InputError, match="no run of the student left a single sane frame"):
+        choose.work(inputs, tmp_path, lambda text: None)
+
+
+def test_copies_are_independent(finished, folder: Path, tmp_path: Path) -> None:
+    """A finished run that is moved is not done again: records name no absolute path."""
+    shutil.copytree(folder / "run", tmp_path / "moved")
+    outcome = run("distill", folder / "config.yaml", "-o", tmp_path / "moved")
+    assert "\n[explore]\n" not in outcome.stderr
