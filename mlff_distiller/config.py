@@ -15,7 +15,9 @@ from mlff_distiller.evaluation.gates.settings import AcceptanceConfig
 from mlff_distiller.purpose import PurposeConfig
 from mlff_distiller.sampling.defect_frames import DefectsConfig
 from mlff_distiller.sampling.dimers import DimersConfig
+from mlff_distiller.sampling.molecule_frames import MoleculesConfig
 from mlff_distiller.sampling.strain import StrainConfig
+from mlff_distiller.sampling.walk import WalkConfig
 from mlff_distiller.settings import (
     Settings,
     from_dict,
@@ -38,12 +40,14 @@ __all__ = [
     "EnginesConfig",
     "LoopConfig",
     "ModelConfig",
+    "MoleculesConfig",
     "PurposeConfig",
     "SamplingConfig",
     "StrainConfig",
     "TeacherConfig",
     "TrainConfig",
     "TrainingConfig",
+    "WalkConfig",
     "from_dict",
     "load_config",
     "load_yaml",
@@ -227,6 +231,8 @@ class SamplingConfig(Settings, path="sampling"):
     strain: StrainConfig = section(StrainConfig)
     dimers: DimersConfig = section(DimersConfig)
     defects: DefectsConfig = section(DefectsConfig)
+    molecules: MoleculesConfig = section(MoleculesConfig)
+    walk: WalkConfig = section(WalkConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,10 +15,12 @@ from mlff_distiller.sampling.choose import farthest_points, geometric_descriptor
 from mlff_distiller.sampling.defect_frames import defect_frames
 from mlff_distiller.sampling.dimers import dimer_frames, isolated_atoms
 from mlff_distiller.sampling.md import run_md
+from mlff_distiller.sampling.molecule_frames import molecule_frames
 from mlff_distiller.sampling.partial import PartialFrames
 from mlff_distiller.sampling.rattle import rattle_all
 from mlff_distiller.sampling.strain import strain_frames
 from mlff_distiller.sampling.task import Task
+from mlff_distiller.sampling.walk import walk_frames
 
 if TYPE_CHECKING:  # its sections are those of the kinds of sampling
     from mlff_distiller.config import SamplingConfig
@@ -26,10 +28,10 @@ if TYPE_CHECKING:  # its sections are those of the kinds of sampling
 # With fewer starting structures than this, one family per structure could not fill three splits.
 FAMILIES = 10
 #: Sections of ``sampling`` with a number of frames, and those of them that ask the teacher.
-SECTIONS = ("strain", "dimers", "defects")
-DRIVEN: tuple[str, ...] = ()
+SECTIONS = ("strain", "dimers", "defects", "molecules", "walk")
+DRIVEN: tuple[str, ...] = ("walk",)
 NEAR_COPY = "near copies (sampling.keep)"
-_WITH_KINDS = ("strain", "dimer", "defect")
+_WITH_KINDS = ("strain", "dimer", "defect", "molecule")
 
 
 def sample(
@@ -104,7 +106,9 @@ def sample(
     frames += strain_frames(task, config.strain)
     frames += dimer_frames(task, config.dimers)
     frames += defect_frames(task, config.defects)
+    frames += molecule_frames(task, config.molecules)
     frames += isolated_atoms(task) if config.isolated_atoms else []
+    frames += walk_frames(task, config.walk)
     if config.num_md and calculator is not None:
         frames += run_md(
             base,

@@ -16,6 +16,7 @@ from mlff_distiller.sampling.partial import PartialFrames
 from mlff_distiller.sampling.rattle import CLOSE_CONTACT
 
 ATTEMPTS = 20
+FAILED = "the calculator failed"
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,28 @@ class Task:
         cell = np.eye(3) * edge
         return replace(structure, positions=positions, cell=cell, pbc=np.ones(3, dtype=bool))
 
+    def compute(
+        self, structure: Structure, rejected: Counter[str]
+    ) -> tuple[float, np.ndarray] | None:
+        """Energy (eV) and forces (n, 3) (eV/Å, those on held atoms too) of the teacher.
+
+        None where it fails or answers NaN: that is counted in ``rejected``.
+        """
+        if self.calculator is None:
+            raise TypeError("a task without a calculator")
+        atoms = structure.to_atoms(labels=False)
+        self.calculator.reset()
+        atoms.calc = self.calculator
+        try:
+            energy, forces = float(atoms.get_potential_energy()), atoms.get_forces()
+        except Exception as error:  # calculators raise whatever they like on wild geometries
+            rejected[f"{FAILED} ({first_line(error)})"] += 1
+            return None
+        if not (np.isfinite(energy) and np.all(np.isfinite(forces))):
+            rejected[f"{FAILED} (NaN)"] += 1
+            return None
+        return energy, np.array(forces, dtype=np.float64)
+
     def kept(
         self, key: str, number: int, make: Callable[[Counter[str]], Iterator[Structure]]
     ) -> list[Structure]:
@@ -97,3 +120,9 @@ class Task:
             self.partial.put(key, number, frames, rejected)
         self.rejected.update(rejected)
         return frames
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a calculator says, in at most 80 letters."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:80]
