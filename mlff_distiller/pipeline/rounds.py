@@ -262,12 +262,13 @@ def _learn(
 ) -> tuple[join.Result, float | None]:
     """Train on all labels from the weights of the last round, and export."""
     joined = stages.run(join.STATION, join.Inputs(list(outcome.labels)))
+    data = Hashed(stages.output / join.DATA, joined.data_hash)
     minutes = budget.of_round(k, others)
     limits = {"max_epochs": config.loop.epochs} if minutes is None else {"max_minutes": minutes}
     stages.run(
         fit.STATION,
         fit.Inputs(
-            Hashed(stages.output / join.DATA, joined.data_hash),
+            data,
             config.model,
             replace(config.training, **limits),
             start_from=outcome.start_from,
@@ -276,7 +277,7 @@ def _learn(
         ),
     )
     outcome.start_from = hashed_file(stages.output / fit.BEST)
-    stages.run(export.STATION, export.Inputs(outcome.start_from))
+    stages.run(export.STATION, export.Inputs(outcome.start_from, data, config.export))
     return joined, minutes
 
 
