@@ -15,6 +15,8 @@ from mlff_distiller.sampling.choose import farthest_points, geometric_descriptor
 from mlff_distiller.sampling.defect_frames import defect_frames
 from mlff_distiller.sampling.dimers import dimer_frames, isolated_atoms
 from mlff_distiller.sampling.md import run_md
+from mlff_distiller.sampling.melt import melt_frames
+from mlff_distiller.sampling.modes import mode_frames
 from mlff_distiller.sampling.molecule_frames import molecule_frames
 from mlff_distiller.sampling.partial import PartialFrames
 from mlff_distiller.sampling.rattle import rattle_all
@@ -28,10 +30,10 @@ if TYPE_CHECKING:  # its sections are those of the kinds of sampling
 # With fewer starting structures than this, one family per structure could not fill three splits.
 FAMILIES = 10
 #: Sections of ``sampling`` with a number of frames, and those of them that ask the teacher.
-SECTIONS = ("strain", "dimers", "defects", "molecules", "walk")
-DRIVEN: tuple[str, ...] = ("walk",)
+SECTIONS = ("strain", "dimers", "defects", "molecules", "modes", "walk", "melt")
+DRIVEN = ("modes", "walk", "melt")
 NEAR_COPY = "near copies (sampling.keep)"
-_WITH_KINDS = ("strain", "dimer", "defect", "molecule")
+_WITH_KINDS = ("strain", "dimer", "defect", "molecule", "melt")
 
 
 def sample(
@@ -108,6 +110,7 @@ def sample(
     frames += defect_frames(task, config.defects)
     frames += molecule_frames(task, config.molecules)
     frames += isolated_atoms(task) if config.isolated_atoms else []
+    frames += mode_frames(task, config.modes)
     frames += walk_frames(task, config.walk)
     if config.num_md and calculator is not None:
         frames += run_md(
@@ -118,6 +121,7 @@ def sample(
             progress=lambda *_: step(),
             partial=partial,
         )
+    frames += melt_frames(task, config.melt, config.md_timestep)
     if not frames:
         reasons = ", ".join(f"{n} x {reason}" for reason, n in rejected.items())
         raise InputError(
