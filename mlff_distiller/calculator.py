@@ -26,13 +26,15 @@ from mlff_distiller.constants import DEFAULT_SKIN
 from mlff_distiller.elements import check_elements
 from mlff_distiller.errors import InputError
 from mlff_distiller.lattice import right_handed, stress_volume, volume_of
-from mlff_distiller.students.file import read_metadata
+from mlff_distiller.students.file import UNCERTAINTY, check_uncertainty, read_metadata
 from mlff_distiller.students.potential import (
     Potential,
     dtype_name,
     open_potential,
     resolve_backend,
 )
+
+UNCERTAINTIES = "uncertainties"
 
 
 class StudentCalculator(Calculator):
@@ -52,10 +54,14 @@ class StudentCalculator(Calculator):
         threads: of the native engine; 0 is OpenMP's default. Forked children use one, since the
             thread pool does not survive a fork.
         skin: Å; neighbour lists live until an atom has moved half of this.
+        uncertainty: also compute ``uncertainties`` (n,), the expected error of the force on each
+            atom, eV/Å (:mod:`mlff_distiller.students.uncertainty`). Left out, they are computed
+            where :meth:`get_property` asks for them.
 
     Raises:
-        InputError: missing, truncated or foreign file, unknown option. Later, from calculations:
-            no atoms, unknown element, NaN positions, flat or left-handed periodic cell.
+        InputError: missing, truncated or foreign file, unknown option, uncertainties of a file
+            without data for them. Later, from calculations: no atoms, unknown element, NaN
+            positions, flat or left-handed periodic cell.
         DeviceError: the GPU failed, e.g. its memory is full.
     """
 
@@ -70,6 +76,7 @@ class StudentCalculator(Calculator):
         backend: str = "auto",
         threads: int = 0,
         skin: float = DEFAULT_SKIN,
+        uncertainty: bool = False,
     ) -> None:
         self._snapshot: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None = None
         super().__init__()
@@ -80,6 +87,11 @@ class StudentCalculator(Calculator):
         self.backend = resolve_backend(backend, self.device)
         self.threads = int(threads)
         self.skin = float(skin)
+        self.uncertainty = bool(uncertainty)
+        if self.uncertainty:
+            check_uncertainty(self.metadata, self.model_path)
+        if self.metadata.get(UNCERTAINTY):
+            self.implemented_properties = [*type(self).implemented_properties, UNCERTAINTIES]
         self._checked_numbers: np.ndarray | None = None
         self._potential: Potential
         self._open()
@@ -122,13 +134,17 @@ class StudentCalculator(Calculator):
         self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True
     ) -> Any:
         """ASE's entry point; computes only when the atoms have changed."""
+        if name == UNCERTAINTIES:
+            check_uncertainty(self.metadata, self.model_path)
         if name not in self.implemented_properties:
             raise PropertyNotImplementedError(f"{name} property not implemented")
         if atoms is not None and self._changed(atoms):
             self.reset()
             if not allow_calculation:
                 return None
-            self.calculate(atoms)
+            self.calculate(atoms, [name])
+        if name == UNCERTAINTIES and name not in self.results and allow_calculation:
+            self.calculate(atoms, [name])
         if name not in self.results:
             if not allow_calculation:
                 return None
@@ -167,7 +183,8 @@ class StudentCalculator(Calculator):
             self._checked_numbers = numbers
         self._snapshot, self.results = None, {}  # nothing stale is left if the next line raises
         cell, pbc = right_handed(cell, pbc)  # the same lattice, as the engines want it
-        out = self._potential.compute(numbers, positions, cell, pbc)
+        uncertain = self.uncertainty or UNCERTAINTIES in properties
+        out = self._potential.compute(numbers, positions, cell, pbc, uncertainties=uncertain)
         _check_finite(out["energy"], out["forces"])
         self._snapshot = snapshot
         self.results = {
@@ -176,6 +193,8 @@ class StudentCalculator(Calculator):
             "energies": out["energies"],
             "forces": out["forces"],
         }
+        if uncertain:
+            self.results[UNCERTAINTIES] = out[UNCERTAINTIES]
         volume = stress_volume(cell, pbc)
         if volume > 0:
             stress = out["virial"] / -volume
@@ -183,7 +202,12 @@ class StudentCalculator(Calculator):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A loaded model is no use to another process, and a shared one none to a copy.
-        keywords = {"backend": self.backend, "threads": self.threads, "skin": self.skin}
+        keywords = {
+            "backend": self.backend,
+            "threads": self.threads,
+            "skin": self.skin,
+            "uncertainty": self.uncertainty,
+        }
         return _rebuild, (str(self.model_path), self.device, self.dtype, keywords)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StudentCalculator:
@@ -197,6 +221,7 @@ class StudentCalculator(Calculator):
             "device": self.device,
             "dtype": self.dtype,
             "backend": self.backend,
+            "uncertainty": self.uncertainty,
         }
 
     def get_spin_polarized(self) -> bool:

@@ -369,6 +369,15 @@ class TrainingConfig(Settings, path="training"):
 
 
 @dataclass(frozen=True)
+class ExportConfig(Settings, path="export"):
+    """The exported file."""
+
+    uncertainty: bool = setting(
+        True, "Fit uncertainties of atoms to the training and validation data."
+    )
+
+
+@dataclass(frozen=True)
 class LoopConfig(Settings, path="loop"):
     """On-policy rounds: the student runs dynamics, the teacher labels what it visits, it learns."""
 
@@ -453,6 +462,7 @@ class DistillConfig(Settings):
     data: DataConfig = section(DataConfig)
     model: ModelConfig = section(ModelConfig)
     training: TrainingConfig = section(TrainingConfig)
+    export: ExportConfig = section(ExportConfig)
     loop: LoopConfig = section(LoopConfig)
     engines: EnginesConfig = section(EnginesConfig)
     acceptance: AcceptanceConfig = section(AcceptanceConfig)

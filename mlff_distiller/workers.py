@@ -20,6 +20,8 @@ ResultT = TypeVar("ResultT")
 _IDLE = 120
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
+_pools: list[Any] = []
+
 
 def run_all(
     function: Callable[[ArgumentT], ResultT], arguments: Iterable[ArgumentT], workers: int
@@ -61,10 +63,8 @@ def run_all(
 
 def stop_workers() -> None:
     """End all workers now; what they were doing is lost."""
-    from loky import reusable_executor
-
-    if reusable_executor._executor is not None:
-        reusable_executor._executor.shutdown(wait=True, kill_workers=True)
+    while _pools:
+        _pools.pop().shutdown(wait=True, kill_workers=True)
 
 
 def _pool(workers: int) -> Any:
@@ -73,9 +73,12 @@ def _pool(workers: int) -> Any:
     # Thread pools read these when their libraries load, so they must be there from the start. A
     # worker that has loaded a teacher has grown, but it leaks nothing.
     environment = {**dict.fromkeys(_THREADS, "1"), "LOKY_MAX_MEMORY_LEAK_SIZE": "1e15"}
-    return get_reusable_executor(
+    pool = get_reusable_executor(
         max_workers=workers, timeout=_IDLE, env=environment, initializer=_begin
     )
+    if pool not in _pools:
+        _pools.append(pool)
+    return pool
 
 
 def _begin() -> None:

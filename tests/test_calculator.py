@@ -168,7 +168,9 @@ def test_only_changes_of_the_structure_lead_to_a_calculation(model, monkeypatch)
     calls = []
     compute = calc._potential.compute
     monkeypatch.setattr(
-        calc._potential, "compute", lambda *arguments: calls.append(1) or compute(*arguments)
+        calc._potential,
+        "compute",
+        lambda *arguments, **options: calls.append(1) or compute(*arguments, **options),
     )
     atoms.get_potential_energy()
     atoms.get_forces()

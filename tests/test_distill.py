@@ -148,6 +148,8 @@ def test_files_belong_together(finished: Outcome, folder: Path) -> None:
     assert card["teacher"] == "emt"
     assert card["elements"] == [29]
     assert card["data_hash"] == data.hash()
+    held_out = sum(len(s) for s in data.subset("valid"))
+    assert card["uncertainty"]["held_out_atoms"] == held_out
     assert load_config(run / "config.yaml", DistillConfig).structures[0].endswith("cu.extxyz")
 
 

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from support.labelled import emt_crystals
+from support.labelled import emt_crystals, tiny_config, write
 from support.students import make_student
 
+from mlff_distiller import StudentCalculator, _native
 from mlff_distiller.data import Structure
 from mlff_distiller.errors import InputError
+from mlff_distiller.ops.engine import NativePotential, available_isas
 from mlff_distiller.students import StudentForceField
 from mlff_distiller.students.checkpoint import save_checkpoint
+from mlff_distiller.students.export import export_run, export_student
 from mlff_distiller.students.features import features_of
+from mlff_distiller.students.file import read_metadata
+from mlff_distiller.students.native_parameters import native_parameters
 from mlff_distiller.students.uncertainty import fit_uncertainty, uncertainties
+from mlff_distiller.training import train
+from mlff_distiller.training.setup import first_student, load_data
 
 CU_AG = (29, 47)
 
@@ -39,20 +47,21 @@ def test_is_the_formula_of_the_paper(dtype):
     student = fitted(dtype)
     train, (frame, *_) = emt_crystals(12), emt_crystals(3, seed=5)
     h = np.concatenate(features_of(student, train))
-    covariance = h.T @ h / len(h)
+    mean = h.mean(axis=0)
+    covariance = (h - mean).T @ (h - mean) / len(h)
     calibration = fit_uncertainty(student, train, emt_crystals(16)[12:])
     covariance += (
         calibration.ridge * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
     )
-    slope = np.trace(student.uncertainty.factor.double().numpy()) / np.trace(
+    slope = np.trace(student.uncertainty.weight.double().numpy()) / np.trace(
         np.linalg.inv(np.linalg.cholesky(covariance))
     )
-    x = features_of(student, [frame])[0]
+    x = features_of(student, [frame])[0] - mean
     variance = np.einsum("ij,jk,ik->i", x, np.linalg.inv(covariance), x)
     expected = np.sqrt(calibration.floor**2 + slope**2 * variance)
     tolerance = 1e-9 if dtype == torch.float64 else 2e-3
     np.testing.assert_allclose(uncertainties(student, [frame])[0], expected, rtol=tolerance)
-    assert student.uncertainty.factor.dtype == dtype
+    assert student.uncertainty.weight.dtype == dtype
 
 
 def test_held_out_errors_have_the_predicted_size():
@@ -117,10 +126,6 @@ def test_a_checkpoint_keeps_them(tmp_path: Path):
 
 
 def test_training_on_drops_them(tmp_path: Path):
-    from support.labelled import tiny_config, write
-
-    from mlff_distiller.training.setup import first_student, load_data
-
     student, config = fitted(), tiny_config(write(tmp_path / "data.h5", emt_crystals(8)))
     save_checkpoint(tmp_path / "best.ckpt", student.stored(), metadata={})
     config = replace(config, model=student.config)
@@ -136,3 +141,167 @@ def test_says_what_it_needs():
         fit_uncertainty(student, frames, [s.with_labels(1.0) for s in frames])
     with pytest.raises(InputError, match=r"got 0 and 4; set data.valid_fraction"):
         fit_uncertainty(student, [], frames)
+
+
+BACKENDS = ("native", "portable")
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("uncertain") / "student.pt"
+    export_student(fitted(), path)
+    return path
+
+
+def isolated_and_crowded() -> list[Structure]:
+    crystal, *_ = emt_crystals(2, seed=7)
+    lone = Structure([47], [[0.0, 0, 0]])
+    skewed = replace(crystal, cell=crystal.cell + np.diag([1.0, 1.0], 1) @ np.eye(3))
+    return [crystal, moved(crystal, 0.85), lone, skewed]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_backends_agree(exported, backend, dtype):
+    student = StudentForceField.load(exported)
+    calculator = StudentCalculator(exported, dtype=dtype, backend=backend, uncertainty=True)
+    for structure in isolated_and_crowded():
+        expected = uncertainties(student, [structure])[0]
+        atoms = structure.to_atoms(labels=False)
+        atoms.calc = calculator
+        atoms.get_potential_energy()
+        found = calculator.results["uncertainties"]
+        assert found.shape == (len(atoms),)
+        np.testing.assert_allclose(found, expected, rtol=1e-9 if dtype == "float64" else 2e-3)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_computed_only_when_asked_and_the_rest_stays_the_same(exported, backend):
+    plain = StudentCalculator(exported, backend=backend)
+    asked = StudentCalculator(exported, backend=backend, uncertainty=True)
+    atoms = emt_crystals(1)[0].to_atoms(labels=False)
+    for calculator in (plain, asked):
+        calculator.calculate(atoms)
+    assert "uncertainties" not in plain.results
+    for name in ("energies", "forces", "stress"):
+        np.testing.assert_allclose(plain.results[name], asked.results[name], rtol=1e-12, atol=1e-12)
+    found = plain.get_property("uncertainties", atoms)
+    np.testing.assert_array_equal(found, asked.results["uncertainties"])
+    atoms.rattle(0.1, seed=1)
+    again = plain.get_property("uncertainties", atoms)
+    assert not np.array_equal(found, again)
+    assert plain.get_property("uncertainties", atoms, allow_calculation=False) is not None
+    assert "uncertainties" in plain.implemented_properties
+    assert "uncertainties" not in StudentCalculator.implemented_properties
+
+
+def test_copies_of_a_calculator_ask_as_well(exported):
+    calculator = pickle.loads(pickle.dumps(StudentCalculator(exported, uncertainty=True)))
+    calculator.calculate(emt_crystals(1)[0].to_atoms(labels=False))
+    assert calculator.results["uncertainties"].min() > 0
+
+
+@pytest.mark.parametrize("isa", available_isas())
+@pytest.mark.parametrize("threads", [1, 2])
+def test_native_engine_on_every_instruction_set(exported, isa, threads):
+    student = StudentForceField.load(exported)
+    potential = NativePotential(exported, dtype="float64", isa=isa, threads=threads, tabulate=False)
+    for s in isolated_and_crowded():
+        for forces in (True, False):
+            out = potential.compute(
+                s.atomic_numbers, s.positions, s.cell, s.pbc, forces=forces, uncertainties=True
+            )
+            np.testing.assert_allclose(
+                out["uncertainties"], uncertainties(student, [s])[0], rtol=1e-10
+            )
+            assert ("forces" in out) == forces
+
+
+@pytest.mark.parametrize("readout_dim", [1, 7, 16])
+def test_any_width_of_the_readout(tmp_path, readout_dim):
+    student = fitted(readout_dim=readout_dim)
+    export_student(student, tmp_path / "student.pt")
+    s = emt_crystals(1)[0]
+    out = NativePotential(tmp_path / "student.pt", dtype="float64", tabulate=False).compute(
+        s.atomic_numbers, s.positions, s.cell, s.pbc, uncertainties=True
+    )
+    np.testing.assert_allclose(out["uncertainties"], uncertainties(student, [s])[0], rtol=1e-10)
+
+
+def test_the_engine_passes_over_rows_without_species(exported):
+    engine = _native.testing.Engine(str(exported), dtype="float64")
+    arrays = (np.array([0, -1], np.int32), np.zeros(3, np.int64), np.zeros(0, np.int32))
+    engine.begin(*arrays, np.zeros((0, 3)), uncertainties=True)
+    while engine.advance() is not None:
+        pass
+    lone = uncertainties(StudentForceField.load(exported), [Structure([29], [[0.0, 0, 0]])])[0]
+    np.testing.assert_allclose(engine.uncertainties, [lone[0], 0.0], rtol=1e-9)
+
+
+def test_files_without_say_so(tmp_path):
+    export_student(make_student(CU_AG), tmp_path / "student.pt")
+    path, atoms = tmp_path / "student.pt", emt_crystals(1)[0].to_atoms(labels=False)
+    with pytest.raises(InputError, match=r"student.pt must have data for uncertainties"):
+        StudentCalculator(path, uncertainty=True)
+    for backend in BACKENDS:
+        calculator = StudentCalculator(path, backend=backend)
+        with pytest.raises(InputError, match=r"must have data for uncertainties"):
+            calculator.get_property("uncertainties", atoms)
+        assert calculator.get_potential_energy(atoms)
+    arrays = (atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+    with pytest.raises(InputError, match=r"has no data for uncertainties"):
+        NativePotential(path).compute(*arrays, uncertainties=True)
+    assert "uncertainty" not in read_metadata(path)
+
+
+def test_the_file_says_how_they_were_calibrated_and_gives_them_back(exported, tmp_path):
+    student = StudentForceField.load(exported)
+    metadata = read_metadata(exported)["uncertainty"]
+    assert metadata["largest"] == pytest.approx(float(student.uncertainty.largest))
+    assert metadata["unit"] == "eV/Ang"
+    student.uncertainty = None
+    stale = {"uncertainty": metadata}
+    assert "uncertainty" not in export_student(student, tmp_path / "without.pt", stale)
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """A training run of one epoch."""
+    config = tiny_config(write(tmp_path / "data.h5", emt_crystals(12)), max_epochs=1)
+    train(config, tmp_path / "run", progress=False)
+    return tmp_path
+
+
+def test_export_fits_them_to_the_data_of_the_run(run):
+    notes: list[str] = []
+    metadata = export_run(run / "run", run / "student.pt", say=notes.append)
+    assert notes == []
+    assert metadata["uncertainty"]["held_out_atoms"] == 4 * 3
+    assert StudentForceField.load(run / "student.pt").uncertainty is not None
+    metadata = export_run(run / "run", run / "student.pt", uncertainty=False, say=notes.append)
+    assert "uncertainty" not in metadata
+    assert notes == []
+
+
+def test_export_without_its_data_says_what_is_missing(run):
+    (run / "data.h5").rename(run / "elsewhere.h5")
+    notes: list[str] = []
+    assert "uncertainty" not in export_run(run / "run", run / "student.pt", say=notes.append)
+    assert len(notes) == 1
+    assert "without uncertainties of atoms: " in notes[0]
+    again = export_run(run / "run", run / "student.pt", data=run / "elsewhere.h5")
+    assert "uncertainty" in again
+    other = write(run / "other.h5", emt_crystals(8, seed=2))
+    with pytest.raises(InputError, match=r"must hold the data that the student was trained on"):
+        export_run(run / "run", run / "student.pt", data=other)
+
+
+def test_a_damaged_section_is_an_error(exported, tmp_path):
+    student = StudentForceField.load(exported)
+    student.uncertainty.bias[0] = float("nan")
+    with pytest.raises(InputError, match=r"uncertainty.bias holds NaN"):
+        export_student(student, tmp_path / "student.pt")
+    student.uncertainty.bias = torch.zeros(3)
+    (tmp_path / "native.bin").write_bytes(native_parameters(student, 0.0))
+    with pytest.raises(InputError, match=r"'uncertainty.bias' must have shape \(8\), got \(3\)"):
+        NativePotential(tmp_path / "native.bin")

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from mlff_distiller.cli.common import JSON, accuracy_text, emit, example, user_errors, wrote
+from mlff_distiller.cli.common import JSON, accuracy_text, emit, example, note, user_errors, wrote
 from mlff_distiller.errors import InputError
 
 
@@ -241,12 +241,25 @@ def export(
     run_dir: Path = typer.Argument(help="Run directory of `train`, or a checkpoint."),
     output: Path = typer.Option(Path("student.pt"), "-o", "--output", help="File to write."),
     dtype: str | None = typer.Option(None, help="float32 or float64; as trained if left out."),
+    uncertainty: bool = typer.Option(
+        True, help="Fit uncertainties of atoms to the data that it was trained on."
+    ),
+    data: Path | None = typer.Option(
+        None, "--data", help="These data, if they are not where they were."
+    ),
     as_json: bool = JSON,
 ) -> None:
     """Write a trained student as one file."""
     with user_errors(f"{output} was not written"):
         from mlff_distiller.students.export import export_run
 
-        metadata = export_run(run_dir, output, dtype)
+        metadata = export_run(
+            run_dir,
+            output,
+            dtype,
+            uncertainty=uncertainty,
+            data=data,
+            say=None if data else note,
+        )
         text = wrote(output, f"{metadata['num_parameters']:,} parameters, {metadata['dtype']}")
         emit({"path": output, **metadata}, as_json, text)

@@ -104,6 +104,7 @@ class NativePotential:
         *,
         forces: bool = True,
         atom_virials: bool = False,
+        uncertainties: bool = False,
     ) -> dict[str, Any]:
         """Evaluate one structure.
 
@@ -114,20 +115,29 @@ class NativePotential:
             pbc: (3,) bool.
             forces: also compute forces and the virial.
             atom_virials: also compute per-atom virials.
+            uncertainties: also compute the uncertainty of each atom, on the CPU only.
 
         Returns:
             ``energy`` float, eV; ``energies`` (n,), eV, reference energies included; ``forces``
             (n, 3), eV/Å; ``virial`` (3, 3), eV, minus the strain derivative of the energy, so
             stress = -virial / volume; ``atom_virials`` (n, 3, 3), eV: every edge gives half of
-            its share to either end, which is a convention; their sum is the virial.
+            its share to either end, which is a convention; their sum is the virial;
+            ``uncertainties`` (n,), eV/Å.
 
         Raises:
             InputError: wrong shapes, NaN positions, unknown element, flat or left-handed periodic
-                cell, two atoms at one point.
+                cell, two atoms at one point; uncertainties of a file without data for them, or
+                on a GPU.
             DeviceError: the GPU failed, e.g. its memory is full.
         """
         return self._potential.compute(
-            atomic_numbers, positions, cell, pbc, forces=forces, atom_virials=atom_virials
+            atomic_numbers,
+            positions,
+            cell,
+            pbc,
+            forces=forces,
+            atom_virials=atom_virials,
+            uncertainties=uncertainties,
         )
 
     @property

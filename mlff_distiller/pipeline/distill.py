@@ -171,7 +171,7 @@ def _line(
             resume=not fresh,
         ),
     )
-    stages.run(export.STATION, export.Inputs(hashed_file(output / fit.BEST)))
+    stages.run(export.STATION, export.Inputs(hashed_file(output / fit.BEST), data, config.export))
     student = hashed_file(output / export.STUDENT)
     test = stages.run(
         evaluate.STATION, evaluate.Inputs(student, data, hashed_file(output / fit.HISTORY))

@@ -262,12 +262,13 @@ def _learn(
 ) -> tuple[join.Result, float | None]:
     """Train on all labels from the weights of the last round, and export."""
     joined = stages.run(join.STATION, join.Inputs(list(outcome.labels)))
+    data = Hashed(stages.output / join.DATA, joined.data_hash)
     minutes = budget.of_round(k, others)
     limits = {"max_epochs": config.loop.epochs} if minutes is None else {"max_minutes": minutes}
     stages.run(
         fit.STATION,
         fit.Inputs(
-            Hashed(stages.output / join.DATA, joined.data_hash),
+            data,
             config.model,
             replace(config.training, **limits),
             start_from=outcome.start_from,
@@ -276,7 +277,7 @@ def _learn(
         ),
     )
     outcome.start_from = hashed_file(stages.output / fit.BEST)
-    stages.run(export.STATION, export.Inputs(outcome.start_from))
+    stages.run(export.STATION, export.Inputs(outcome.start_from, data, config.export))
     return joined, minutes
 
 
@@ -344,7 +345,16 @@ def plan_runs(
 
 
 def _starts(start: Sequence[Structure], known: Sequence[Structure]) -> list[Structure]:
-    """Training frames that dynamics can start from: as large and as periodic as ``start``."""
+    """Training frames that dynamics can start from: as large and as periodic as ``start``.
+
+    Pairs that were pushed together only explode.
+    """
     least = min(len(s) for s in start) // 2
     periodic = {s.pbc.tobytes() for s in start}
-    return [s for s in known if len(s) > max(1, least) and s.pbc.tobytes() in periodic]
+    return [
+        s
+        for s in known
+        if len(s) > max(1, least)
+        and s.pbc.tobytes() in periodic
+        and s.info.get("source") != "dimer"
+    ]

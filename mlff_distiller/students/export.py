@@ -1,7 +1,9 @@
 """[6] Writing a student as one file that every engine runs; file.py describes and reads it."""
 
+import dataclasses
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch import Tensor
 from mlff_distiller import __version__, checksums
 from mlff_distiller.config import to_dict
 from mlff_distiller.constants import PRECISIONS
+from mlff_distiller.data import HDF5Dataset
 from mlff_distiller.errors import InputError
 from mlff_distiller.files import atomic_path
 from mlff_distiller.ops.reference import neighbor_list_reference
@@ -21,10 +24,12 @@ from mlff_distiller.students.file import (
     METADATA,
     NATIVE,
     PARAMETERS,
+    UNCERTAINTY,
 )
 from mlff_distiller.students.native_parameters import native_parameters
 from mlff_distiller.students.student import StudentForceField, load_student
 from mlff_distiller.students.terms import EnergyTerms
+from mlff_distiller.students.uncertainty import fit_uncertainty
 
 
 class ExportedStudent(EnergyTerms):
@@ -35,7 +40,7 @@ class ExportedStudent(EnergyTerms):
     """
 
     def __init__(self, student: StudentForceField) -> None:
-        super().__init__(student.painn, student.repulsion)
+        super().__init__(student.painn, student.repulsion, student.uncertainty)
         self.cutoff = student.cutoff
         self.register_buffer("species_of_z", student.species_of_z)
         self.register_buffer("reference_energies", student.reference_energies)
@@ -54,11 +59,24 @@ class ExportedStudent(EnergyTerms):
         self, atomic_numbers: Tensor, edge_index: Tensor, edge_vectors: Tensor
     ) -> Tensor:
         """Energy of each atom, (n_atoms,) float64 in eV."""
+        species = self.species(atomic_numbers)
+        return self.energies_of_species(species, edge_index, edge_vectors)
+
+    @torch.jit.export
+    def energies_and_uncertainties(
+        self, atomic_numbers: Tensor, edge_index: Tensor, edge_vectors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Energy of each atom, and its uncertainty, (n_atoms,) in eV/Å; empty without such data."""
+        species = self.species(atomic_numbers)
+        return self.energies_and_uncertainties_of_species(species, edge_index, edge_vectors)
+
+    def species(self, atomic_numbers: Tensor) -> Tensor:
+        """Rows of the embedding, (n_atoms,)."""
         valid = (atomic_numbers >= 1) & (atomic_numbers <= 118)
         species = self.species_of_z[atomic_numbers * valid.to(atomic_numbers.dtype)]
         if bool((species < 0).any()):
             raise ValueError("an element that the model was not trained on")
-        return self.energies_of_species(species, edge_index, edge_vectors)
+        return species
 
 
 def export_student(
@@ -70,7 +88,8 @@ def export_student(
         student: the model; exported in the dtype that it has.
         path: file to write, ``.pt`` by custom.
         metadata: what to record beside the fixed entries (teacher, data hash, accuracy,
-            ``min_distance`` in Å of the closest pair in training, ...).
+            ``min_distance`` in Å of the closest pair in training, ...). ``uncertainty`` says how
+            it was fitted; without uncertainties in the student it is left out.
 
     Returns:
         The metadata as written.
@@ -94,6 +113,10 @@ def export_student(
         "model_config": to_dict(student.config),
         **(metadata or {}),
     }
+    calibration = entries.pop(UNCERTAINTY, None) or {}
+    if student.uncertainty is not None:
+        largest = float(student.uncertainty.largest)
+        entries[UNCERTAINTY] = {**calibration, "unit": "eV/Ang", "largest": largest}
     if student.repulsion is not None and not student.repulsion.switched:
         entries["repulsion_step"] = student.repulsion.jump()  # eV
     exported = ExportedStudent(student).eval()
@@ -112,25 +135,65 @@ def export_student(
     return entries
 
 
-def export_run(run_dir: str | Path, output: str | Path, dtype: str | None = None) -> dict[str, Any]:
+def export_run(
+    run_dir: str | Path,
+    output: str | Path,
+    dtype: str | None = None,
+    *,
+    uncertainty: bool = True,
+    data: str | Path | None = None,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
     """Export the best student of a training run with all that is known about it.
 
     Args:
         run_dir: run directory or checkpoint.
         output: file to write.
         dtype: ``float32`` or ``float64``; None keeps that of training.
+        uncertainty: fit uncertainties of atoms to the data of the run.
+        data: that data, with its splits; None takes the file that the run was trained on.
+        say: told in one line why there are no uncertainties: data that are not there any more, have
+            changed or have no validation split with forces.
 
     Returns:
         The metadata as written.
 
     Raises:
-        InputError: no usable checkpoint, or an unknown dtype.
+        InputError: no usable checkpoint, an unknown dtype, or, without ``say``, ``data`` that
+            cannot be used.
     """
     if dtype not in (None, *PRECISIONS):
         raise InputError(f"dtype must be float32 or float64, got {dtype!r}; use --dtype float32")
     student = load_student(run_dir)
     if dtype is not None:
         student.to(getattr(torch, dtype))
-    metadata = dict(read_checkpoint(run_dir)["metadata"])
+    content = read_checkpoint(run_dir)
+    metadata = dict(content["metadata"])
     metadata["accuracy"] = {"split": "valid", **metadata.pop("validation", {})}
+    student.uncertainty = None
+    if uncertainty:
+        path = data or ((content.get("config") or {}).get("data") or {}).get("path")
+        try:
+            metadata[UNCERTAINTY] = _fit_to_data(student, path, metadata.get("data_hash"))
+        except InputError as error:
+            if say is not None:
+                say(f"exported without uncertainties of atoms: {error}")
+            elif data is not None:
+                raise
     return export_student(student, output, metadata)
+
+
+def _fit_to_data(
+    student: StudentForceField, path: str | Path | None, data_hash: str | None
+) -> dict[str, Any]:
+    """Fit uncertainties to the training and validation splits of a file; how, for the metadata."""
+    if path is None:
+        raise InputError("the checkpoint names no training data; name them with --data")
+    dataset = HDF5Dataset(path)
+    if data_hash is not None and dataset.hash() != data_hash:
+        raise InputError(
+            f"{path} must hold the data that the student was trained on, it holds other; name them "
+            "with --data"
+        )
+    calibration = fit_uncertainty(student, dataset.subset("train"), dataset.subset("valid"))
+    return dataclasses.asdict(calibration)

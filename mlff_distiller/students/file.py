@@ -36,6 +36,8 @@ METADATA = "metadata.json"
 NATIVE = "native.bin"
 #: Keys of the metadata entry ``checksums``; files written before it have none.
 CHECKSUMS, PARAMETERS = "checksums", "parameters"
+#: Key of the metadata entry about uncertainties of atoms, which only some files have.
+UNCERTAINTY = "uncertainty"
 _WHAT = "an exported student"
 
 
@@ -127,6 +129,15 @@ def _check_metadata(metadata: dict[str, Any], path: str | Path) -> None:
         raise InputError(
             f"the metadata of {path} contradict themselves (elements {elements!r}, cutoff "
             f"{cutoff!r}, dtype {metadata.get('dtype')!r}); export the student again"
+        )
+
+
+def check_uncertainty(metadata: dict[str, Any], path: str | Path) -> None:
+    """Raises InputError for a file that has no data for uncertainties of atoms."""
+    if not metadata.get(UNCERTAINTY):
+        raise InputError(
+            f"{path} must have data for uncertainties, it has none; export the run again with "
+            "`mlff-distiller export` where its training data are"
         )
 
 

@@ -22,6 +22,8 @@ def native_parameters(student: StudentForceField, min_distance: float) -> bytes:
         of interaction K; the parameter is the exponent of a polynomial or the onset of a switch.
     ``repulsion none|switched|cut``
         see :class:`~mlff_distiller.students.repulsion.PairRepulsion`.
+
+    The tensors ``uncertainty.*`` are optional; older readers pass over them.
     """
     config, painn = student.config, student.painn
     tensors: dict[str, Tensor] = {
@@ -37,6 +39,9 @@ def native_parameters(student: StudentForceField, min_distance: float) -> bytes:
         repulsion = "switched" if student.repulsion.switched else "cut"
         for name, value in student.repulsion.state_dict().items():
             tensors[f"repulsion.{name}"] = value
+    if student.uncertainty is not None:
+        for name, value in student.uncertainty.state_dict().items():
+            tensors[f"uncertainty.{name}"] = value
     dtype = "float64" if painn.embedding.weight.dtype == torch.float64 else "float32"
     epsilon, shift = config.norm_numbers
     parameter = {"polynomial": config.cutoff_exponent, "switch": config.cutoff_onset}

@@ -146,7 +146,10 @@ class PaiNN(nn.Module):
         Returns:
             (n_atoms,), eV.
         """
-        features = self.features(species, edge_index, edge_vectors)
+        return self.energies(self.features(species, edge_index, edge_vectors), species)
+
+    def energies(self, features: Tensor, species: Tensor) -> Tensor:
+        """The last layer: energy of each atom from its features, (n_atoms,), eV."""
         return self.readout[2](features).squeeze(-1) * self.scales[species]
 
     def features(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from mlff_distiller.elements import check_elements
 from mlff_distiller.errors import DeviceError, InputError
 from mlff_distiller.lattice import MOST_IMAGES, SAME_POINT, reduced
 from mlff_distiller.ops.reference import neighbor_list_reference
-from mlff_distiller.students.file import load_exported, read_metadata
+from mlff_distiller.students.file import check_uncertainty, load_exported, read_metadata
 
 #: Å. Beyond, differences of float64 positions have lost the digits that forces need.
 FARTHEST = 1e9
@@ -50,17 +50,25 @@ class PortableEvaluator(nn.Module):
         torch.set_grad_enabled(True)
         vectors = edge_vectors.detach().requires_grad_(True)
         energies = self.student.atomic_energies(atomic_numbers, edge_index, vectors)
-        gradient = torch.zeros_like(vectors)
-        if vectors.shape[0] > 0:
-            found = torch.autograd.grad([energies.sum()], [vectors])[0]
-            if found is not None:
-                gradient = found
+        found = derivatives(energies, vectors, edge_index)
         torch.set_grad_enabled(outside)
-        forces = torch.zeros(atomic_numbers.shape[0], 3, dtype=vectors.dtype, device=vectors.device)
-        forces = forces.index_add(0, edge_index[1], gradient)
-        forces = forces.index_add(0, edge_index[0], -gradient)
-        virial = -(vectors.detach().t() @ gradient)
-        return energies.detach(), forces, 0.5 * (virial + virial.t())
+        return found
+
+
+def derivatives(
+    energies: Tensor, vectors: Tensor, edge_index: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Energies (n,), forces (n, 3) and virial (3, 3) from energies as a function of ``vectors``."""
+    gradient = torch.zeros_like(vectors)
+    if vectors.shape[0] > 0:
+        found = torch.autograd.grad([energies.sum()], [vectors])[0]
+        if found is not None:
+            gradient = found
+    forces = torch.zeros(energies.shape[0], 3, dtype=vectors.dtype, device=vectors.device)
+    forces = forces.index_add(0, edge_index[1], gradient)
+    forces = forces.index_add(0, edge_index[0], -gradient)
+    virial = -(vectors.detach().t() @ gradient)
+    return energies.detach(), forces, 0.5 * (virial + virial.t())
 
 
 def checked_device(device: str) -> torch.device:
@@ -112,6 +120,7 @@ class PortablePotential:
         self.skin = float(skin)
         self.num_builds = 0
         torch_dtype = getattr(torch, dtype or metadata["dtype"])
+        self._path, self._metadata = path, metadata
         self._device = checked_device(device)
         with torch.inference_mode(False):
             self._evaluator = PortableEvaluator(load_exported(path, self._device, torch_dtype))
@@ -125,14 +134,18 @@ class PortablePotential:
         positions: np.ndarray,
         cell: np.ndarray,
         pbc: np.ndarray,
+        *,
+        uncertainties: bool = False,
     ) -> dict[str, Any]:
         """See :meth:`mlff_distiller.students.potential.Potential.compute`."""
         s = check_structure(Structure(atomic_numbers, positions, cell, pbc), "atoms")
         check_elements(s.atomic_numbers, self.elements)
+        if uncertainties:
+            check_uncertainty(self._metadata, self._path)
         # A caller's inference_mode() must not take the forces away.
         with torch.inference_mode(False):
             try:
-                return self._compute(s.atomic_numbers, s.positions, s.cell, s.pbc)
+                return self._compute(s.atomic_numbers, s.positions, s.cell, s.pbc, uncertainties)
             except torch.OutOfMemoryError as error:
                 raise DeviceError(
                     f"{self._device} is out of memory for {len(s.atomic_numbers)} atoms "
@@ -145,6 +158,7 @@ class PortablePotential:
         positions: np.ndarray,
         cell: np.ndarray,
         pbc: np.ndarray,
+        uncertainties: bool,
     ) -> dict[str, Any]:
         # The same lattice, by vectors with as few images within reach as the native engine's.
         cell = reduced(cell, pbc)
@@ -157,16 +171,30 @@ class PortablePotential:
         check_distances(self._edge_index, squared)
         inside = squared < self.cutoff**2
         numbers = torch.as_tensor(atomic_numbers, device=self._device)
-        energies, forces, virial = self._evaluator(
-            numbers, self._edge_index[:, inside], vectors[inside]
-        )
+        arguments = numbers, self._edge_index[:, inside], vectors[inside]
+        result: dict[str, Any] = {}
+        if uncertainties:
+            (energies, forces, virial), found = self._with_uncertainties(*arguments)
+            result["uncertainties"] = _numpy(found)
+        else:
+            energies, forces, virial = self._evaluator(*arguments)
         energies_out = _numpy(energies)
         return {
             "energy": float(energies_out.sum()),
             "energies": energies_out,
             "forces": _numpy(forces),
             "virial": _numpy(virial),
+            **result,
         }
+
+    @torch.enable_grad()
+    def _with_uncertainties(
+        self, numbers: Tensor, edge_index: Tensor, vectors: Tensor
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+        vectors = vectors.detach().requires_grad_(True)
+        student = self._evaluator.student
+        energies, found = student.energies_and_uncertainties(numbers, edge_index, vectors)
+        return derivatives(energies, vectors, edge_index), found
 
     def _update_list(
         self,

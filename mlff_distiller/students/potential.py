@@ -31,6 +31,8 @@ class Potential(Protocol):
         positions: np.ndarray,
         cell: np.ndarray,
         pbc: np.ndarray,
+        *,
+        uncertainties: bool = False,
     ) -> dict[str, Any]:
         """Evaluate one structure.
 
@@ -39,13 +41,16 @@ class Potential(Protocol):
             positions: (n, 3) float64, Å; atoms may lie outside of the cell.
             cell: (3, 3) float64, Å, rows are lattice vectors; ignored in open directions.
             pbc: (3,) bool.
+            uncertainties: also of each atom.
 
         Returns:
             ``energy`` float, eV; ``energies`` (n,), eV; ``forces`` (n, 3), eV/Å; ``virial``
-            (3, 3), eV, minus the strain derivative of the energy.
+            (3, 3), eV, minus the strain derivative of the energy; where asked for,
+            ``uncertainties`` (n,), eV/Å, see :mod:`mlff_distiller.students.uncertainty`.
 
         Raises:
-            InputError: NaN positions, unknown element, flat or left-handed periodic cell.
+            InputError: NaN positions, unknown element, flat or left-handed periodic cell,
+                uncertainties of a file that has no data for them or on a GPU by the native engine.
             DeviceError: the GPU failed, e.g. its memory is full.
         """
         ...

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class LastLayerUncertainty(nn.Module):
-    """``sqrt(floor² + |factor h|²)``, see :mod:`mlff_distiller.students.uncertainty`.
+    """``sqrt(floor² + |weight h + bias|²)``, see :mod:`mlff_distiller.students.uncertainty`.
 
     Restricted to what ``torch.jit.script`` understands.
 
@@ -13,25 +13,27 @@ class LastLayerUncertainty(nn.Module):
         width: number of features, the readout_dim of the network.
     """
 
-    factor: Tensor  # (width, width), lower triangular, eV/Å
+    weight: Tensor  # (width, width), lower triangular, eV/Å
+    bias: Tensor  # (width,), eV/Å: minus weight times the mean of h in training
     floor: Tensor  # (), eV/Å
     largest: Tensor  # (), eV/Å: of a held-out atom
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.register_buffer("factor", torch.zeros(width, width))
+        self.register_buffer("weight", torch.zeros(width, width))
+        self.register_buffer("bias", torch.zeros(width))
         self.register_buffer("floor", torch.zeros(()))
         self.register_buffer("largest", torch.zeros(()))
 
-    def set(self, factor: Tensor, floor: float, largest: float) -> None:
+    def set(self, weight: Tensor, bias: Tensor, floor: float, largest: float) -> None:
         """Take numbers of any dtype, in float64."""
-        self.factor = factor.to(torch.float64)
+        self.weight, self.bias = weight.to(torch.float64), bias.to(torch.float64)
         self.floor = torch.tensor(floor, dtype=torch.float64)
         self.largest = torch.tensor(largest, dtype=torch.float64)
 
     def forward(self, features: Tensor) -> Tensor:
         """Of atoms with these features (n_atoms, width): (n_atoms,), eV/Å."""
-        deviations = features @ self.factor.t()
+        deviations = features @ self.weight.t() + self.bias
         return torch.sqrt((deviations * deviations).sum(dim=-1) + self.floor * self.floor)
 
 

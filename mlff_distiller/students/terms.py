@@ -42,6 +42,29 @@ class EnergyTerms(nn.Module):
         """
         vectors = edge_vectors.to(self.painn.embedding.weight.dtype)
         energies = self.painn(species, edge_index, vectors)
+        return self.complete(energies, species, edge_index, vectors)
+
+    def energies_and_uncertainties_of_species(
+        self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Energies as :meth:`energies_of_species`, and the uncertainty of each atom.
+
+        Returns:
+            (n_atoms,) float64 in eV, and (n_atoms,) float64 in eV/Å, not differentiable; empty
+            without :attr:`uncertainty`.
+        """
+        vectors = edge_vectors.to(self.painn.embedding.weight.dtype)
+        features = self.painn.features(species, edge_index, vectors)
+        energies = self.painn.energies(features, species)
+        found = torch.zeros(0, dtype=torch.float64, device=features.device)
+        if self.uncertainty is not None:
+            found = self.uncertainty(features.detach()).to(torch.float64)
+        return self.complete(energies, species, edge_index, vectors), found
+
+    def complete(
+        self, energies: Tensor, species: Tensor, edge_index: Tensor, vectors: Tensor
+    ) -> Tensor:
+        """Energies of the network with repulsion and reference energies, (n_atoms,) float64."""
         if self.repulsion is not None:
             energies = energies + self.repulsion(species, edge_index, vectors)
         return energies.to(torch.float64) + self.reference_energies[species].to(torch.float64)

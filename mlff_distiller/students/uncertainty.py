@@ -1,16 +1,17 @@
 """Uncertainty of each atom from the last layer: no second network, one small product per atom.
 
-The last layer of the network is linear in the features h of an atom. Its Bayesian variance is
-h' C⁻¹ h up to a factor, with C the mean of h h' over the atoms of training: small where training has
-seen such environments, large in directions of feature space that it has not determined ("last-layer
-prediction rigidity", Bigi, Chong, Ceriotti, Grasselli, "A prediction rigidity formalism for low-cost
-uncertainties in trained neural networks", 2024, arXiv:2403.02251). The factor is calibrated on
-held-out structures to the error of the force on the atom:
+The last layer of the network is linear in the features h of an atom. Its Bayesian variance, up to a
+weight, is x' (Σ x x')⁻¹ x with x = (h, 1) and the sum over the atoms of training: small where training
+has seen such environments, large in directions of feature space that it has not determined
+("last-layer prediction rigidity", Bigi, Chong, Ceriotti, Grasselli, "A prediction rigidity formalism
+for low-cost uncertainties in trained neural networks", 2024, arXiv:2403.02251). With the mean m and
+the covariance C of h this is (1 + (h - m)' C⁻¹ (h - m)) / n. The weights of the two terms are
+calibrated on held-out structures to the error of the force on the atom:
 
-    u² = floor² + |factor h|²          factor = slope · L⁻¹,  L L' = C + ridge
+    u² = floor² + |W (h - m)|²          W = slope · L⁻¹,  L L' = C + ridge
 
 u is the root of the expected squared length of the error vector, eV/Å; it has no upper bound. One
-covariance over all elements without a mean, and this form of u, were chosen by measurement:
+mean and covariance over all elements, and this form of u, were chosen by measurement:
 docs/uncertainty.md. Repulsion and reference energies, which are not trained, do not enter.
 """
 
@@ -30,9 +31,9 @@ from mlff_distiller.students.rigidity import LastLayerUncertainty
 from mlff_distiller.students.student import StudentForceField
 
 # Shares of the mean square of the features that may be added to their covariance; the likelihood of
-# the held-out errors chooses. Below, float32 has no digits left for |factor h|.
+# the held-out errors chooses. Below, float32 has no digits left for W (h - m).
 _RIDGES = (1e-6, 1e-5, 1e-4)
-# Least share of the mean square error that must come from |factor h|: u has to rise outside of
+# Least share of the mean square error that must come from the second term: u has to rise outside of
 # training also where the held-out errors do not tell one atom from another.
 _LEAST_SHARE = 0.1
 # Structures are thinned out evenly to these numbers.
@@ -44,7 +45,7 @@ class Calibration:
     """How an uncertainty was fitted. Forces in eV/Å."""
 
     floor: float
-    """u of an atom whose environment is perfectly known."""
+    """u of an atom in the middle of training."""
     ridge: float
     """Share of the mean square of the features that was added to their covariance."""
     train_atoms: int
@@ -88,16 +89,17 @@ def fit_uncertainty(
         raise InputError(
             "uncertainties need finite features and forces, got NaN or infinity; train again"
         )
+    mean = known.mean(axis=0)
     best: tuple[float, float, np.ndarray, float] | None = None
     for ridge in _RIDGES:
-        inverse = _whitening(known, ridge)
-        variances = np.square(found @ inverse.T).sum(axis=1)
+        inverse = _whitening(known - mean, ridge)
+        variances = np.square((found - mean) @ inverse.T).sum(axis=1)
         cost, floor, slope = _calibrate(variances, squared)
         if best is None or cost < best[0]:
             best = (cost, floor, slope * inverse, ridge)
     assert best is not None
-    _, floor, factor, ridge = best
-    predicted = floor**2 + np.square(found @ factor.T).sum(axis=1)
+    _, floor, weight, ridge = best
+    predicted = floor**2 + np.square((found - mean) @ weight.T).sum(axis=1)
     calibration = Calibration(
         floor=floor,
         ridge=ridge,
@@ -107,10 +109,12 @@ def fit_uncertainty(
         rms_predicted=float(np.sqrt(predicted.mean())),
         largest=float(np.sqrt(predicted.max())),
     )
-    weight = student.painn.embedding.weight
-    module = LastLayerUncertainty(factor.shape[0])
-    module.set(torch.from_numpy(factor), floor, calibration.largest)
-    student.uncertainty = module.to(device=weight.device, dtype=weight.dtype)
+    like = student.painn.embedding.weight
+    module = LastLayerUncertainty(weight.shape[0])
+    module.set(
+        torch.from_numpy(weight), torch.from_numpy(-weight @ mean), floor, calibration.largest
+    )
+    student.uncertainty = module.to(device=like.device, dtype=like.dtype)
     return calibration
 
 
@@ -144,11 +148,11 @@ def uncertainties(
     ]
 
 
-def _whitening(features: np.ndarray, ridge: float) -> np.ndarray:
-    """(d, d) lower triangular W with |W h|² = h' C⁻¹ h; the mean of it over ``features`` is <= d."""
-    covariance = features.T @ features / len(features)
+def _whitening(centred: np.ndarray, ridge: float) -> np.ndarray:
+    """(d, d) lower triangular W with |W x|² = x' (C + ridge)⁻¹ x, C the covariance of ``centred``."""
+    covariance = centred.T @ centred / len(centred)
     width = len(covariance)
-    # A dead network (all features zero) still gets a positive matrix.
+    # Features that are all alike still get a positive matrix.
     size = float(np.trace(covariance)) / width or 1.0
     lower = np.linalg.cholesky(covariance + ridge * size * np.eye(width))
     inverse: np.ndarray = np.linalg.solve(lower, np.eye(width))

@@ -81,9 +81,10 @@ struct SystemArrays {
   }
 };
 
-inline unsigned output_flags(bool forces, bool atom_virials) {
+inline unsigned output_flags(bool forces, bool atom_virials, bool uncertainties) {
   unsigned outputs = forces ? mlff::kForces : mlff::kEnergy;
   if (atom_virials) outputs |= mlff::kForces | mlff::kAtomVirials;
+  if (uncertainties) outputs |= mlff::kUncertainties;
   return outputs;
 }
 
@@ -97,6 +98,7 @@ inline py::dict result_dict(const mlff::PotentialResult& result, py::ssize_t n, 
         to_array(std::vector<double>(result.virial.begin(), result.virial.end()), {3, 3});
   }
   if (outputs & mlff::kAtomVirials) out["atom_virials"] = to_array(result.atom_virials, {n, 3, 3});
+  if (outputs & mlff::kUncertainties) out["uncertainties"] = to_array(result.uncertainties, {n});
   return out;
 }
 

@@ -44,9 +44,9 @@ class PyPotential {
   }
 
   py::dict compute(const Int64s& atomic_numbers, const Doubles& positions, const Doubles& cell,
-                   const Bools& pbc, bool forces, bool atom_virials) {
+                   const Bools& pbc, bool forces, bool atom_virials, bool uncertainties) {
     const SystemArrays system(atomic_numbers, positions, cell, pbc);
-    const unsigned outputs = output_flags(forces, atom_virials);
+    const unsigned outputs = output_flags(forces, atom_virials, uncertainties);
     std::unique_lock<std::mutex> lock(mutex_, std::defer_lock);
     {
       py::gil_scoped_release release;
@@ -75,7 +75,8 @@ template <class P>
 py::class_<PyPotential<P>> bind_potential(py::module_& m, const char* name) {
   py::class_<PyPotential<P>> c(m, name);
   c.def("compute", &PyPotential<P>::compute, py::arg("atomic_numbers"), py::arg("positions"),
-        py::arg("cell"), py::arg("pbc"), py::arg("forces") = true, py::arg("atom_virials") = false);
+        py::arg("cell"), py::arg("pbc"), py::arg("forces") = true, py::arg("atom_virials") = false,
+        py::arg("uncertainties") = false);
   bind_property<P>(c, "table", [](P& p) { return table_dict(p.table_report()); });
   bind_property<P>(c, "cutoff", [](P& p) { return p.model().cutoff; });
   bind_property<P>(c, "elements", [](P& p) { return p.model().elements; });

@@ -25,7 +25,7 @@ class PyEngine {
   }
 
   void begin(const Int32s& species, const Int64s& offsets, const Int32s& senders,
-             const Doubles& edge_vectors, bool gradients) {
+             const Doubles& edge_vectors, bool gradients, bool uncertainties) {
     const py::ssize_t n_local = offsets.size() - 1, edges = senders.size();
     if (n_local < 0) throw mlff::InputError("offsets must have shape (n_local + 1,), got (0,)");
     check_shape("edge_vectors", edge_vectors, {edges, 3});
@@ -55,6 +55,8 @@ class PyEngine {
     mlff::Outputs outputs;
     outputs.atomic_energies = energies_.mutable_data();
     if (gradients) outputs.pair_gradients = gradients_.mutable_data();
+    uncertainties_ = py::array_t<double>(uncertainties ? n_local : 0);
+    if (uncertainties) outputs.uncertainties = uncertainties_.mutable_data();
     py::gil_scoped_release release;
     engine_->begin(graph, outputs);
   }
@@ -70,6 +72,7 @@ class PyEngine {
 
   py::array_t<double> energies() { return energies_; }
   py::array_t<double> gradients() { return gradients_; }
+  py::array_t<double> uncertainties() { return uncertainties_; }
   mlff::Engine& get() { return *engine_; }
   const mlff::ModelFile& model() const { return model_; }
 
@@ -80,7 +83,7 @@ class PyEngine {
   Int32s species_, senders_;
   Int64s offsets_;
   Doubles edge_vectors_;
-  py::array_t<double> energies_, gradients_;
+  py::array_t<double> energies_, gradients_, uncertainties_;
 };
 
 }  // namespace
@@ -101,10 +104,11 @@ void bind_testing(py::module_& m) {
            py::arg("path"), py::arg("dtype") = "float32", py::arg("threads") = 1,
            py::arg("tabulate") = true, py::arg("isa") = "auto")
       .def("begin", &PyEngine::begin, py::arg("species"), py::arg("offsets"), py::arg("senders"),
-           py::arg("edge_vectors"), py::arg("gradients") = true)
+           py::arg("edge_vectors"), py::arg("gradients") = true, py::arg("uncertainties") = false)
       .def("advance", &PyEngine::advance)
       .def_property_readonly("atomic_energies", &PyEngine::energies)
       .def_property_readonly("pair_gradients", &PyEngine::gradients)
+      .def_property_readonly("uncertainties", &PyEngine::uncertainties)
       .def_property_readonly("max_exchange_bytes",
                              [](PyEngine& self) { return self.get().max_exchange_bytes(); })
       .def_property_readonly("elements", [](PyEngine& self) { return self.model().elements; })

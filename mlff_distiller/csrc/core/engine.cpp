@@ -10,12 +10,18 @@
 #include "core/network.h"
 
 namespace mlff {
+
+const char* const kNoUncertainty =
+    "this model has no data for uncertainties; export it again with `mlff-distiller export` where "
+    "its training data are";
+
 class Engine::Impl {
  public:
   Impl(const ModelFile& model, const EngineOptions& given)
       : options(given),
         isa(choose_isa(given.isa)),
         cutoff(model.cutoff),
+        has_uncertainty(model.has_uncertainty),
         num_species(static_cast<int>(model.elements.size())) {}
   virtual ~Impl() = default;
   virtual void begin(const Graph& graph, const Outputs& outputs) = 0;
@@ -29,6 +35,7 @@ class Engine::Impl {
   EngineOptions options;
   const Isa isa;
   const double cutoff;
+  const bool has_uncertainty;
   const int num_species;
 };
 
@@ -46,6 +53,7 @@ class Engine::TypedImpl : public Engine::Impl {
       throw InputError("a graph must have 0 <= n_local <= n_rows and a place for energies, got " +
                        std::to_string(graph.n_local) + " and " + std::to_string(graph.n_rows));
     }
+    if (outputs.uncertainties && !has_uncertainty) throw InputError(kNoUncertainty);
     const auto start = std::chrono::steady_clock::now();
     const int threads = options.num_threads > 0 ? options.num_threads : default_threads();
     const FilterTable<T>& table = network_.table();

@@ -18,6 +18,9 @@ namespace mlff {
 // OpenMP runtimes crash, rather than complain, when asked for absurdly many.
 constexpr int kMostThreads = 1024;
 
+// What is said where uncertainties are asked of a model without.
+extern const char* const kNoUncertainty;
+
 struct EngineOptions {
   Precision precision = Precision::kFloat32;  // of features; positions and energies are double
   int num_threads = 0;                        // 0: OpenMP's default

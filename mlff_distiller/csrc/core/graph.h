@@ -38,6 +38,10 @@ struct Outputs {
   // [n_local], or null for 1: pair_gradients become those of the sum of weight times energy of
   // atoms (heat flux: weights are coordinates). Atomic energies are not affected.
   const double* energy_weights = nullptr;
+  // [n_local] eV/Angstrom, or null: the expected error of the force on each atom, see
+  // mlff_distiller/students/uncertainty.py. 0 for rows with species -1. The model needs
+  // ModelFile::has_uncertainty.
+  double* uncertainties = nullptr;
 };
 
 // Rows to be filled in for ghosts between two stages. `rows` is contiguous, row r at

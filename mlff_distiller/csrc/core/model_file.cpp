@@ -176,6 +176,11 @@ void check_tensors(const ModelFile& model, const std::string& label) {
     check("repulsion.amplitudes", {4});
     check("repulsion.decays", {4});
   }
+  if (model.has_uncertainty) {
+    linear("uncertainty", model.readout_dim, model.readout_dim);
+    check("uncertainty.floor", {});
+    check("uncertainty.largest", {});
+  }
 }
 
 // A tensor as the header announces it.
@@ -426,7 +431,11 @@ ModelFile parse_native(const char* data, size_t size, const std::string& label) 
   } else {
     read_version_2(header, model);
   }
+  model.has_uncertainty = model.tensors.count("uncertainty.weight") > 0;
   check_tensors(model, label);
+  if (model.has_uncertainty) {
+    model.largest_uncertainty = model.tensor("uncertainty.largest").values[0];
+  }
   return model;
 }
 

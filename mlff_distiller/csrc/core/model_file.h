@@ -43,6 +43,10 @@ struct ModelFile {
   std::string dtype;          // precision of the stored parameters: "float32" or "float64"
   std::vector<int> elements;  // atomic number of each species index
   double min_distance = 0.0;  // closest pair seen in training, Angstrom; 0 if unknown
+  // Whether it has numbers for the uncertainty of atoms (Outputs::uncertainties), which only some
+  // files have, and the largest uncertainty of an atom held out of training, eV/Angstrom.
+  bool has_uncertainty = false;
+  double largest_uncertainty = 0.0;
   std::map<std::string, Tensor> tensors;
 
   // Species index of an atomic number, -1 if the model does not know it.

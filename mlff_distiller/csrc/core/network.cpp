@@ -106,7 +106,9 @@ void Network<T>::prepare(const Graph& graph, const EdgeGeometry<T>& edges, int n
   }
   const int64_t num_edges = n ? graph.offsets[n] : 0;
   each_of_graph(*this, n, graph.n_rows, outputs.pair_gradients ? num_edges : -1, require);
-  for (Scratch& w : scratch_) each_of_tile(w, tile_, f, weights_.padded_readout, require);
+  for (Scratch& w : scratch_) {
+    each_of_tile(w, tile_, f, weights_.padded_readout, outputs.uncertainties != nullptr, require);
+  }
 }
 
 // Every buffer whose size depends on the graph. num_edges < 0: no gradients are wanted.
@@ -135,7 +137,8 @@ void Network<T>::each_of_graph(Self& net, int64_t n, int64_t n_rows, int64_t num
 // Every buffer of a thread, for tiles of m centres.
 template <typename T>
 template <typename Self, typename F>
-void Network<T>::each_of_tile(Self& w, int64_t m, int64_t c, int64_t readout, F&& f) {
+void Network<T>::each_of_tile(Self& w, int64_t m, int64_t c, int64_t readout, bool uncertain,
+                              F&& f) {
   f(w.cat, m * 2 * c);
   f(w.v, m * 3 * c);
   f(w.vu, m * 6 * c);
@@ -149,6 +152,7 @@ void Network<T>::each_of_tile(Self& w, int64_t m, int64_t c, int64_t readout, F&
   f(w.gcat, m * 2 * c);
   f(w.readout, m * readout);
   f(w.readout_slope, m * readout);
+  f(w.deviations, uncertain ? m * readout : -1);
   f(w.x, m * 3 * c);
   f(w.sums, m * 5 * c);
   f(w.edge_work, m * 20 * kChunkBytes / static_cast<int64_t>(sizeof(T)));
@@ -332,6 +336,7 @@ void Network<T>::readout(int64_t begin, int64_t m, Scratch& w) {
   in.d = w.readout_slope.data();
   in.ldd = width;
   kernels_.gemm(in);
+  if (outputs_.uncertainties) uncertainties(begin, m, w);
 
   for (int64_t i = 0; i < m; ++i) {
     const int32_t species = graph_.species[begin + i];
@@ -352,6 +357,24 @@ void Network<T>::readout(int64_t begin, int64_t m, Scratch& w) {
   }
   if (!outputs_.pair_gradients) return;
   kernels_.gemm(product(weights_.readout_in.reverse, m, w.readout_slope.data(), w.gs.data()));
+}
+
+// sqrt(floor^2 + |W h + b|^2) of the features h of the last layer, which readout() has left.
+template <typename T>
+void Network<T>::uncertainties(int64_t begin, int64_t m, Scratch& w) {
+  const int64_t width = weights_.padded_readout;
+  GemmCall<T> whiten =
+      product(weights_.uncertainty.forward, m, w.readout.data(), w.deviations.data());
+  whiten.bias = weights_.uncertainty.bias.data();
+  kernels_.gemm(whiten);
+  for (int64_t i = 0; i < m; ++i) {
+    const T* deviations = w.deviations.data() + i * width;
+    double sum = weights_.floor_squared;
+    for (int64_t j = 0; j < width; ++j) {
+      sum += static_cast<double>(deviations[j]) * static_cast<double>(deviations[j]);
+    }
+    outputs_.uncertainties[begin + i] = graph_.species[begin + i] < 0 ? 0.0 : std::sqrt(sum);
+  }
 }
 
 // From adjoints of the update block's results (w.gs; w.gv unless k is last) to those of its
@@ -456,7 +479,7 @@ size_t Network<T>::bytes() const {
   Bytes bytes;
   each_of_graph(*this, 0, 0, 0, bytes);
   for (const Scratch& w : scratch_) {
-    each_of_tile(w, 0, 0, 0, bytes);
+    each_of_tile(w, 0, 0, 0, true, bytes);
     w.exact.each(bytes);
   }
   return bytes.total + weights_.bytes() + table_.report().bytes;

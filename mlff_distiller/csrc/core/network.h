@@ -66,9 +66,10 @@ class Network {
     Buffer<T> a, ga;          // [tile][3F]
     Buffer<T> gs, gv, gcat;   // [tile][F], [tile][3][F], [tile][2F]
     Buffer<T> readout, readout_slope;
-    Buffer<T> x;          // [tile][3F]
-    Buffer<T> sums;       // [tile][5F]
-    Buffer<T> edge_work;  // see TileCall
+    Buffer<T> deviations;  // [tile][readout], where uncertainties are asked for
+    Buffer<T> x;           // [tile][3F]
+    Buffer<T> sums;        // [tile][5F]
+    Buffer<T> edge_work;   // see TileCall
     typename FilterTable<T>::Scratch exact;
     Profile profile;
   };
@@ -77,11 +78,13 @@ class Network {
   template <typename Self, typename F>
   static void each_of_graph(Self& network, int64_t n, int64_t n_rows, int64_t num_edges, F&& f);
   template <typename Self, typename F>
-  static void each_of_tile(Self& scratch, int64_t m, int64_t f, int64_t readout, F&& visit);
+  static void each_of_tile(Self& scratch, int64_t m, int64_t f, int64_t readout, bool uncertain,
+                           F&& visit);
 
   void forward_tile(int64_t k, int64_t begin, int64_t end, Scratch& w);
   void message_network(int64_t k, int64_t begin, int64_t m, Scratch& w);
   void readout(int64_t begin, int64_t m, Scratch& w);
+  void uncertainties(int64_t begin, int64_t m, Scratch& w);
   void update_adjoint(int64_t k, int64_t begin, int64_t m, const T* vu, const T* a, const T* slope,
                       const T* norms, Scratch& w);
   void backward_tile(int64_t k, int64_t begin, int64_t end, Scratch& w);

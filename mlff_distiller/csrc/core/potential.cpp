@@ -74,7 +74,7 @@ struct Potential::State {
   std::vector<int32_t> species;
   NeighborList list;
   Buffer<double> edge_vectors, pair_gradients;
-  std::vector<double> energies, force_parts, atom_virials;
+  std::vector<double> energies, force_parts, atom_virials, uncertainties;
   int64_t num_builds = 0;
   double neighbor_seconds = 0.0;
 };
@@ -245,6 +245,11 @@ void Potential::compute(int64_t n, const int64_t* atomic_numbers, const double* 
   Outputs out;
   out.atomic_energies = s.energies.data();
   const bool forces = (outputs & (kForces | kAtomVirials)) != 0;
+  const bool uncertain = (outputs & kUncertainties) != 0;
+  if (uncertain) {
+    s.uncertainties.resize(static_cast<size_t>(n) + 1);
+    out.uncertainties = s.uncertainties.data();
+  }
   if (forces) out.pair_gradients = s.pair_gradients.require(3);  // not null without edges
   s.engine.compute(graph, nullptr, out);
 
@@ -260,6 +265,10 @@ void Potential::compute(int64_t n, const int64_t* atomic_numbers, const double* 
   } else {
     result.forces.clear();
     result.virial = {};
+  }
+  result.uncertainties.resize(uncertain ? static_cast<size_t>(n) : 0);
+  for (size_t i = 0; i < result.uncertainties.size(); ++i) {
+    result.uncertainties[static_cast<size_t>(s.order[i])] = s.uncertainties[i];
   }
   result.atom_virials.clear();
   if (outputs & kAtomVirials) {
@@ -287,7 +296,7 @@ size_t Potential::memory_bytes() const {
   Bytes bytes;
   bytes(s.built_numbers), bytes(s.built_positions), bytes(s.sorted), bytes(s.species);
   bytes(s.edge_vectors), bytes(s.pair_gradients);
-  bytes(s.energies), bytes(s.force_parts), bytes(s.atom_virials);
+  bytes(s.energies), bytes(s.force_parts), bytes(s.atom_virials), bytes(s.uncertainties);
   return bytes.total + s.engine.memory_bytes() + s.list.bytes() + s.places.bytes();
 }
 

@@ -20,17 +20,19 @@ struct PotentialOptions {
 };
 
 struct PotentialResult {
-  double energy = 0.0;               // eV
-  std::vector<double> energies;      // [n] eV, per atom, sums to energy
-  std::vector<double> forces;        // [n][3] eV/Angstrom
-  std::array<double, 9> virial{};    // eV, 3x3 symmetric; stress = -virial / volume
-  std::vector<double> atom_virials;  // [n][9] eV if asked for, sums to virial, not symmetric
+  double energy = 0.0;                // eV
+  std::vector<double> energies;       // [n] eV, per atom, sums to energy
+  std::vector<double> forces;         // [n][3] eV/Angstrom
+  std::array<double, 9> virial{};     // eV, 3x3 symmetric; stress = -virial / volume
+  std::vector<double> atom_virials;   // [n][9] eV if asked for, sums to virial, not symmetric
+  std::vector<double> uncertainties;  // [n] eV/Angstrom if asked for, see graph.h
 };
 
 enum PotentialOutputs : unsigned {
   kEnergy = 0,        // always
   kForces = 1u << 0,  // and virial
   kAtomVirials = 1u << 1,
+  kUncertainties = 1u << 2,
 };
 
 class Potential {
@@ -44,8 +46,9 @@ class Potential {
 
   // positions [n][3] Angstrom, need not be wrapped; cell: 9 numbers, rows are lattice vectors
   // (ignored, may be null, without pbc). Throws InputError, one line, for NaN or infinite
-  // positions, unknown elements, flat or left-handed cells of periodic systems, and atoms on top
-  // of each other. `result` keeps its capacity: no allocation per call once warm.
+  // positions, unknown elements, flat or left-handed cells of periodic systems, atoms on top of
+  // each other, and uncertainties of a model that has no data for them. `result` keeps its
+  // capacity: no allocation per call once warm.
   void compute(int64_t n, const int64_t* atomic_numbers, const double* positions,
                const double* cell, const std::array<bool, 3>& pbc, PotentialResult& result,
                unsigned outputs = kForces);

@@ -145,6 +145,14 @@ Weights<T>::Weights(const ModelFile& model, const Kernels<T>& kernels, int64_t p
     offsets[static_cast<size_t>(z)] += scale * model.tensor("readout.2.bias").values[0];
   }
 
+  if (model.has_uncertainty) {
+    const Blocks square{{0}, width, padded_readout, 1, width, padded_readout};
+    packer.forward("uncertainty", square, uncertainty.forward);
+    packer.bias("uncertainty", square, uncertainty.bias);
+    const double floor = model.tensor("uncertainty.floor").values[0];
+    floor_squared = floor * floor;
+  }
+
   T* embeddings = embedding.require(species * padded);
   T* x = species_x.require(species * 2 * padded);
   std::fill(embeddings, embeddings + species * padded, T(0));
@@ -166,7 +174,8 @@ Weights<T>::Weights(const ModelFile& model, const Kernels<T>& kernels, int64_t p
 
 template <typename T>
 size_t Weights<T>::bytes() const {
-  size_t total = embedding.bytes() + species_x.bytes() + bytes_of(readout_in) + readout_out.bytes();
+  size_t total = embedding.bytes() + species_x.bytes() + bytes_of(readout_in) +
+                 readout_out.bytes() + bytes_of(uncertainty);
   for (const InteractionWeights<T>& w : interactions) {
     total += bytes_of(w.message_in) + bytes_of(w.message_out) + bytes_of(w.mix) +
              bytes_of(w.update_in) + bytes_of(w.update_ss) + bytes_of(w.update_rest) +

@@ -43,6 +43,9 @@ struct Weights {
   DenseLayer<T> readout_in;     // F -> width
   Buffer<T> readout_out;        // [species][width], each species' energy scale included
   std::vector<double> offsets;  // [species], eV: scaled bias and reference energy
+  // Of uncertainties, empty without: a linear layer (forward only) and the floor.
+  DenseLayer<T> uncertainty;   // width -> width
+  double floor_squared = 0.0;  // (eV/Angstrom)^2
 };
 
 extern template struct Weights<float>;

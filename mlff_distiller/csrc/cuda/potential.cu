@@ -62,6 +62,9 @@ size_t Potential::memory_bytes() const { return system().memory_bytes(); }
 void Potential::compute(int64_t n, const int64_t* atomic_numbers, const double* positions,
                         const double* cell, const std::array<bool, 3>& pbc, PotentialResult& result,
                         unsigned outputs) {
+  if (outputs & kUncertainties) {
+    throw InputError("uncertainties are not computed on a GPU; use device='cpu'");
+  }
   State& s = *state_;
   const bool same = s.known && static_cast<int64_t>(s.numbers.size()) == n &&
                     std::equal(atomic_numbers, atomic_numbers + n, s.numbers.begin());

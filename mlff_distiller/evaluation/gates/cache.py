@@ -139,4 +139,6 @@ def _plain(value: Any) -> Any:
         arrays = (value.positions, value.cell.array)
         numbers = [np.round(array, 6).tolist() for array in arrays]
         return [value.numbers.tolist(), *numbers, value.pbc.tolist()]
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
     return jsonable(value)

@@ -6,8 +6,8 @@ MUTATIONS = [
     Mutation(
         "the portable form forgets the repulsion",
         "students/export.py",
-        "super().__init__(student.painn, student.repulsion)",
-        "super().__init__(student.painn, None)",
+        "super().__init__(student.painn, student.repulsion, student.uncertainty)",
+        "super().__init__(student.painn, None, student.uncertainty)",
         "test_export.py",
         "two forms of one file disagree",
     ),

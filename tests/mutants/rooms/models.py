@@ -4,6 +4,30 @@ from mutants.mutation import Mutation
 
 MUTATIONS = [
     Mutation(
+        "uncertainties are those of unfitted weights",
+        "training/setup.py",
+        "student.uncertainty = None  # of the weights that are about to change",
+        "pass",
+        "test_uncertainty.py",
+        "a student that was trained on carries the uncertainties of its past",
+    ),
+    Mutation(
+        "uncertainties lose the mean of training",
+        "students/rigidity.py",
+        "features @ self.weight.t() + self.bias",
+        "features @ self.weight.t()",
+        "test_uncertainty.py",
+        "every atom looks like an outlier",
+    ),
+    Mutation(
+        "uncertainties need not rise",
+        "students/uncertainty.py",
+        "_LEAST_SHARE = 0.1",
+        "_LEAST_SHARE = 0.0",
+        "test_uncertainty.py",
+        "extrapolation goes unnoticed where held-out errors are all alike",
+    ),
+    Mutation(
         "filters have no bias",
         "students/painn.py",
         "torch.cat([self.filter.weight.t(), self.filter.bias.unsqueeze(0)])",
@@ -14,8 +38,8 @@ MUTATIONS = [
     Mutation(
         "scales of species are ignored",
         "students/painn.py",
-        "return self.readout(scalars).squeeze(-1) * self.scales[species]",
-        "return self.readout(scalars).squeeze(-1)",
+        "return self.readout[2](features).squeeze(-1) * self.scales[species]",
+        "return self.readout[2](features).squeeze(-1)",
         "test_engines.py test_native_engine.py",
         "imported networks are wrong",
     ),
@@ -135,8 +159,8 @@ MUTATIONS = [
     Mutation(
         "copies forget their skin",
         "calculator.py",
-        'keywords = {"backend": self.backend, "threads": self.threads, "skin": self.skin}',
-        'keywords = {"backend": self.backend}',
+        '            "skin": self.skin,\n            "uncertainty"',
+        '            "uncertainty"',
         "test_calculator.py -k copies",
         "a pickled calculator is another",
     ),
