@@ -21,6 +21,7 @@ from mlff_distiller.data.bonds import find_molecules
 from mlff_distiller.data.structure import is_isolated
 from mlff_distiller.errors import InputError
 from mlff_distiller.sampling import builtin, count_sources, sample
+from mlff_distiller.sampling.dimers import FEW
 from mlff_distiller.sampling.geometry import closest_ratio
 from mlff_distiller.sampling.sample import NEAR_COPY, SECTIONS
 from mlff_distiller.training.reference import isolated_energies
@@ -153,6 +154,18 @@ def test_dimers_and_atoms_of_a_teacher_that_needs_a_cell() -> None:
     atom = frames[-1]
     assert is_isolated(atom.atomic_numbers, atom.info)
     assert isolated_energies([atom.with_labels(-1.5)]) == {29: -1.5}
+
+
+def test_few_dimers_are_in_the_middle_and_too_few_are_said() -> None:
+    rejected: Counter[str] = Counter()
+    config = settings(dimers={"number": 2, "condensed": 0.0})
+    frames = sample([SALT], config, rejected=rejected)
+    assert rejected == {FEW: 1}
+    for s, (a, b) in zip(frames, ((11, 11), (11, 17)), strict=True):
+        short = 0.55 * (covalent_radii[a] + covalent_radii[b])
+        assert s.info["distance"] == pytest.approx(np.sqrt(short * 6.5), abs=1e-3)
+    with pytest.raises(InputError, match="three periodic directions, got C2H6O"):
+        sample(builtin("ethanol"), settings(num_rattle=1), periodic_only=True)
 
 
 def test_pushed_pairs_leave_held_atoms_alone() -> None:

@@ -74,7 +74,7 @@ def sample(
             that suits none of the starting structures, or every frame was rejected.
     """
     rejected = Counter() if rejected is None else rejected
-    _check(base, config, calculator)
+    _check(base, config, calculator, periodic_only)
     total, done = teacher_frames(config), 0
 
     def step() -> None:
@@ -159,6 +159,7 @@ def _check(
     base: Sequence[Structure],
     config: SamplingConfig,
     calculator: Calculator | None,
+    periodic_only: bool,
 ) -> None:
     if not base:
         raise InputError("sampling needs at least one starting structure, got none")
@@ -169,6 +170,13 @@ def _check(
     if config.num_rattle + config.num_md + sum(numbers) == 0 and not config.isolated_atoms:
         raise InputError(
             "sampling has nothing to do with num_rattle = 0 and num_md = 0; set one of them"
+        )
+    open_one = next((s for s in base if not s.pbc.all()), None)
+    if periodic_only and open_one is not None and (config.num_rattle or teacher_frames(config)):
+        raise InputError(
+            f"the teacher needs three periodic directions, got {open_one.formula} with pbc "
+            f"{open_one.pbc.tolist()}; put it into a cell, or leave only dimers, isolated_atoms and "
+            "molecules in sampling"
         )
     if calculator is not None or not teacher_frames(config):
         return
