@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from ase.build import bulk
 from ase.calculators.lj import LennardJones
+from support.students import make_student
 
 from mlff_distiller.config import TeacherConfig
 from mlff_distiller.data import Structure
@@ -35,7 +36,6 @@ from mlff_distiller.evaluation.gates.visited import held_out_gates, visited_gate
 from mlff_distiller.export import export_student
 from mlff_distiller.purpose import PurposeConfig
 from mlff_distiller.sampling.builtin import builtin
-from support.students import make_student
 
 LIMITS = AcceptanceConfig()
 COPPER = Structure.from_atoms(bulk("Cu", a=3.6, cubic=True))
