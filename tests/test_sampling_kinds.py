@@ -153,6 +153,7 @@ def test_dimers_and_atoms_of_a_teacher_that_needs_a_cell() -> None:
         assert s.to_atoms().get_all_distances(mic=True).max() == pytest.approx(reach, abs=1e-3)
     atom = frames[-1]
     assert is_isolated(atom.atomic_numbers, atom.info)
+    assert atom.info["config_type"] == "IsolatedAtom"
     assert isolated_energies([atom.with_labels(-1.5)]) == {29: -1.5}
 
 
