@@ -153,6 +153,19 @@ def test_volumes_follow_the_pressure() -> None:
     assert len({s.info["group"] for s in frames}) == 12
 
 
+def test_volumes_go_on_from_segment_to_segment_and_do_not_overshoot() -> None:
+    config = settings(
+        num_md=20, md_pressures=[20.0], md_temperatures=[100.0], md_timestep=1.0, md_warmup=0,
+        md_interval=5, min_distance=0.1,
+    )  # fmt: skip
+    volumes = [np.linalg.det(s.cell) for s in sample([COPPER], config, Elastic())]
+    volumes = np.array(volumes) / Elastic.volume
+    assert np.all(np.diff(volumes) < 0.005)
+    assert volumes[0] > 0.99
+    assert volumes[9] < 0.9
+    assert volumes[-1] > np.exp(-20 / 50)
+
+
 def test_pressures_and_what_cannot_have_them(tmp_path: Path) -> None:
     config = settings(
         num_md=8, md_pressures=[0.0, 2.0], md_temperatures=[300.0, 600.0], md_warmup=2,
@@ -219,6 +232,20 @@ def test_a_melt_goes_on_leg_by_leg(tmp_path: Path) -> None:
         again = sample([COPPER], config, last, partial=partial)
     assert structures_hash(again) == structures_hash(frames)
     assert last.calls < 0.4 * whole.calls
+
+
+def test_close_pairs_of_a_melt_are_left_out_and_counted() -> None:
+    """The run goes on from them: later frames are the same."""
+    counted: Counter[str] = Counter()
+    melt = {**HOT, "number": 6}
+    loose = sample([COPPER], settings(melt=melt, min_distance=0.1), EMT())
+    strict = sample([COPPER], settings(melt=melt, min_distance=0.81), EMT(), rejected=counted)
+    assert len(loose) == 6
+    assert 0 < len(strict) < 6
+    assert counted == {"atoms too close": 6 - len(strict)}
+    wanted = [s for s in loose if closest_ratio(s) >= 0.81]
+    assert structures_hash(strict) == structures_hash(wanted)
+    assert [s.info for s in strict] == [s.info for s in wanted]
 
 
 def test_melts_under_pressure_and_what_is_refused() -> None:

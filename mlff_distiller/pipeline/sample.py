@@ -73,6 +73,8 @@ def work(inputs: Inputs, output: Path, say: Say) -> Result:
     partial.remove()
     kinds = count_sources(frames)
     say(f"{len(frames)} frames: " + ", ".join(f"{n} {kind}" for kind, n in kinds.items()))
+    for reason, count in rejected.items():
+        say(f"not sampled: {count} x {reason}")
     return Result(len(frames), kinds, dict(rejected), structures_hash(frames))
 
 
