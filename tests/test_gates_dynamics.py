@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from ase.build import bulk
 from ase.calculators.lj import LennardJones
+from support.students import make_student
 
 from mlff_distiller.config import TeacherConfig
 from mlff_distiller.data import Structure
@@ -35,7 +36,6 @@ from mlff_distiller.evaluation.gates.visited import held_out_gates, visited_gate
 from mlff_distiller.export import export_student
 from mlff_distiller.purpose import PurposeConfig
 from mlff_distiller.sampling.builtin import builtin
-from support.students import make_student
 
 LIMITS = AcceptanceConfig()
 COPPER = Structure.from_atoms(bulk("Cu", a=3.6, cubic=True))
@@ -130,6 +130,8 @@ def test_limits_at_the_highest_temperature_follow_the_forces() -> None:
     rows = visited_gates(found, [300, 900, 1800], LIMITS)
     assert [r.passed for r in rows] == [True, False, True]
     assert [r.limit for r in rows] == [30, 30, 120]
+    wild = visited_gates([{**found[-1], "mean_force": 9000.0}], [1800], LIMITS)[0]
+    assert wild.limit == 120  # not a share of absurd forces
     dead = visited_gates([{**found[0], "died": "blew up"}], [300], LIMITS)[0]
     assert not dead.passed
     assert dead.reason == "blew up"
