@@ -4,6 +4,8 @@
 #include <mpi.h>
 
 #include <algorithm>
+#include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <iterator>
 #include <limits>
@@ -81,16 +83,30 @@ void PairPaiNN::settings(int narg, char** arg) {
     if (i + 1 >= narg)
       error->all(FLERR, format("pair_style painn: keyword '%s' lacks its value", arg[i]));
     (this->*keyword->set)(arg[i + 1]);
+    if (!keyword->two_values) continue;
+    if (i + 2 >= narg)
+      error->all(FLERR,
+                 format("pair_style painn: keyword '%s %s' lacks its limit, a number or auto",
+                        arg[i], arg[i + 1]));
+    set_uncertainty_limit(arg[i + 2]);
+    ++i;
   }
+  if (uncertain_ == Extrapolation::kIgnore) return;
+  if (on_gpu_)
+    error->all(FLERR,
+               "pair_style painn: uncertainties are not computed with device gpu; use device cpu");
+  // An atom that is too close is one of the things that make it uncertain.
+  if (!extrapolation_given_) extrapolation_ = Extrapolation::kIgnore;
 }
 
-const PairPaiNN::Keyword PairPaiNN::kKeywords[6] = {
-    {"device", &PairPaiNN::set_device},
-    {"precision", &PairPaiNN::set_precision},
-    {"threads", &PairPaiNN::set_threads},
-    {"tabulate", &PairPaiNN::set_tabulate},
-    {"extrapolation", &PairPaiNN::set_extrapolation},
-    {"math", &PairPaiNN::set_math},
+const PairPaiNN::Keyword PairPaiNN::kKeywords[7] = {
+    {"device", &PairPaiNN::set_device, false},
+    {"precision", &PairPaiNN::set_precision, false},
+    {"threads", &PairPaiNN::set_threads, false},
+    {"tabulate", &PairPaiNN::set_tabulate, false},
+    {"extrapolation", &PairPaiNN::set_extrapolation, false},
+    {"math", &PairPaiNN::set_math, false},
+    {"uncertainty", &PairPaiNN::set_uncertainty, true},
 };
 
 // The place of `value` among the choices.
@@ -133,6 +149,7 @@ void PairPaiNN::set_tabulate(const char* value) {
 }
 
 void PairPaiNN::set_extrapolation(const char* value) {
+  extrapolation_given_ = true;
   extrapolation_ =
       static_cast<Extrapolation>(choose("extrapolation", value, {"ignore", "warn", "stop"}));
 }
@@ -140,6 +157,24 @@ void PairPaiNN::set_extrapolation(const char* value) {
 void PairPaiNN::set_math(const char* value) {
   const std::vector<const char*> names = {"float32", "tf32", "bfloat16"};
   math_ = names[static_cast<size_t>(choose("math", value, names))];
+}
+
+void PairPaiNN::set_uncertainty(const char* value) {
+  const bool stop = choose("uncertainty", value, {"warn", "stop"}) == 1;
+  uncertain_ = stop ? Extrapolation::kStop : Extrapolation::kWarn;
+}
+
+void PairPaiNN::set_uncertainty_limit(const char* value) {
+  if (std::strcmp(value, "auto") == 0) {
+    given_limit_ = kAuto;
+    return;
+  }
+  char* end = nullptr;
+  given_limit_ = std::strtod(value, &end);
+  if (end == value || *end != '\0' || !(given_limit_ > 0.0) || !std::isfinite(given_limit_))
+    error->all(FLERR, format("pair_style painn: the limit of uncertainty must be a force > 0 or "
+                             "auto, got '%s'",
+                             value));
 }
 
 void PairPaiNN::allocate() {
@@ -176,6 +211,8 @@ void PairPaiNN::coeff(int narg, char** arg) {
     engine_ = std::make_unique<mlff::Engine>(model_, options_);
     evaluator_.reset();
     evaluator_ = make_evaluator();
+    if (uncertain_ != Extrapolation::kIgnore && !model_.has_uncertainty)
+      problem = model_path_ + ": " + mlff::kNoUncertainty;
   } catch (const mlff::Error& caught) {
     problem = caught.what();
   }
@@ -227,6 +264,7 @@ void PairPaiNN::init_style() {
   neighbor_settings_checked_ = false;
   plan_valid_ = false;
   closeness_reported_ = false;
+  uncertainty_reported_ = false;
 }
 
 double PairPaiNN::init_one(int i, int j) {
@@ -277,9 +315,10 @@ void PairPaiNN::check_neighbor_settings() {
 }
 
 // Stops all ranks with one line if any rank has a problem, and has rank 0 print one rank's
-// warning. Of several ranks that speaks whose `distance` is the smallest: of the pair that it
-// names, or 0 for a problem that comes before all pairs. Collective.
-void PairPaiNN::agree(const std::string& problem, const std::string& warning, double distance) {
+// warning; true if it did. Of several ranks that speaks whose `distance` is the smallest: of the
+// pair that it names, minus the uncertainty that it reports, or 0 for a problem that comes before
+// all pairs. Collective.
+bool PairPaiNN::agree(const std::string& problem, const std::string& warning, double distance) {
   const double silent = std::numeric_limits<double>::infinity();
   struct {
     double distance;
@@ -289,7 +328,7 @@ void PairPaiNN::agree(const std::string& problem, const std::string& warning, do
     first[2];
   MPI_Allreduce(mine, first, 2, MPI_DOUBLE_INT, MPI_MINLOC, world);
   const bool stop = first[0].distance < silent;
-  if (!stop && !(first[1].distance < silent)) return;
+  if (!stop && !(first[1].distance < silent)) return false;
   const int speaker = stop ? first[0].rank : first[1].rank;
 
   std::string text = stop ? problem : warning;
@@ -299,8 +338,8 @@ void PairPaiNN::agree(const std::string& problem, const std::string& warning, do
   MPI_Bcast(&text[0], length, MPI_CHAR, speaker, world);
   text = "pair_style painn: " + text;
   if (stop) error->all(FLERR, text);
-  closeness_reported_ = true;
   if (comm->me == 0) error->warning(FLERR, text);
+  return true;
 }
 
 // Once, after the first step, when the traffic is known. Collective.
@@ -331,6 +370,10 @@ void PairPaiNN::print_banner() {
                                       static_cast<long long>(table.intervals), table.value_error)
                                    .c_str()
                              : "evaluated exactly");
+  if (uncertain_ != Extrapolation::kIgnore)
+    text += format("  %s at uncertainties above %.3g %s\n",
+                   uncertain_ == Extrapolation::kStop ? "stops" : "warns", uncertainty_limit(),
+                   force_unit());
   text += format("  %d MPI rank%s x %d thread%s", comm->nprocs, comm->nprocs == 1 ? "" : "s",
                  engine_->num_threads(), engine_->num_threads() == 1 ? "" : "s");
   if (comm->nprocs > 1) {
@@ -357,7 +400,19 @@ void* PairPaiNN::extract(const char* name, int& dim) {
   dim = 0;
   if (std::strcmp(name, "cutoff") == 0) return &cutoff_;
   if (std::strcmp(name, "min_distance") == 0) return &min_distance_;
+  if (std::strcmp(name, "uncertainty_flag") == 0) {
+    if (engine_ && !model_.has_uncertainty)
+      error->all(FLERR, "pair_style painn: " + model_path_ + ": " + mlff::kNoUncertainty);
+    return &uncertainty_flag_;
+  }
   return nullptr;
+}
+
+// fix pair asks once when it is defined, before there is a step, and then after each step.
+void* PairPaiNN::extract_peratom(const char* name, int& columns) {
+  columns = 0;
+  if (std::strcmp(name, "uncertainty") != 0 || !has_uncertainties_) return nullptr;
+  return uncertainties_.data();
 }
 
 double PairPaiNN::memory_usage() {
@@ -370,7 +425,7 @@ double PairPaiNN::memory_usage() {
       add(planned_rows_);
   add(send_indices_), add(send_buffer_), add(list_index_), add(offsets_), add(senders_),
       add(edge_vectors_);
-  add(atomic_energies_), add(pair_gradients_), add(totals_);
+  add(atomic_energies_), add(pair_gradients_), add(totals_), add(uncertainties_);
   add(relative_), add(ghost_offsets_), add(weights_);
   for (const auto& gradients : barycentre_gradients_) add(gradients);
   for (const auto& rows : ghost_adjoints_) add(rows);

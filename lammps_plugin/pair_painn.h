@@ -2,7 +2,7 @@
 //
 //   pair_style  painn [device auto|cpu|gpu] [precision single|double] [threads N]
 //                     [tabulate on|off] [extrapolation warn|stop|ignore]
-//                     [math float32|tf32|bfloat16]
+//                     [math float32|tf32|bfloat16] [uncertainty warn|stop VALUE|auto]
 //   pair_coeff  * * student.pt Si O ...    # one element per atom type, NULL leaves a type out
 //
 // Message passing across ranks. The ghost shell is one cutoff wide, as for a pair potential.
@@ -42,8 +42,11 @@ class PairPaiNN : public Pair {
   void compute(int eflag, int vflag) override;
   // At the end of a run: the share of the exchanges, which LAMMPS counts as pair time.
   void finish() override;
-  // "cutoff" (double, distance units of the run), "min_distance" (closest pair in training, same)
+  // "cutoff" (double, distance units of the run), "min_distance" (closest pair in training, same),
+  // "uncertainty_flag" (int; fix pair sets it to 1 before a step that shall compute them)
   void* extract(const char* name, int& dim) override;
+  // "uncertainty" of the atoms of this rank, force units of the run, if the last step computed it
+  void* extract_peratom(const char* name, int& columns) override;
   double memory_usage() override;
 
   int pack_forward_comm(int n, int* list, double* buf, int pbc_flag, int* pbc) override;
@@ -53,6 +56,7 @@ class PairPaiNN : public Pair {
 
  private:
   enum class Extrapolation { kIgnore, kWarn, kStop };
+  static constexpr double kAuto = -1.0;  // uncertainty limit: a multiple of the model's largest
 
   // What computes a step, by the keyword `device`: Cpu (pair_painn_compute.cpp) or Gpu
   // (pair_painn_gpu.cpp).
@@ -82,8 +86,9 @@ class PairPaiNN : public Pair {
   struct Keyword {
     const char* name;
     void (PairPaiNN::*set)(const char* value);
+    bool two_values;  // the second one is handed to set_uncertainty_limit()
   };
-  static const Keyword kKeywords[6];
+  static const Keyword kKeywords[7];
   int choose(const char* keyword, const char* value, const std::vector<const char*>& choices);
   void set_device(const char* value);
   void set_precision(const char* value);
@@ -91,6 +96,8 @@ class PairPaiNN : public Pair {
   void set_tabulate(const char* value);
   void set_extrapolation(const char* value);
   void set_math(const char* value);
+  void set_uncertainty(const char* value);
+  void set_uncertainty_limit(const char* value);
 
   void allocate();
   void check_neighbor_settings();
@@ -105,8 +112,12 @@ class PairPaiNN : public Pair {
   std::string build_edges();
   std::string describe(const ClosestPair& pair) const;
   long long tag_of(int i) const;
-  void agree(const std::string& problem, const std::string& warning, double distance = 0.0);
-  void stop_unless_finite(double energy);
+  bool agree(const std::string& problem, const std::string& warning, double distance = 0.0);
+  bool wants_uncertainties() const;
+  double uncertainty_limit() const;
+  const char* force_unit() const;
+  double find_uncertain(std::string& found) const;
+  void check_results(double energy);
   void exchange(const mlff::ExchangeRequest& request);
   void exchange_remote(const mlff::ExchangeRequest& request);
   void grow_send_buffer(size_t doubles_per_row);
@@ -124,6 +135,9 @@ class PairPaiNN : public Pair {
   mlff::EngineOptions options_;
   int threads_ = 0;  // 0: the number that LAMMPS uses
   Extrapolation extrapolation_ = Extrapolation::kWarn;
+  bool extrapolation_given_ = false;
+  Extrapolation uncertain_ = Extrapolation::kIgnore;
+  double given_limit_ = kAuto;  // force units of the run
   bool on_gpu_ = false;
   std::string math_ = "float32";
 
@@ -140,6 +154,9 @@ class PairPaiNN : public Pair {
   // state of the run
   bool neighbor_settings_checked_ = false;
   bool closeness_reported_ = false;
+  bool uncertainty_reported_ = false;
+  int uncertainty_flag_ = 0;        // set and reset by fix pair
+  bool has_uncertainties_ = false;  // whether the last step computed them
   bool banner_printed_ = false;
   int64_t exchanged_bytes_per_row_ = 0;
   int exchanges_ = 0;
@@ -160,6 +177,7 @@ class PairPaiNN : public Pair {
   std::vector<double> edge_vectors_;
   std::vector<double> atomic_energies_;
   std::vector<double> pair_gradients_;
+  std::vector<double> uncertainties_;  // [n_local], force units of the run
   ClosestPair closest_;
   bool ghost_rows_ = false;  // whether each ghost has a row of its own
 

@@ -70,6 +70,11 @@ void PairPaiNN::compute_on_cpu() {
   mlff::Outputs outputs;
   outputs.atomic_energies = atomic_energies_.data();
   outputs.pair_gradients = pair_gradients_.data();
+  has_uncertainties_ = wants_uncertainties();
+  if (has_uncertainties_) {
+    uncertainties_.resize(atomic_energies_.size());
+    outputs.uncertainties = uncertainties_.data();
+  }
   if (problem.empty()) {
     try {
       engine_->begin(graph, outputs);
@@ -86,7 +91,7 @@ void PairPaiNN::compute_on_cpu() {
   else if (close && extrapolation_ == Extrapolation::kWarn && !closeness_reported_)
     warning = describe(closest_);
   // The last point at which a rank may stop: exchanges follow.
-  agree(problem, warning, distance);
+  if (agree(problem, warning, distance)) closeness_reported_ = true;
 
   while (const mlff::ExchangeRequest* request = engine_->advance()) exchange(*request);
   if (cvflag_atom) find_barycentre_gradients(graph);
@@ -106,9 +111,40 @@ std::string PairPaiNN::find_not_finite(int n_all) const {
   return "";
 }
 
+// Whether this step computes uncertainties: because fix pair asks, or to compare with the limit.
+bool PairPaiNN::wants_uncertainties() const {
+  if (uncertainty_flag_ || uncertain_ == Extrapolation::kStop) return true;
+  return uncertain_ == Extrapolation::kWarn && !uncertainty_reported_;
+}
+
+// Force units of the run.
+double PairPaiNN::uncertainty_limit() const {
+  if (given_limit_ != kAuto) return given_limit_;
+  return mlff::kUncertaintyMargin * model_.largest_uncertainty * units_.energy / units_.length;
+}
+
+const char* PairPaiNN::force_unit() const {
+  if (std::strcmp(update->unit_style, "metal") == 0) return "eV/Angstrom";
+  if (std::strcmp(update->unit_style, "real") == 0) return "kcal/mol/Angstrom";
+  return "force units";
+}
+
+// The largest uncertainty of this rank's atoms if it exceeds the limit, else 0, and a line on it.
+double PairPaiNN::find_uncertain(std::string& found) const {
+  if (!has_uncertainties_ || uncertain_ == Extrapolation::kIgnore) return 0.0;
+  const auto largest = std::max_element(uncertainties_.begin(), uncertainties_.begin() + n_local_);
+  if (n_local_ == 0 || !(*largest > uncertainty_limit())) return 0.0;
+  found = format(
+      "the uncertainty of the force on atom %lld is %.3g %s at step %lld, above the limit of %.3g; "
+      "the model extrapolates there",
+      tag_of(static_cast<int>(largest - uncertainties_.begin())), *largest, force_unit(),
+      static_cast<long long>(update->ntimestep), uncertainty_limit());
+  return *largest;
+}
+
 // One line on all ranks if the energy of this rank's atoms or a force on them is not finite, where
-// the positions were. Collective.
-void PairPaiNN::stop_unless_finite(double energy) {
+// the positions were, or more uncertain than it may be. Collective.
+void PairPaiNN::check_results(double energy) {
   const long long step = update->ntimestep;
   std::string problem;
   if (!std::isfinite(energy))
@@ -120,7 +156,15 @@ void PairPaiNN::stop_unless_finite(double energy) {
                        tag_of(i), step);
   }
   if (!problem.empty()) problem += "; check the structure, the time step and the model";
-  agree(problem, "");
+  std::string uncertain, warning;
+  double largest = 0.0;
+  if (problem.empty()) largest = find_uncertain(uncertain);
+  if (uncertain_ == Extrapolation::kStop) {
+    if (problem.empty()) problem = uncertain;
+  } else if (!uncertainty_reported_) {
+    warning = uncertain;
+  }
+  if (agree(problem, warning, -largest)) uncertainty_reported_ = true;
 }
 
 // Edges from LAMMPS' full neighbour list. Returns a problem or "".
@@ -286,7 +330,9 @@ void PairPaiNN::add_results() {
 
   // The owners' share is returned here, so neither newton on nor off is anything to LAMMPS.
   return_totals();
-  stop_unless_finite(sum);
+  if (has_uncertainties_)
+    for (int i = 0; i < n_local_; ++i) uncertainties_[i] *= to_force;
+  check_results(sum);
 
   double** f = atom->f;
   for (int i = 0; i < n_local_; ++i) {

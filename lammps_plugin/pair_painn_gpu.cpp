@@ -85,6 +85,9 @@ void PairPaiNN::Gpu::compute() {
     p.error->all(FLERR,
                  "pair_style painn: centroid/stress/atom is not available with device gpu; use "
                  "device cpu");
+  if (p.uncertainty_flag_)
+    p.error->all(
+        FLERR, "pair_style painn: uncertainties are not computed with device gpu; use device cpu");
   p.n_local_ = p.atom->nlocal;
   p.n_rows_ = p.atom->nlocal + p.atom->nghost;
   p.ghost_rows_ = true;
@@ -119,7 +122,7 @@ void PairPaiNN::Gpu::compute() {
     else if (!p.closeness_reported_)
       warning = p.describe(closest);
   }
-  p.agree(problem, warning, distance);
+  if (p.agree(problem, warning, distance)) p.closeness_reported_ = true;
 
   if (!alone) {
     try {
@@ -198,7 +201,7 @@ void PairPaiNN::Gpu::add_results(const mlff::gpu::StepResult& result) {
           0.5 * (w[3 * kPlace[k][0] + kPlace[k][1]] + w[3 * kPlace[k][1] + kPlace[k][0]]);
   }
   p.return_totals();
-  p.stop_unless_finite(result.energy);
+  p.check_results(result.energy);
   double** f = p.atom->f;
   for (int i = 0; i < p.n_local_; ++i) {
     const double* total = &p.totals_[i * width];

@@ -8,3 +8,5 @@ PRECISIONS = ("float32", "float64")
 MAX_THREADS = 1024
 #: Å. Neighbour lists reach this much beyond the cutoff and live until an atom has moved half of it.
 DEFAULT_SKIN = 0.3
+#: Times the largest uncertainty of held-out atoms: where users are warned unless they set a limit.
+UNCERTAINTY_MARGIN = 3.0

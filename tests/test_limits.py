@@ -16,7 +16,7 @@ from support.systems import System
 
 from mlff_distiller import _native, lattice
 from mlff_distiller.calculator import StudentCalculator
-from mlff_distiller.constants import DEFAULT_SKIN, MAX_THREADS
+from mlff_distiller.constants import DEFAULT_SKIN, MAX_THREADS, UNCERTAINTY_MARGIN
 from mlff_distiller.data.structure import check_cell
 from mlff_distiller.elements import MAX_Z
 from mlff_distiller.errors import InputError
@@ -40,6 +40,7 @@ def test_python_and_cpp_have_the_same_numbers():
         "most_images": lattice.MOST_IMAGES,
         "num_elements": MAX_Z,
         "default_skin": DEFAULT_SKIN,
+        "uncertainty_margin": UNCERTAINTY_MARGIN,
         "most_threads": MAX_THREADS,
     }
 

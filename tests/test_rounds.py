@@ -53,6 +53,7 @@ def settings(folder: Path) -> dict[str, Any]:
             "visited": 4,
             "epochs": 10,
         },
+        "acceptance": {"gates": ["held_out", "lattice", "visited"]},
         "engines": {"lammps": False, "openmm": False, "nve_steps": 20, "npt_steps": 0},
     }
 

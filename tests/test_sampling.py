@@ -17,8 +17,8 @@ from mlff_distiller.data import Structure, structures_hash
 from mlff_distiller.data.splits import draw_splits
 from mlff_distiller.errors import InputError
 from mlff_distiller.sampling import builtin, rattled, sample, water_box
+from mlff_distiller.sampling.dynamics import HOT
 from mlff_distiller.sampling.geometry import closest_ratio, random_strain, strained
-from mlff_distiller.sampling.md import HOT
 from mlff_distiller.sampling.rattle import CLOSE_CONTACT
 
 COPPER = Structure.from_atoms(bulk("Cu", cubic=True) * (2, 2, 2))

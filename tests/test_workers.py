@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from ase.build import bulk
 
@@ -63,6 +66,37 @@ def test_a_killed_worker_is_one_line() -> None:
         list(run_all(dies, range(4), 2))
     assert list(run_all(square, [5, 6], 2)) == [25, 36], "new workers take over"
     stop_workers()
+
+
+LEFT_BEHIND = """
+import subprocess, sys, time
+from mlff_distiller.workers import run_all
+
+def sleep(x):
+    with subprocess.Popen(["sleep", "100"], start_new_session=True) as process:
+        print(process.pid, flush=True)
+        try:
+            while process.poll() is None:
+                time.sleep(0.1)
+        except BaseException:
+            process.kill()
+            raise
+
+list(run_all(sleep, range(2), 2))
+"""
+
+
+def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
+    """And so does what they have started: LAMMPS would go on for hours."""
+    command = [sys.executable, "-c", LEFT_BEHIND]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        started = [int(process.stdout.readline()) for _ in range(2)]
+        process.kill()
+        process.wait()
+    end = time.monotonic() + 120
+    while any(psutil.pid_exists(pid) for pid in started):
+        assert time.monotonic() < end, "left behind"
+        time.sleep(0.1)
 
 
 def test_parallel_labels_are_those_of_one_process(tmp_path: Path) -> None:

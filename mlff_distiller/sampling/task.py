@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from ase import Atoms
 from ase.calculators.calculator import Calculator
 
 from mlff_distiller.data.structure import Structure
@@ -78,6 +79,13 @@ class Task:
         cell = np.eye(3) * edge
         return replace(structure, positions=positions, cell=cell, pbc=np.ones(3, dtype=bool))
 
+    def attach(self, atoms: Atoms) -> None:
+        """Give ``atoms`` the calculator, without memory of what it was used for before."""
+        if self.calculator is None:
+            raise TypeError("this task has no calculator")
+        self.calculator.reset()
+        atoms.calc = self.calculator
+
     def compute(
         self, structure: Structure, rejected: Counter[str]
     ) -> tuple[float, np.ndarray] | None:
@@ -85,11 +93,8 @@ class Task:
 
         None where it fails or answers NaN: that is counted in ``rejected``.
         """
-        if self.calculator is None:
-            raise TypeError("a task without a calculator")
         atoms = structure.to_atoms(labels=False)
-        self.calculator.reset()
-        atoms.calc = self.calculator
+        self.attach(atoms)
         try:
             energy, forces = float(atoms.get_potential_energy()), atoms.get_forces()
         except Exception as error:  # calculators raise whatever they like on wild geometries

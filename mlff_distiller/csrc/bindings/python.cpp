@@ -50,6 +50,7 @@ PYBIND11_MODULE(_native, m) {
   constants["most_threads"] = mlff::kMostThreads;
   constants["num_elements"] = mlff::kNumElements;
   constants["default_skin"] = mlff::kDefaultSkin;
+  constants["uncertainty_margin"] = mlff::kUncertaintyMargin;
   m.attr("constants") = constants;
 
   m.def("available_isas", [] {

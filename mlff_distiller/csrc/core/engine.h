@@ -21,6 +21,9 @@ constexpr int kMostThreads = 1024;
 // What is said where uncertainties are asked of a model without.
 extern const char* const kNoUncertainty;
 
+// Times the largest uncertainty of held-out atoms: where users are warned unless they set a limit.
+constexpr double kUncertaintyMargin = 3.0;
+
 struct EngineOptions {
   Precision precision = Precision::kFloat32;  // of features; positions and energies are double
   int num_threads = 0;                        // 0: OpenMP's default
