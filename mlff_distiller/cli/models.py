@@ -7,7 +7,16 @@ from typing import Any
 
 import typer
 
-from mlff_distiller.cli.common import JSON, accuracy_text, emit, example, note, user_errors, wrote
+from mlff_distiller.cli.common import (
+    JSON,
+    accuracy_text,
+    emit,
+    example,
+    interval,
+    note,
+    user_errors,
+    wrote,
+)
 from mlff_distiller.errors import InputError
 
 
@@ -170,8 +179,8 @@ def distill(
         from mlff_distiller.pipeline.plan import plan
 
         purpose = {
-            "temperature": _interval(temperature, "--temperature", "300:900"),
-            "pressure": _interval(pressure, "--pressure", "0:10"),
+            "temperature": interval(temperature, "--temperature", "300:900"),
+            "pressure": interval(pressure, "--pressure", "0:10"),
             "ensembles": ensemble or None,
             "phases": phase or None,
             "defects": defect or None,
@@ -219,21 +228,6 @@ def _refused(run_dir: Path, minutes: float | None) -> str:
         f"the student fails gates: do not use it where they matter; distill again with {more} into "
         f"another directory, or ask for less (purpose, acceptance in {run_dir / 'config.yaml'})"
     )
-
-
-def _interval(text: str | None, option: str, example: str) -> list[float] | None:
-    """``LOW:HIGH`` or one number for both."""
-    if text is None:
-        return None
-    try:
-        values = [float(part) for part in text.split(":")]
-    except ValueError:
-        values = []
-    if len(values) not in (1, 2):
-        raise InputError(
-            f"{option} must be LOW:HIGH or one number, got {text!r}; use e.g. {example}"
-        )
-    return [values[0], values[-1]]
 
 
 def _preset(name: str | None) -> dict[str, Any]:
