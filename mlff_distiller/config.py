@@ -15,7 +15,11 @@ from mlff_distiller.evaluation.gates.settings import AcceptanceConfig
 from mlff_distiller.purpose import PurposeConfig
 from mlff_distiller.sampling.defect_frames import DefectsConfig
 from mlff_distiller.sampling.dimers import DimersConfig
+from mlff_distiller.sampling.melt import MeltConfig
+from mlff_distiller.sampling.modes import ModesConfig
+from mlff_distiller.sampling.molecule_frames import MoleculesConfig
 from mlff_distiller.sampling.strain import StrainConfig
+from mlff_distiller.sampling.walk import WalkConfig
 from mlff_distiller.settings import (
     Settings,
     from_dict,
@@ -37,13 +41,17 @@ __all__ = [
     "DistillConfig",
     "EnginesConfig",
     "LoopConfig",
+    "MeltConfig",
     "ModelConfig",
+    "ModesConfig",
+    "MoleculesConfig",
     "PurposeConfig",
     "SamplingConfig",
     "StrainConfig",
     "TeacherConfig",
     "TrainConfig",
     "TrainingConfig",
+    "WalkConfig",
     "from_dict",
     "load_config",
     "load_yaml",
@@ -196,6 +204,12 @@ class SamplingConfig(Settings, path="sampling"):
     md_temperatures: list[float] = setting(
         [300.0, 600.0, 1200.0], "One trajectory each.", unit="K", above=0
     )
+    md_pressures: list[float] = setting(
+        [],
+        "With every temperature one trajectory each; empty: fixed volume. Structures that are not "
+        "periodic in three directions or have held atoms keep their cells.",
+        unit="GPa",
+    )
     md_timestep: float = setting(1.0, "Time step of the dynamics.", unit="fs", above=0)
     md_interval: int = setting(10, "Steps between two frames.", least=1)
     md_warmup: int = setting(50, "Steps thrown away at the start.", least=0)
@@ -227,6 +241,10 @@ class SamplingConfig(Settings, path="sampling"):
     strain: StrainConfig = section(StrainConfig)
     dimers: DimersConfig = section(DimersConfig)
     defects: DefectsConfig = section(DefectsConfig)
+    molecules: MoleculesConfig = section(MoleculesConfig)
+    modes: ModesConfig = section(ModesConfig)
+    walk: WalkConfig = section(WalkConfig)
+    melt: MeltConfig = section(MeltConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -6,7 +6,11 @@ the other on both, because few teachers use a second thread well.
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -18,7 +22,11 @@ ResultT = TypeVar("ResultT")
 
 # s after which an idle worker ends; a killed parent leaves none behind for longer.
 _IDLE = 120
+# s between two looks at the parent, and for a worker to end what it has started.
+_LOOK, _GRACE = 1.0, 10.0
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+_pools: list[Any] = []
 
 
 def run_all(
@@ -61,10 +69,8 @@ def run_all(
 
 def stop_workers() -> None:
     """End all workers now; what they were doing is lost."""
-    from loky import reusable_executor
-
-    if reusable_executor._executor is not None:
-        reusable_executor._executor.shutdown(wait=True, kill_workers=True)
+    while _pools:
+        _pools.pop().shutdown(wait=True, kill_workers=True)
 
 
 def _pool(workers: int) -> Any:
@@ -73,13 +79,27 @@ def _pool(workers: int) -> Any:
     # Thread pools read these when their libraries load, so they must be there from the start. A
     # worker that has loaded a teacher has grown, but it leaks nothing.
     environment = {**dict.fromkeys(_THREADS, "1"), "LOKY_MAX_MEMORY_LEAK_SIZE": "1e15"}
-    return get_reusable_executor(
+    pool = get_reusable_executor(
         max_workers=workers, timeout=_IDLE, env=environment, initializer=_begin
     )
+    if pool not in _pools:
+        _pools.append(pool)
+    return pool
 
 
 def _begin() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     import torch
 
     torch.set_num_threads(1)
+
+
+def _end_with(parent: int) -> None:
+    """End this worker, and the LAMMPS that it runs, when the parent was killed."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_GRACE)
+    os._exit(1)

@@ -69,6 +69,7 @@ def settings(folder: Path) -> dict[str, Any]:
             "tensorboard": False,
         },
         "loop": {"rounds": 0},  # of which tests/test_rounds.py knows
+        "acceptance": {"measure": False},
         "engines": {"nve_steps": 100, "npt_steps": 50},
     }
 
@@ -321,7 +322,11 @@ def test_every_setting_that_a_station_sees_counts_unless_it_says_how() -> None:
         }
         for station in (sampling_station, label, engines)
     }
-    assert how == {"sample": {"device"}, "label": {"device", "batch_size"}, "engines": set()}
+    assert how == {
+        "sample": {"device"},
+        "label": {"device", "batch_size", "workers"},
+        "engines": set(),
+    }
     inputs = fit.Inputs(hashed, ModelConfig(), TrainingConfig())
     ignored = {
         name

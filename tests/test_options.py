@@ -395,6 +395,8 @@ def distilled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "sampling": {"num_rattle": 20, "num_md": 0, "max_force": 30.0, "rattle_stdev": [0.05]},
         "model": {"hidden_dim": 8, "num_interactions": 1, "num_rbf": 4, "cutoff": 3.5},
         "training": {"max_epochs": 1, "batch_size": 20, "threads": 1, "tensorboard": False},
+        "loop": {"rounds": 0},
+        "acceptance": {"measure": False},
         "engines": {"lammps": False, "openmm": False, "ase": False},
     }
     _distill(settings)

@@ -16,9 +16,9 @@ from mlff_distiller.config import SamplingConfig
 from mlff_distiller.data import Structure, structures_hash
 from mlff_distiller.data.splits import draw_splits
 from mlff_distiller.errors import InputError
-from mlff_distiller.sampling import builtin, rattle_relax_repeat, rattled, sample, water_box
+from mlff_distiller.sampling import builtin, rattled, sample, water_box
+from mlff_distiller.sampling.dynamics import HOT
 from mlff_distiller.sampling.geometry import closest_ratio, random_strain, strained
-from mlff_distiller.sampling.md import HOT
 from mlff_distiller.sampling.rattle import CLOSE_CONTACT
 
 COPPER = Structure.from_atoms(bulk("Cu", cubic=True) * (2, 2, 2))
@@ -196,26 +196,6 @@ def test_what_cannot_be_sampled_is_named() -> None:
     for temperatures in ([], [-1.0]):
         with pytest.raises(InputError, match="md_temperatures"):
             sample([COPPER], config(num_md=3, md_temperatures=temperatures), EMT())
-
-
-def test_rattle_relax_repeat_walks_downhill_and_back_to_its_cell() -> None:
-    frames = rattle_relax_repeat(
-        COPPER, EMT(), 8, stdev=0.15, max_strain=0.03, relax_steps=20, max_force=0.3
-    )
-    assert [s.info["source"] for s in frames] == ["walk-rattle", "walk-relax"] * 4
-    for before, after in zip(frames[::2], frames[1::2], strict=True):
-        energies = []
-        for s in (before, after):
-            atoms = s.to_atoms()
-            atoms.calc = EMT()
-            energies.append(atoms.get_potential_energy())
-        assert energies[1] < energies[0]
-        np.testing.assert_array_equal(before.cell, after.cell)
-        assert np.abs(before.cell - COPPER.cell).max() < 0.031 * 7.3
-    again = rattle_relax_repeat(
-        COPPER, EMT(), 8, stdev=0.15, max_strain=0.03, relax_steps=20, max_force=0.3
-    )
-    assert structures_hash(frames) == structures_hash(again)
 
 
 def test_calculator_that_fails_in_dynamics_is_counted() -> None:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from ase.build import bulk
 from ase.data import covalent_radii
+from ase.io import write
+from support.commands import run
 
 from mlff_distiller.config import SamplingConfig, from_dict
-from mlff_distiller.data import Structure, structures_hash
+from mlff_distiller.data import HDF5Dataset, Structure, structures_hash
 from mlff_distiller.data.bonds import find_molecules
 from mlff_distiller.data.structure import is_isolated
 from mlff_distiller.errors import InputError
+from mlff_distiller.pipeline import sample as station
+from mlff_distiller.pipeline.stage import Hashed
 from mlff_distiller.sampling import builtin, count_sources, sample
+from mlff_distiller.sampling.dimers import FEW
 from mlff_distiller.sampling.geometry import closest_ratio
-from mlff_distiller.sampling.sample import NEAR_COPY
+from mlff_distiller.sampling.sample import NEAR_COPY, SECTIONS
 from mlff_distiller.training.reference import isolated_energies
 
 COPPER = Structure.from_atoms(bulk("Cu", cubic=True))
@@ -146,7 +155,20 @@ def test_dimers_and_atoms_of_a_teacher_that_needs_a_cell() -> None:
         assert s.to_atoms().get_all_distances(mic=True).max() == pytest.approx(reach, abs=1e-3)
     atom = frames[-1]
     assert is_isolated(atom.atomic_numbers, atom.info)
+    assert atom.info["config_type"] == "IsolatedAtom"
     assert isolated_energies([atom.with_labels(-1.5)]) == {29: -1.5}
+
+
+def test_few_dimers_are_in_the_middle_and_too_few_are_said() -> None:
+    rejected: Counter[str] = Counter()
+    config = settings(dimers={"number": 2, "condensed": 0.0})
+    frames = sample([SALT], config, rejected=rejected)
+    assert rejected == {FEW: 1}
+    for s, (a, b) in zip(frames, ((11, 11), (11, 17)), strict=True):
+        short = 0.55 * (covalent_radii[a] + covalent_radii[b])
+        assert s.info["distance"] == pytest.approx(np.sqrt(short * 6.5), abs=1e-3)
+    with pytest.raises(InputError, match="three periodic directions, got C2H6O"):
+        sample(builtin("ethanol"), settings(num_rattle=1), periodic_only=True)
 
 
 def test_pushed_pairs_leave_held_atoms_alone() -> None:
@@ -203,3 +225,54 @@ def test_near_copies_are_dropped_and_counted() -> None:
     assert widths[None] == 2
     assert rejected == {NEAR_COPY: 42 - len(frames)}
     assert len(frames) in (21, 22)
+
+
+def test_the_station_counts_kinds_and_what_is_left_out(tmp_path: Path) -> None:
+    config = settings(strain={"number": 6}, dimers={"number": 6}, modes={"number": 2}, keep=0.5)
+    start = Hashed([COPPER], structures_hash([COPPER]))
+    lines: list[str] = []
+    result = station.work(station.Inputs(start, config, "emt", {}), tmp_path, lines.append)
+    frames = HDF5Dataset(tmp_path / "frames.h5", require_labels=False)
+    assert sum(result.sources.values()) == result.num_frames == len(frames) == 7
+    assert result.rejected[NEAR_COPY] == 7
+    assert f"not sampled: 7 x {NEAR_COPY}" in lines
+    assert not (tmp_path / station.PARTIAL).exists()
+
+
+def test_page_shows_settings_that_work() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "sampling.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        from_dict(SamplingConfig, yaml.safe_load(block), "sampling")
+    inline = re.findall(r"\| `(\w+: [^`]+)` ", text)
+    assert len(inline) == 10
+    shown = [from_dict(SamplingConfig, yaml.safe_load(line), "sampling") for line in inline]
+    # Every section with a number of frames is on the page.
+    for name in SECTIONS:
+        assert any(getattr(config, name).number for config in shown), name
+
+
+def test_command_with_a_file_of_all_kinds(tmp_path: Path) -> None:
+    write(tmp_path / "a.extxyz", bulk("AuCu", "rocksalt", a=5.2, cubic=True))
+    (tmp_path / "s.yaml").write_text(
+        "{num_rattle: 2, num_md: 2, md_pressures: [1.0], md_temperatures: [300], md_warmup: 1,"
+        " md_interval: 1, isolated_atoms: true, strain: {number: 2}, dimers: {number: 6},"
+        " defects: {number: 5, max_atoms: 40}, modes: {number: 2}, walk: {number: 2, max_force: 99},"
+        " melt: {number: 2, heat_steps: 2, hold_steps: 2, quench_steps: 2}}"
+    )
+    result = run(
+        "sample", "a.extxyz", "--config", "s.yaml", "--teacher", "emt", "-o", "f.h5", "--json",
+        cwd=tmp_path,
+    )  # fmt: skip
+    found = json.loads(result.stdout)["sources"]
+    kinds = {name.split()[0] for name in found}
+    assert kinds == {
+        "rattle", "strain", "dimer", "defect", "isolated-atom", "modes", "walk", "md", "melt",
+    }  # fmt: skip
+    assert sum(found.values()) == len(HDF5Dataset(tmp_path / "f.h5", require_labels=False))
+    (tmp_path / "m.yaml").write_text("{num_rattle: 0, molecules: {number: 5}}")
+    result = run(
+        "sample", "builtin:ethanol", "--config", "m.yaml", "-o", "m.h5", "--json", cwd=tmp_path
+    )
+    assert sum(json.loads(result.stdout)["sources"].values()) == 5

@@ -15,8 +15,8 @@ from mlff_distiller.config import SamplingConfig
 from mlff_distiller.data import Structure
 from mlff_distiller.errors import InputError
 from mlff_distiller.sampling import sample
+from mlff_distiller.sampling.dynamics import HOT, LARGE_FORCE
 from mlff_distiller.sampling.geometry import closest_ratio
-from mlff_distiller.sampling.md import HOT, LARGE_FORCE
 from mlff_distiller.sampling.rattle import CLOSE_CONTACT
 
 COPPER = Structure.from_atoms(bulk("Cu", cubic=True) * (3, 3, 3))

@@ -66,7 +66,7 @@ def test_structures_may_be_a_list() -> None:
     ):
         SamplingConfig(supercell=[2, 2])
     with pytest.raises(InputError, match="supercell"):
-        SamplingConfig(supercell=[2, 2, 0])
+        SamplingConfig(supercell=[2, 2, -1])
     schema = json_schema(DistillConfig)["properties"]["structures"]
     assert [kind["type"] for kind in schema["anyOf"]] == ["string", "array"]
 
@@ -84,6 +84,16 @@ def test_sample_repeats_the_cell(tmp_path: Path) -> None:
     )
 
 
+def test_as_many_repeats_as_two_cutoffs_need() -> None:
+    copper = Structure.from_atoms(bulk("Cu", cubic=True))  # 3.61 Å wide
+    assert len(supercell(copper, [0, 0, 0], 4.0)) == 4 * 27
+    assert len(supercell(copper, [0, 1, 0], 4.0)) == 4 * 9
+    assert narrow_cell(supercell(copper, [0, 0, 0], 4.0), 4.0) is None
+    skewed = Structure.from_atoms(bulk("Cu"))  # its planes are 2.08 Å apart
+    assert len(supercell(skewed, [0, 0, 0], 4.0)) == 64
+    assert len(supercell(copper, [0, 0, 0])) == 4, "no cutoff, no repeats"
+
+
 def test_distill_of_two_structures(tmp_path: Path) -> None:
     for name in ("Cu", "Al"):
         write(tmp_path / f"{name}.extxyz", bulk(name, cubic=True))
@@ -94,6 +104,8 @@ def test_distill_of_two_structures(tmp_path: Path) -> None:
         "sampling": {"supercell": [2, 2, 2], "num_rattle": 20, "num_md": 0},
         "model": {"hidden_dim": 8, "num_interactions": 1, "num_rbf": 4, "cutoff": 4.5},
         "training": {"max_epochs": 1, "threads": 1},
+        "loop": {"rounds": 0},
+        "acceptance": {"measure": False},
         "engines": {"lammps": False, "openmm": False, "ase": False},
     }
     (tmp_path / "c.yaml").write_text(json.dumps(config))

@@ -155,34 +155,58 @@ def _integrator(  # type: ignore[no-untyped-def]
             fixcm=False,
             rng=rng,
         )
-    return _langevin_barostat(atoms, settings, timestep, rng)
+    return langevin_barostat(
+        atoms,
+        timestep,
+        temperature=settings.temperature,
+        pressure=settings.pressure,
+        period=1000 * timestep,
+        rng=rng,
+    )
 
 
-def _langevin_barostat(  # type: ignore[no-untyped-def]
-    atoms: Atoms, settings: MDSettings, timestep: float, rng: np.random.Generator
+def langevin_barostat(  # type: ignore[no-untyped-def]
+    atoms: Atoms,
+    timestep: float,
+    *,
+    temperature: float,
+    pressure: float,
+    period: float,
+    mass: float | None = None,
+    rng: np.random.Generator,
 ):
     """Langevin dynamics of atoms and volume (Quigley and Probert 2004): ergodic for few atoms,
-    where chains of thermostats are not."""
+    where chains of thermostats are not.
+
+    Args:
+        atoms: with a calculator that has a stress.
+        timestep: ASE's unit of time.
+        temperature: K.
+        pressure: bar.
+        period: in which the motion of the volume loses its memory, ASE's unit of time.
+        mass: of the volume, ASE's units; by default that of Martyna, Tobias and Klein 1994.
+        rng: of the thermostats.
+    """
     try:
         from ase.md.langevinbaoab import LangevinBAOAB
     except ImportError:
         raise InputError(
             "NPT in ASE needs a newer ASE; run: pip install -U ase, or use --engine lammps"
         ) from None
-    degrees = atoms.get_number_of_degrees_of_freedom()
-    period = 1000 * timestep
+    if mass is None:
+        degrees = atoms.get_number_of_degrees_of_freedom()
+        mass = (degrees + 3) * units.kB * temperature * period**2
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of constraints: this one is of momenta alone
         return LangevinBAOAB(
             atoms,
             timestep,
-            temperature_K=settings.temperature,
-            externalstress=-settings.pressure * 1e5 * units.Pascal,
+            temperature_K=temperature,
+            externalstress=-pressure * 1e5 * units.Pascal,
             hydrostatic=True,
             T_tau=100 * units.fs,
             P_tau=period,
-            # Martyna, Tobias and Klein 1994.
-            P_mass=(degrees + 3) * units.kB * settings.temperature * period**2,
+            P_mass=mass,
             rng=rng,
         )
 

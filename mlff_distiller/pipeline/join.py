@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from mlff_distiller.data import HDF5Dataset, HDF5Writer, Structure
+from mlff_distiller.data import HDF5Dataset, Structure, write_structures
 from mlff_distiller.data.hdf5 import store_splits
 from mlff_distiller.data.splits import SPLITS
+from mlff_distiller.data.structure import is_isolated
 from mlff_distiller.pipeline.choose import VISITED
 from mlff_distiller.pipeline.stage import Hashed, Say, Station
+from mlff_distiller.training.reference import doubt_isolated_atoms
 
 DATA = "data.h5"
 # Of the frames that student dynamics visited every third is for validation: training must not end
@@ -47,19 +49,26 @@ def work(inputs: Inputs, output: Path, say: Say) -> Result:
         data = HDF5Dataset(source.value)
         some = list(data)
         own = data.splits if first is None else splits_of_round(some)
+        dropped = set()
+        if first is None and (doubt := doubt_isolated_atoms(some)):
+            say(f"note: {doubt}")
+            dropped = {i for i, s in enumerate(some) if is_isolated(s.atomic_numbers, s.info)}
+        place = {i: len(frames) + k for k, i in enumerate(_others(len(some), dropped))}
         for name in SPLITS:
-            splits[name] += [len(frames) + int(i) for i in own.get(name, [])]
-        frames += some
+            splits[name] += [place[int(i)] for i in own.get(name, []) if int(i) in place]
+        frames += [some[i] for i in place]
         first = first or data
     assert first is not None
-    (output / DATA).unlink(missing_ok=True)
-    with HDF5Writer(output / DATA, teacher=first.teacher, versions=first.versions) as writer:
-        writer.append(frames)
+    write_structures(output / DATA, frames, teacher=first.teacher, versions=first.versions)
     store_splits(output / DATA, {k: np.array(v, dtype=np.int64) for k, v in splits.items()})
     digest = hashlib.sha256(HDF5Dataset(output / DATA).hash().encode())
     for name in SPLITS:
         digest.update(np.array(splits[name], dtype=np.int64).tobytes() + b";")
     return Result({k: len(v) for k, v in splits.items()}, digest.hexdigest())
+
+
+def _others(number: int, dropped: set[int]) -> list[int]:
+    return [i for i in range(number) if i not in dropped]
 
 
 def splits_of_round(frames: list[Structure]) -> dict[str, list[int]]:

@@ -345,7 +345,16 @@ def plan_runs(
 
 
 def _starts(start: Sequence[Structure], known: Sequence[Structure]) -> list[Structure]:
-    """Training frames that dynamics can start from: as large and as periodic as ``start``."""
+    """Training frames that dynamics can start from: as large and as periodic as ``start``.
+
+    Pairs that were pushed together only explode.
+    """
     least = min(len(s) for s in start) // 2
     periodic = {s.pbc.tobytes() for s in start}
-    return [s for s in known if len(s) > max(1, least) and s.pbc.tobytes() in periodic]
+    return [
+        s
+        for s in known
+        if len(s) > max(1, least)
+        and s.pbc.tobytes() in periodic
+        and s.info.get("source") != "dimer"
+    ]

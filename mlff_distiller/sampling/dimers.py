@@ -17,6 +17,7 @@ from mlff_distiller.sampling.task import ATTEMPTS, Task
 from mlff_distiller.settings import Settings, seed_setting, setting
 
 _STREAM = 5
+FEW = "a pair of elements without a dimer in vacuum (raise sampling.dimers.number)"
 _MOST_NEIGHBOURS = 1.25  # times the smallest distance of two elements: still neighbours
 
 
@@ -65,6 +66,8 @@ def dimer_frames(task: Task, config: DimersConfig) -> list[Structure]:
     inside = {pair: _neighbours(task, pair) for pair in pairs}
     with_neighbours = [pair for pair in pairs if inside[pair]]
     pushed = round(config.condensed * config.number) if with_neighbours else 0
+    if config.number and len(pairs) > config.number - pushed:
+        task.rejected[FEW] += len(pairs) - (config.number - pushed)
     frames = []
     for k in range(config.number - pushed):
         frames.append(_alone(task, config, pairs, k, config.number - pushed))
@@ -83,7 +86,7 @@ def _alone(
     # Those pairs that come first in the turn get what is left over.
     steps = number // len(pairs) + (k % len(pairs) < number % len(pairs))
     short = config.shortest * _contact(pair)
-    part = (k // len(pairs)) / (steps - 1) if steps > 1 else 0.0
+    part = _part(k // len(pairs), steps)
     distance = short * (max(config.reach, short) / short) ** part
     direction = task.rng(config.seed, _STREAM, 0, k).normal(size=3)
     direction /= np.linalg.norm(direction)
@@ -93,6 +96,11 @@ def _alone(
     info = {"kind": "vacuum", "pair": name, "distance": round(distance, 4)}
     # A gap as wide as the box keeps the images out of any cutoff.
     return task.frame(task.boxed(lone), "dimer", None, f"{name}-{k}", **info)
+
+
+def _part(step: int, steps: int) -> float:
+    """Where a step of a ladder lies, from 0 to 1; a short one keeps away from its ends."""
+    return step / (steps - 1) if steps > 3 else (step + 1) / (steps + 1)
 
 
 def _within(

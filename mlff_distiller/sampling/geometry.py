@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from ase.data import covalent_radii
 from ase.neighborlist import neighbor_list
+from scipy.spatial import cKDTree
 
 from mlff_distiller.data.structure import Structure, complete_cell
 
@@ -111,14 +112,20 @@ def smallest_repeat(structure: Structure, tolerance: float = 1e-3) -> tuple[Stru
 def is_translation(structure: Structure, vector: np.ndarray, tolerance: float = 1e-3) -> bool:
     """Whether a periodic structure is the same after all atoms are moved by ``vector``, Å."""
     inverse = np.linalg.inv(structure.cell)
-    moved = structure.positions + vector
-    for z in np.unique(structure.atomic_numbers):
-        mine = structure.atomic_numbers == z
-        apart = (moved[mine][:, None] - structure.positions[mine][None]) @ inverse
-        apart = (apart - np.round(apart)) @ structure.cell
-        if np.linalg.norm(apart, axis=2).min(axis=1).max() > tolerance:
-            return False
-    return True
+    sites = _wrapped(structure.positions @ inverse)
+    moved = _wrapped((structure.positions + vector) @ inverse)
+    _, nearest = cKDTree(sites, boxsize=1.0).query(moved)
+    if np.any(structure.atomic_numbers[nearest] != structure.atomic_numbers):
+        return False
+    apart = moved - sites[nearest]
+    apart = (apart - np.round(apart)) @ structure.cell
+    return float(np.linalg.norm(apart, axis=1).max()) <= tolerance
+
+
+def _wrapped(fractional: np.ndarray) -> np.ndarray:
+    inside = fractional % 1.0
+    inside[inside >= 1.0] = 0.0  # the rest of a tiny negative number is rounded to 1
+    return inside
 
 
 def roomy_cell(structure: Structure, max_atoms: int, axes: Sequence[int] = (0, 1, 2)) -> Structure:
@@ -135,9 +142,13 @@ def roomy_cell(structure: Structure, max_atoms: int, axes: Sequence[int] = (0, 1
     free = structure.pbc & np.isin(np.arange(3), axes)
     widths = np.where(free, 1.0 / np.linalg.norm(inverse, axis=0), np.inf)
     most = max(1, max_atoms // len(structure))
-    ranges = [range(1, most + 1) if repeated else [1] for repeated in free]
-    fitting = [r for r in itertools.product(*ranges) if np.prod(r) <= most]
-    best = max(fitting, key=lambda r: (round(float((widths * r).min()), 6), -np.prod(r)))
+    fitting = [
+        (a, b, c)
+        for a in (range(1, most + 1) if free[0] else [1])
+        for b in (range(1, most // a + 1) if free[1] else [1])
+        for c in (range(1, most // (a * b) + 1) if free[2] else [1])
+    ]
+    best = max(fitting, key=lambda r: (round(float((widths * r).min()), 6), -math.prod(r)))
     return supercell(structure, best)
 
 

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-import warnings
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from ase import Atoms, units
+from ase import Atoms
 from ase.calculators.calculator import Calculator
-from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 
 from mlff_distiller.data.structure import Structure
-from mlff_distiller.sampling.geometry import closest_ratio, random_strain, strained
+from mlff_distiller.sampling.dynamics import (
+    check_pressure,
+    has_pressure,
+    make_dynamics,
+    run_steps,
+    take_frame,
+)
+from mlff_distiller.sampling.geometry import random_strain, strained
 from mlff_distiller.sampling.partial import PartialFrames
-from mlff_distiller.sampling.rattle import CLOSE_CONTACT
 
 if TYPE_CHECKING:  # its sections are those of the kinds of sampling
     from mlff_distiller.config import SamplingConfig
 
 # Frames of one segment are relatives. Short segments let a split take whole ones on each side.
 SEGMENT_FRAMES = 10
-_FRICTION = 0.01 / units.fs
 _RESTARTS = 5
-FAILED = "the calculator failed in molecular dynamics"
-HOT = "molecular dynamics ran away"
-LARGE_FORCE = "force above max_force in molecular dynamics"
 
 
 def run_md(
@@ -47,24 +48,36 @@ def run_md(
     ``md_warmup`` steps that are thrown away, and then keeps a frame every ``md_interval`` steps.
     A segment that runs away starts again from ``base``.
 
+    With ``config.md_pressures`` each temperature and pressure is one trajectory, whose volume goes
+    on from one segment to the next. Structures without three periodic directions or with held atoms
+    keep their cell.
+
     Args:
         base: starting structures; segments take them in turn.
         calculator: any ASE calculator.
-        config: num_md, md_temperatures, md_timestep, md_interval, md_warmup, min_distance,
-            max_force, max_strain, seed.
+        config: num_md, md_temperatures, md_pressures, md_timestep, md_interval, md_warmup,
+            min_distance, max_force, max_strain, seed.
         rejected: counts frames that were left out, by reason.
         progress: called with (frames, num_md).
         partial: where finished segments are kept and looked for.
 
     Returns:
-        frames whose ``info`` names source, parent, temperature (K) and segment.
+        frames whose ``info`` names source, parent, temperature (K), pressure (GPa) and segment.
+
+    Raises:
+        InputError: a pressure, and no structure or no calculator that can have one.
     """
     rejected = Counter() if rejected is None else rejected
-    temperatures = config.md_temperatures
+    if config.num_md and config.md_pressures:
+        check_pressure(base, calculator, "sampling.md_pressures to []")
+    pressures: Sequence[float | None] = config.md_pressures or [None]
+    conditions = list(itertools.product(config.md_temperatures, pressures))
     frames: list[Structure] = []
-    for t, temperature in enumerate(temperatures):
-        share = config.num_md // len(temperatures) + (t < config.num_md % len(temperatures))
-        ladder = _Trajectory(base, calculator, config, t, float(temperature), rejected, partial)
+    for t, (temperature, pressure) in enumerate(conditions):
+        share = config.num_md // len(conditions) + (t < config.num_md % len(conditions))
+        ladder = _Trajectory(
+            base, calculator, config, t, float(temperature), pressure, rejected, partial
+        )
         for frame in ladder.frames(share):
             frames.append(frame)
             if progress is not None:
@@ -73,7 +86,7 @@ def run_md(
 
 
 class _Trajectory:
-    """One temperature."""
+    """One temperature, and one pressure or a fixed volume."""
 
     def __init__(
         self,
@@ -82,11 +95,13 @@ class _Trajectory:
         config: SamplingConfig,
         index: int,
         temperature: float,
+        pressure: float | None,
         rejected: Counter[str],
         partial: PartialFrames | None,
     ) -> None:
         self.base, self.calculator, self.config = base, calculator, config
         self.index, self.temperature, self.partial = index, temperature, partial
+        self.pressure = pressure
         self.total_rejected, self.rejected = rejected, Counter[str]()  # of all, of this segment
         self.last: dict[int, Structure] = {}
         self.segment = 0
@@ -130,10 +145,16 @@ class _Trajectory:
         parent = self._parent()
         rng = np.random.default_rng([config.seed, 2, self.index, segment])
         atoms = self._start(parent, rng)
-        dynamics = self._dynamics(atoms, rng)
-        alive = self._run(dynamics, config.md_warmup)
+        dynamics = make_dynamics(
+            atoms,
+            self.config.md_timestep,
+            self.temperature,
+            self.pressure if has_pressure(self.base[parent]) else None,
+            rng,
+        )
+        alive = run_steps(dynamics, config.md_warmup, self.rejected)
         for _ in range(number):
-            alive = alive and self._run(dynamics, config.md_interval)
+            alive = alive and run_steps(dynamics, config.md_interval, self.rejected)
             frame = self._take(atoms, parent) if alive else None
             if frame is None:
                 self.last.pop(parent, None)
@@ -141,19 +162,10 @@ class _Trajectory:
             self.last[parent] = frame
             yield frame
 
-    def _run(self, dynamics: Langevin, steps: int) -> bool:
-        try:
-            dynamics.run(steps)
-        except Exception as error:  # calculators raise whatever they like on wild geometries
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            self.rejected[f"{FAILED} ({lines[0][:80]})"] += 1
-            return False
-        return True
-
     def _start(self, parent: int, rng: np.random.Generator) -> Atoms:
         origin = self.base[parent]
         here = self.last.get(parent, origin)
-        if origin.pbc.all():
+        if origin.pbc.all() and (self.pressure is None or not has_pressure(origin)):
             fractional = np.linalg.solve(here.cell.T, here.positions.T).T
             here = replace(here, positions=fractional @ origin.cell, cell=origin.cell)
             strains = self.config.max_strain > 0 and origin.fixed is None
@@ -169,50 +181,24 @@ class _Trajectory:
         atoms.calc = self.calculator
         return atoms
 
-    def _dynamics(self, atoms: Atoms, rng: np.random.Generator) -> Langevin:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            return Langevin(
-                atoms,
-                timestep=self.config.md_timestep * units.fs,
-                temperature_K=self.temperature,
-                friction=_FRICTION,
-                fixcm=False,
-                rng=rng,
-            )
-
     def _take(self, atoms: Atoms, parent: int) -> Structure | None:
-        finite = np.all(np.isfinite(atoms.positions)) and np.all(np.isfinite(_forces(atoms)))
-        # The kinetic energy of few atoms fluctuates: allow for three standard deviations more.
-        limit = 10.0 * self.temperature * (1.0 + 3.0 / np.sqrt(1.5 * len(atoms)))
-        if not finite or atoms.get_temperature() > limit:
-            self.rejected[HOT] += 1
+        origin = self.base[parent]
+        frame = take_frame(
+            atoms,
+            origin,
+            self.temperature,
+            min_distance=self.config.min_distance,
+            max_force=self.config.max_force,
+            rejected=self.rejected,
+        )
+        if frame is None:
             return None
-        info = {
+        info: dict[str, Any] = {
             "source": "md",
             "parent": parent,
             "temperature": self.temperature,
             "member": f"{self.index}-{self.segment}",
         }
-        origin = self.base[parent]
-        frame = Structure(
-            atomic_numbers=origin.atomic_numbers,
-            positions=atoms.get_positions(),
-            cell=np.asarray(atoms.get_cell()),
-            pbc=origin.pbc,
-            fixed=origin.fixed,
-            info={**origin.info, **info},
-        )
-        if closest_ratio(frame) < self.config.min_distance:
-            self.rejected[CLOSE_CONTACT] += 1
-            return None
-        if np.linalg.norm(_forces(atoms), axis=1).max() > self.config.max_force:
-            self.rejected[LARGE_FORCE] += 1
-            return None
-        return frame
-
-
-def _forces(atoms: Atoms) -> np.ndarray:
-    """(n, 3), eV/Å, those on held atoms too."""
-    forces: np.ndarray = atoms.get_forces(apply_constraint=False)
-    return forces
+        if self.pressure is not None and has_pressure(origin):
+            info["pressure"] = float(self.pressure)
+        return replace(frame, info={**origin.info, **info})

@@ -60,6 +60,9 @@ def cut_block(
     piece = block.structure
     positions = piece.positions - [[0.0, 0.0, float(cuts[order[termination]])]]
     positions -= np.floor(positions[:, 2:] / piece.cell[2, 2]) * piece.cell[2]
+    # Into the cell along the plane; atoms on its edge stay together.
+    flat = np.linalg.solve(piece.cell[:2, :2].T, positions[:, :2].T).T
+    positions -= np.floor(flat + 1e-6) @ piece.cell[:2]
     return Block(unlabelled(piece, positions=positions), periods)
 
 

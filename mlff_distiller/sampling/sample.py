@@ -15,10 +15,14 @@ from mlff_distiller.sampling.choose import farthest_points, geometric_descriptor
 from mlff_distiller.sampling.defect_frames import defect_frames
 from mlff_distiller.sampling.dimers import dimer_frames, isolated_atoms
 from mlff_distiller.sampling.md import run_md
+from mlff_distiller.sampling.melt import melt_frames
+from mlff_distiller.sampling.modes import mode_frames
+from mlff_distiller.sampling.molecule_frames import molecule_frames
 from mlff_distiller.sampling.partial import PartialFrames
 from mlff_distiller.sampling.rattle import rattle_all
 from mlff_distiller.sampling.strain import strain_frames
 from mlff_distiller.sampling.task import Task
+from mlff_distiller.sampling.walk import walk_frames
 
 if TYPE_CHECKING:  # its sections are those of the kinds of sampling
     from mlff_distiller.config import SamplingConfig
@@ -26,10 +30,10 @@ if TYPE_CHECKING:  # its sections are those of the kinds of sampling
 # With fewer starting structures than this, one family per structure could not fill three splits.
 FAMILIES = 10
 #: Sections of ``sampling`` with a number of frames, and those of them that ask the teacher.
-SECTIONS = ("strain", "dimers", "defects")
-DRIVEN: tuple[str, ...] = ()
+SECTIONS = ("strain", "dimers", "defects", "molecules", "modes", "walk", "melt")
+DRIVEN = ("modes", "walk", "melt")
 NEAR_COPY = "near copies (sampling.keep)"
-_WITH_KINDS = ("strain", "dimer", "defect")
+_WITH_KINDS = ("strain", "dimer", "defect", "molecule", "melt")
 
 
 def sample(
@@ -70,7 +74,7 @@ def sample(
             that suits none of the starting structures, or every frame was rejected.
     """
     rejected = Counter() if rejected is None else rejected
-    _check(base, config, calculator)
+    _check(base, config, calculator, periodic_only)
     total, done = teacher_frames(config), 0
 
     def step() -> None:
@@ -104,7 +108,10 @@ def sample(
     frames += strain_frames(task, config.strain)
     frames += dimer_frames(task, config.dimers)
     frames += defect_frames(task, config.defects)
+    frames += molecule_frames(task, config.molecules)
     frames += isolated_atoms(task) if config.isolated_atoms else []
+    frames += mode_frames(task, config.modes)
+    frames += walk_frames(task, config.walk)
     if config.num_md and calculator is not None:
         frames += run_md(
             base,
@@ -114,6 +121,7 @@ def sample(
             progress=lambda *_: step(),
             partial=partial,
         )
+    frames += melt_frames(task, config.melt, config.md_timestep)
     if not frames:
         reasons = ", ".join(f"{n} x {reason}" for reason, n in rejected.items())
         raise InputError(
@@ -151,6 +159,7 @@ def _check(
     base: Sequence[Structure],
     config: SamplingConfig,
     calculator: Calculator | None,
+    periodic_only: bool,
 ) -> None:
     if not base:
         raise InputError("sampling needs at least one starting structure, got none")
@@ -161,6 +170,13 @@ def _check(
     if config.num_rattle + config.num_md + sum(numbers) == 0 and not config.isolated_atoms:
         raise InputError(
             "sampling has nothing to do with num_rattle = 0 and num_md = 0; set one of them"
+        )
+    open_one = next((s for s in base if not s.pbc.all()), None)
+    if periodic_only and open_one is not None and (config.num_rattle or teacher_frames(config)):
+        raise InputError(
+            f"the teacher needs three periodic directions, got {open_one.formula} with pbc "
+            f"{open_one.pbc.tolist()}; put it into a cell, or leave only dimers, isolated_atoms and "
+            "molecules in sampling"
         )
     if calculator is not None or not teacher_frames(config):
         return

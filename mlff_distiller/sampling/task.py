@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from ase import Atoms
 from ase.calculators.calculator import Calculator
 
 from mlff_distiller.data.structure import Structure
@@ -16,6 +17,7 @@ from mlff_distiller.sampling.partial import PartialFrames
 from mlff_distiller.sampling.rattle import CLOSE_CONTACT
 
 ATTEMPTS = 20
+FAILED = "the calculator failed"
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,32 @@ class Task:
         cell = np.eye(3) * edge
         return replace(structure, positions=positions, cell=cell, pbc=np.ones(3, dtype=bool))
 
+    def attach(self, atoms: Atoms) -> None:
+        """Give ``atoms`` the calculator, without memory of what it was used for before."""
+        if self.calculator is None:
+            raise TypeError("this task has no calculator")
+        self.calculator.reset()
+        atoms.calc = self.calculator
+
+    def compute(
+        self, structure: Structure, rejected: Counter[str]
+    ) -> tuple[float, np.ndarray] | None:
+        """Energy (eV) and forces (n, 3) (eV/Å, those on held atoms too) of the teacher.
+
+        None where it fails or answers NaN: that is counted in ``rejected``.
+        """
+        atoms = structure.to_atoms(labels=False)
+        self.attach(atoms)
+        try:
+            energy, forces = float(atoms.get_potential_energy()), atoms.get_forces()
+        except Exception as error:  # calculators raise whatever they like on wild geometries
+            rejected[f"{FAILED} ({first_line(error)})"] += 1
+            return None
+        if not (np.isfinite(energy) and np.all(np.isfinite(forces))):
+            rejected[f"{FAILED} (NaN)"] += 1
+            return None
+        return energy, np.array(forces, dtype=np.float64)
+
     def kept(
         self, key: str, number: int, make: Callable[[Counter[str]], Iterator[Structure]]
     ) -> list[Structure]:
@@ -97,3 +125,9 @@ class Task:
             self.partial.put(key, number, frames, rejected)
         self.rejected.update(rejected)
         return frames
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a calculator says, in at most 80 letters."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:80]

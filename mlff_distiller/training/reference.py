@@ -10,6 +10,7 @@ import torch
 
 from mlff_distiller.data import Batch, Structure, collate
 from mlff_distiller.data.structure import is_isolated
+from mlff_distiller.elements import symbol
 from mlff_distiller.errors import InputError
 from mlff_distiller.ops import edge_vectors
 from mlff_distiller.students import StudentForceField
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 # The readout starts with forces this much smaller than the labels: a random guess of their size
 # would add its own error to the first steps.
 _INITIAL_FORCE_FRACTION = 0.1
+# eV/atom; no substance is bound more strongly.
+_STRONGEST = 12.0
 
 
 def fit_reference_energies(
@@ -118,6 +121,28 @@ def isolated_energies(structures: Sequence[Structure]) -> dict[int, float]:
         z = int(s.atomic_numbers[0])
         energies[z] = min(s.energy, energies.get(z, s.energy))
     return energies
+
+
+def doubt_isolated_atoms(structures: Sequence[Structure]) -> str:
+    """Why the energies of marked isolated atoms cannot be those of free atoms; empty if they can.
+
+    Foundation models trained on bulk alone give lone atoms any energy. With those of free atoms
+    every structure is bound, by less than any substance is known to be (the atoms of tungsten by
+    8.9 eV, those of CO by 5.6).
+    """
+    isolated = isolated_energies(structures)
+    bindings = [
+        (s.energy - sum(isolated[int(z)] for z in s.atomic_numbers)) / len(s)
+        for s in structures
+        if s.energy is not None and len(s) > 1 and set(s.atomic_numbers.tolist()) <= set(isolated)
+    ]
+    if not bindings or -_STRONGEST < min(bindings) < 0.0:
+        return ""
+    found = ", ".join(f"{symbol(z)} {energy:.2f} eV" for z, energy in sorted(isolated.items()))
+    return (
+        f"the teacher's lone atoms ({found}) are no free atoms: the best bound structure would have "
+        f"{min(bindings):.2f} eV per atom; reference energies are fitted instead"
+    )
 
 
 def mean_binding(

@@ -8,7 +8,7 @@ import numpy as np
 from ase import Atoms
 
 from mlff_distiller.data import Structure
-from mlff_distiller.evaluation.gates import defects
+from mlff_distiller.evaluation.gates import defects, phonons
 from mlff_distiller.evaluation.gates import elastic as elastics
 from mlff_distiller.evaluation.gates import lattice as lattices
 from mlff_distiller.evaluation.gates.cache import Side
@@ -88,6 +88,14 @@ def surface(context: Context, case: Case) -> list[Gate]:
         student, teacher = context.both(defects.surface_energy, crystal.shown, miller)
         rows += defects.surface_gates(student, teacher, miller, context.limits)
     return rows
+
+
+def phonon(context: Context, case: Case) -> list[Gate]:
+    """Frequencies at the wave vectors of a supercell."""
+    crystal = _crystal(case)
+    matrix = wide(crystal.small, crystal.usual, WIDTH).tolist()
+    found = context.both(phonons.frequencies, crystal.relaxed, matrix)
+    return phonons.gates(*found, context.limits)
 
 
 def _crystal(case: Case) -> Crystal:

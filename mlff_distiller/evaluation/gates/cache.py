@@ -18,7 +18,7 @@ from mlff_distiller.errors import InputError
 from mlff_distiller.files import atomic_write_text, jsonable, sha256
 
 #: Counts up when a measuring function gives other numbers than before.
-_VERSION = 1
+_VERSION = 2
 
 
 class Cache:
@@ -139,4 +139,6 @@ def _plain(value: Any) -> Any:
         arrays = (value.positions, value.cell.array)
         numbers = [np.round(array, 6).tolist() for array in arrays]
         return [value.numbers.tolist(), *numbers, value.pbc.tolist()]
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
     return jsonable(value)

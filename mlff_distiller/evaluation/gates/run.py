@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mlff_distiller.config import TeacherConfig
 from mlff_distiller.data import Structure
-from mlff_distiller.evaluation.gates import bulk
+from mlff_distiller.evaluation.gates import bulk, liquids, molecules, stability, visited
 from mlff_distiller.evaluation.gates.cache import Cache, student_side, teacher_side
 from mlff_distiller.evaluation.gates.choose import Case, cases, chosen
 from mlff_distiller.evaluation.gates.context import Context, Map, Say
@@ -23,6 +23,18 @@ MEASURES: dict[str, Measure] = {
     "elastic": bulk.elastic,
     "vacancy": bulk.vacancy,
     "surface": bulk.surface,
+    "phonons": bulk.phonon,
+    "frequencies": molecules.frequencies,
+    "torsion": molecules.torsion,
+    "dissociation": molecules.dissociation,
+    "speed": stability.speed,
+    "drift": stability.drift,
+    "stability": stability.stability,
+    "held_out": visited.held_out,
+    "visited": visited.visited,
+    "density": liquids.density,
+    "rdf": liquids.rdf,
+    "diffusion": liquids.diffusion,
 }
 #: Kinds of single structures: no dynamics.
 QUICK = (

@@ -86,8 +86,8 @@ MUTATIONS = [
     Mutation(
         "the options of a teacher are dropped",
         "pipeline/label.py",
-        "get_teacher(inputs.teacher, device=inputs.device, **inputs.options),\n        path",
-        "get_teacher(inputs.teacher, device=inputs.device),\n        path",
+        "inputs.workers, inputs.options)",
+        "inputs.workers)",
         "test_options.py",
         "an option that does nothing",
     ),

@@ -1,0 +1,182 @@
+"""Errors against the teacher: on held-out frames, and where the student's own dynamics goes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from ase.calculators.calculator import Calculator
+
+from mlff_distiller.data import Structure
+from mlff_distiller.errors import InputError
+from mlff_distiller.evaluation.gates.choose import Case
+from mlff_distiller.evaluation.gates.context import Context
+from mlff_distiller.evaluation.gates.gate import Gate, unmeasured
+from mlff_distiller.evaluation.gates.runs import (
+    Outcome,
+    Run,
+    carry_out,
+    engine_of,
+    in_box,
+    settings_for,
+    temperatures_of,
+)
+from mlff_distiller.evaluation.gates.settings import AcceptanceConfig
+from mlff_distiller.evaluation.gates.stability import described
+
+_WARMUP, _SPACING = 2.0, 0.25  # ps
+#: The limit at the highest temperature is at most this multiple of the one below.
+_MOST = 4.0
+
+
+def held_out(context: Context, case: Case) -> list[Gate]:
+    """Mean errors on labelled frames that training never saw."""
+    from mlff_distiller.evaluation.metrics import accuracy, predict
+    from mlff_distiller.students.energy_model import ExportedModel
+
+    if not context.held_out:
+        raise InputError("there are no held-out frames; give some, e.g. data.test_fraction")
+    frames = list(context.held_out)
+    return held_out_gates(
+        accuracy(frames, predict(ExportedModel(context.path), frames)), context.limits
+    )
+
+
+def held_out_gates(errors: dict[str, Any], limits: AcceptanceConfig) -> list[Gate]:
+    """One line for each kind of label that there is.
+
+    Args:
+        errors: of :func:`mlff_distiller.evaluation.accuracy`.
+        limits: of the user.
+    """
+    advice = "more frames, or a longer training"
+    rows = [
+        Gate(f"{name}, held-out frames", "held_out", errors[key], limit, unit, advice=advice)
+        for name, key, limit, unit in (
+            ("force error", "force_mae_mev_per_ang", limits.force_mae, "meV/Å"),
+            ("energy error", "energy_mae_mev_per_atom", limits.energy_mae, "meV/atom"),
+            ("stress error", "stress_mae_gpa", limits.stress_mae, "GPa"),
+        )
+        if errors[key] is not None or key.startswith("force")
+    ]
+    elements = errors.get("per_element") or {}
+    if len(elements) > 1:
+        worst = max(elements, key=lambda symbol: elements[symbol]["force_mae_mev_per_ang"])
+        rows.append(
+            Gate(
+                "force error of the worst element, held-out frames",
+                "held_out",
+                elements[worst]["force_mae_mev_per_ang"],
+                limits.element_force_mae,
+                "meV/Å",
+                reason=worst,
+                advice=f"more frames with {worst} in other surroundings",
+            )
+        )
+    return rows
+
+
+def visited(context: Context, case: Case) -> list[Gate]:
+    """Errors of the forces on frames of the student's dynamics at two or three temperatures."""
+    purpose, limits = context.purpose, context.limits
+    assert case.structure is not None
+    start = in_box(case.structure)
+    temperatures = temperatures_of(purpose)
+    runs = [
+        Run(
+            str(context.path),
+            engine_of(context.engine),
+            start,
+            settings_for(
+                purpose,
+                start,
+                temperature=temperature,
+                time=_SPACING * limits.visited_frames,
+                records=limits.visited_frames,
+                seed=0,
+                warmup=_WARMUP,
+            ),
+        )
+        for temperature in temperatures
+    ]
+
+    def work() -> dict[str, Any]:
+        outcomes = context.pool(carry_out, runs)
+        sides = context.student.calculator, context.teacher.calculator
+        return {"runs": [errors_on(*sides, outcome) for outcome in outcomes]}
+
+    what = ["visited", context.teacher.identity, [described(run) for run in runs]]
+    found = context.student.remember(what, work)["runs"]
+    return visited_gates(found, temperatures, limits)
+
+
+def errors_on(student: Calculator, teacher: Calculator, outcome: Outcome) -> dict[str, Any]:
+    """Errors of the forces on the frames of a run.
+
+    Args:
+        student: who is measured; what engines record may lack precision.
+        teacher: the reference.
+        outcome: of the student's run; its first frame is not counted.
+
+    Returns:
+        ``died``; ``force_mae`` and ``mean_force``, meV/Å, means of the sizes of components;
+        ``frames``, how many.
+    """
+    frames = [] if outcome.trajectory is None else outcome.trajectory.frames[1:]
+    errors, sizes = [], []
+    for frame in frames:
+        if not np.isfinite(frame.positions).all():
+            continue
+        forces = _forces(teacher, frame)
+        errors.append(np.abs(_forces(student, frame) - forces).mean())
+        sizes.append(np.abs(forces).mean())
+    return {
+        "died": outcome.died,
+        "frames": len(errors),
+        "force_mae": 1e3 * float(np.mean(errors)) if errors else None,
+        "mean_force": 1e3 * float(np.mean(sizes)) if errors else None,
+    }
+
+
+def visited_gates(
+    found: list[dict[str, Any]], temperatures: list[float], limits: AcceptanceConfig
+) -> list[Gate]:
+    """One line for each temperature; a run that died has no measurement.
+
+    Args:
+        found: of :func:`errors_on`, one each.
+        temperatures: K, ascending.
+        limits: of the user.
+    """
+    rows = []
+    for temperature, errors in zip(temperatures, found, strict=True):
+        limit = limits.visited_force_mae
+        size = errors["mean_force"]
+        if temperature == temperatures[-1] and size is not None:
+            # Where a student strays to absurd forces, a share of them would allow anything.
+            share = min(limits.visited_force_fraction * size, _MOST * limit)
+            limit = max(limit, share)
+        name = f"force error on the student's own frames, {temperature:g} K"
+        advice = f"more rounds of student dynamics at {temperature:g} K, labelled by the teacher"
+        if errors["died"] or errors["force_mae"] is None:
+            reason = errors["died"] or "no frame was recorded"
+            rows.append(unmeasured(name, "visited", limit, "meV/Å", reason, advice=advice))
+            continue
+        rows.append(
+            Gate(
+                name,
+                "visited",
+                errors["force_mae"],
+                limit,
+                "meV/Å",
+                reason=f"mean |F| {size:.0f} meV/Å, {errors['frames']} frames",
+                advice=advice,
+            )
+        )
+    return rows
+
+
+def _forces(calculator: Calculator, frame: Structure) -> np.ndarray:
+    atoms = frame.to_atoms(labels=False)
+    atoms.calc = calculator
+    return np.asarray(atoms.get_forces())

@@ -1,0 +1,141 @@
+"""Processes that work side by side: teachers that label, and what happens when one is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from ase.build import bulk
+
+from mlff_distiller.data import HDF5Dataset, Structure
+from mlff_distiller.errors import InputError
+from mlff_distiller.sampling import rattle_all
+from mlff_distiller.teachers import get_teacher, label_dataset
+from mlff_distiller.teachers.parallel import ParallelTeacher
+from mlff_distiller.training.reference import doubt_isolated_atoms
+from mlff_distiller.workers import run_all, stop_workers
+
+
+def copper(number: int) -> list[Structure]:
+    base = Structure.from_atoms(bulk("Cu", cubic=True))
+    return rattle_all([base], number, stdevs=[0.1], max_strain=0.05, min_distance=0.6, seed=0)
+
+
+def threads_and_process(_: int) -> tuple[str, int]:
+    return os.environ["OMP_NUM_THREADS"], os.getpid()
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def refuses(x: int) -> int:
+    raise InputError(f"got {x}; give another")
+
+
+def dies(x: int) -> int:
+    if x == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.2)
+    return x
+
+
+def test_results_come_in_order_from_one_thread_each() -> None:
+    assert list(run_all(square, range(9), 2)) == [x * x for x in range(9)]
+    found = list(run_all(threads_and_process, range(4), 2))
+    assert {threads for threads, _ in found} == {"1"}
+    assert os.getpid() not in {process for _, process in found}
+    assert list(run_all(square, [3], 1)) == [9]
+
+
+def test_errors_of_workers_are_raised_here() -> None:
+    with pytest.raises(InputError, match="got 2; give another"):
+        list(run_all(refuses, [2, 3], 2))
+    assert list(run_all(square, [4], 2)) == [16], "the workers live on"
+
+
+def test_a_killed_worker_is_one_line() -> None:
+    with pytest.raises(InputError, match="a worker process was killed"):
+        list(run_all(dies, range(4), 2))
+    assert list(run_all(square, [5, 6], 2)) == [25, 36], "new workers take over"
+    stop_workers()
+
+
+LEFT_BEHIND = """
+import subprocess, sys, time
+from mlff_distiller.workers import run_all
+
+def sleep(x):
+    with subprocess.Popen(["sleep", "100"], start_new_session=True) as process:
+        print(process.pid, flush=True)
+        try:
+            while process.poll() is None:
+                time.sleep(0.1)
+        except BaseException:
+            process.kill()
+            raise
+
+list(run_all(sleep, range(2), 2))
+"""
+
+
+def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
+    """And so does what they have started: LAMMPS would go on for hours."""
+    command = [sys.executable, "-c", LEFT_BEHIND]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        started = [int(process.stdout.readline()) for _ in range(2)]
+        process.kill()
+        process.wait()
+    end = time.monotonic() + 120
+    while any(psutil.pid_exists(pid) for pid in started):
+        assert time.monotonic() < end, "left behind"
+        time.sleep(0.1)
+
+
+def test_parallel_labels_are_those_of_one_process(tmp_path: Path) -> None:
+    frames = copper(7)
+    one, two = get_teacher("emt"), ParallelTeacher("emt", workers=2)
+    assert two.name == one.name
+    label_dataset(frames, one, tmp_path / "one.h5", progress=False)
+    label_dataset(frames, two, tmp_path / "two.h5", progress=False, batch_size=3)
+    for a, b in zip(
+        HDF5Dataset(tmp_path / "one.h5"), HDF5Dataset(tmp_path / "two.h5"), strict=True
+    ):
+        assert a.energy == pytest.approx(b.energy, abs=1e-12)
+        np.testing.assert_allclose(a.forces, b.forces, atol=1e-12)
+        np.testing.assert_allclose(a.stress, b.stress, atol=1e-14)
+
+
+def test_parallel_teachers_keep_their_options() -> None:
+    name = "ase.calculators.lj:LennardJones"
+    options = {"sigma": 2.2, "rc": 5.0}
+    frames = copper(3)
+    one = get_teacher(name, **options).label(frames)
+    two = ParallelTeacher(name, workers=2, options=options).label(frames)
+    assert [s.energy for s in two] == pytest.approx([s.energy for s in one], abs=1e-12)
+
+
+def test_parallel_teachers_refuse_what_one_refuses() -> None:
+    with pytest.raises(InputError, match="Si"):
+        ParallelTeacher("emt", workers=2).label([Structure([14], np.zeros((1, 3)))])
+
+
+def lone(energy: float) -> Structure:
+    return Structure([29], np.zeros((1, 3)), energy=energy, info={"config_type": "IsolatedAtom"})
+
+
+def test_isolated_atoms_that_are_none_are_doubted() -> None:
+    crystal = Structure.from_atoms(bulk("Cu", cubic=True), labels=False).with_labels(
+        -16.0, np.zeros((4, 3)), None
+    )
+    assert doubt_isolated_atoms([crystal, lone(-0.5)]) == ""
+    assert "no free atoms" in doubt_isolated_atoms([crystal, lone(-4.5)]), "not bound"
+    assert "no free atoms" in doubt_isolated_atoms([crystal, lone(20.0)]), "bound too strongly"
+    assert doubt_isolated_atoms([crystal]) == "", "nothing to doubt"
