@@ -73,6 +73,15 @@ def test_free_atoms_fly_by_their_velocity_times_the_time(engine, model, timestep
 # -- thermostat ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("ensemble", ["nve", "nvt", "npt"])
+def test_recorded_forces_are_the_student_s_alone(engine, model, ensemble) -> None:
+    """Free atoms feel nothing, whatever the noise of the thermostat pushes them with."""
+    settings = MDSettings(ensemble, 20, interval=10, temperature=700, seed=5)
+    run = run_md(engine, model, gas(3), settings)
+    for frame in run.frames:
+        np.testing.assert_allclose(frame.forces, 0.0, atol=1e-6)
+
+
 @pytest.mark.parametrize("temperature", [300.0, 900.0])
 def test_the_thermostat_holds_the_temperature_within_its_sampling_error(
     engine, model, temperature

@@ -130,6 +130,8 @@ def test_limits_at_the_highest_temperature_follow_the_forces() -> None:
     rows = visited_gates(found, [300, 900, 1800], LIMITS)
     assert [r.passed for r in rows] == [True, False, True]
     assert [r.limit for r in rows] == [30, 30, 120]
+    wild = visited_gates([{**found[-1], "mean_force": 9000.0}], [1800], LIMITS)[0]
+    assert wild.limit == 120  # not a share of absurd forces
     dead = visited_gates([{**found[0], "died": "blew up"}], [300], LIMITS)[0]
     assert not dead.passed
     assert dead.reason == "blew up"

@@ -10,6 +10,7 @@ from ase import Atoms, units
 from ase.build import bulk, molecule
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
+from ase.calculators.mixing import LinearCombinationCalculator
 from ase.calculators.morse import MorsePotential
 from ase.phonons import Phonons
 from ase.vibrations import Vibrations
@@ -17,20 +18,19 @@ from ase.vibrations import Vibrations
 from mlff_distiller.config import TeacherConfig
 from mlff_distiller.data import Structure
 from mlff_distiller.evaluation.gates import AcceptanceConfig
-from mlff_distiller.evaluation.gates.bonds import bonds_of
 from mlff_distiller.evaluation.gates.cache import Cache, Side
 from mlff_distiller.evaluation.gates.cells import supercell
 from mlff_distiller.evaluation.gates.choose import Case
 from mlff_distiller.evaluation.gates.context import Context
-from mlff_distiller.evaluation.gates.molecules import harmonic_frequencies
+from mlff_distiller.evaluation.gates.molecules import _mean_error, harmonic_frequencies
 from mlff_distiller.evaluation.gates.phonons import frequencies, gates
 from mlff_distiller.evaluation.gates.relax import relax
 from mlff_distiller.evaluation.gates.run import MEASURES
 from mlff_distiller.purpose import PurposeConfig
-from mlff_distiller.sampling.builtin import builtin
 from mlff_distiller.teachers import teacher_calculator
 
-LIMITS = AcceptanceConfig()
+# Far out the iterations of GFN2-xTB do not always converge.
+LIMITS = AcceptanceConfig(dissociation_reach=1.5)
 THZ = 1e12 * 2 * np.pi * units._hbar / units._e  # in eV
 
 
@@ -159,36 +159,18 @@ def test_frequencies_of_water_of_springs(tmp_path: Path) -> None:
     assert (found**2).sum() == pytest.approx(trace * root**2, rel=1e-3)
 
 
-def test_bonds_and_their_fragments() -> None:
-    ethanol = builtin("ethanol")[0].to_atoms()
-    bonds = bonds_of(ethanol)
-    assert len(bonds) == 8
-    assert sum(b.turns for b in bonds) == 2
-    assert not any(b.in_ring for b in bonds)
-    aspirin = builtin("aspirin")[0].to_atoms()
-    assert sum(b.in_ring for b in bonds_of(aspirin)) == 6
-    for bond in bonds:
-        turned = bond.turned(ethanol, 90.0)
-        for other in bonds:  # no bond changes its length
-            before, after = (a.get_distance(other.i, other.j) for a in (ethanol, turned))
-            assert after == pytest.approx(before, abs=1e-9)
-        pulled = bond.stretched(ethanol, 1.0)
-        longer = pulled.get_distance(bond.i, bond.j) - ethanol.get_distance(bond.i, bond.j)
-        assert longer == pytest.approx(1.0)
-
-
-def context(student: str, teacher: str = "gfn2-xtb") -> Context:
-    """Two calculators, of which neither needs a file."""
+def context(scale: float) -> Context:
+    """GFN2-xTB as teacher, and the same with scaled energies as student."""
     cache = Cache()
-    sides = [
-        Side(name, method, lambda method=method: teacher_calculator(method), cache)
-        for name, method in (("student", student), ("teacher", teacher))
-    ]
+
+    def scaled() -> Calculator:
+        return LinearCombinationCalculator([teacher_calculator("gfn2-xtb")], [scale])
+
     return Context(
         path=Path("student.pt"),
-        student=sides[0],
-        teacher=sides[1],
-        teacher_config=TeacherConfig(name=teacher),
+        student=Side("student", f"{scale} gfn2", scaled, cache),
+        teacher=Side("teacher", "gfn2", lambda: teacher_calculator("gfn2-xtb"), cache),
+        teacher_config=TeacherConfig(name="gfn2-xtb"),
         structures=[],
         purpose=PurposeConfig(),
         limits=LIMITS,
@@ -199,26 +181,42 @@ def context(student: str, teacher: str = "gfn2-xtb") -> Context:
     )
 
 
+METHANOL = Case(Structure.from_atoms(molecule("CH3OH")))
+
+
 @pytest.mark.parametrize("kind", ["frequencies", "torsion", "dissociation"])
-def test_a_potential_agrees_with_itself_and_not_with_another(kind: str) -> None:
-    case = Case(Structure.from_atoms(molecule("CH3OH")))
-    measure = MEASURES[kind]
-    (same,) = measure(context("gfn2-xtb"), case)
-    assert same.passed
-    assert same.deviation == pytest.approx(0, abs=1e-6)
-    (other,) = measure(context("gfn1-xtb"), case)
-    # NaN where it gives up on broken bonds.
-    assert other.deviation is not None
-    assert not other.deviation <= 1e-3
-    assert set(other.details) >= {"figure", "student", "teacher"}
-    if kind == "dissociation":
-        assert 2.0 < (other.teacher or 0) < 8.0  # eV, a bond
-        assert len(other.details["x"]) == len(other.details["student"])
-    if kind == "frequencies":
-        assert len(other.details["teacher"]["frequencies"]) == 12
-        assert 3000 < max(other.details["teacher"]["frequencies"]) < 4200
+def test_a_potential_agrees_with_itself(kind: str) -> None:
+    (gate,) = MEASURES[kind](context(1.0), METHANOL)
+    assert gate.passed
+    assert gate.deviation == pytest.approx(0, abs=1e-6)
+    assert set(gate.details) >= {"figure", "student", "teacher"}
+
+
+def test_a_potential_that_is_too_steep_by_a_fifth() -> None:
+    (gate,) = MEASURES["frequencies"](context(1.2), METHANOL)
+    own, other = (np.array(gate.details[k]["frequencies"]) for k in ("student", "teacher"))
+    assert len(other) == 12
+    assert 3000 < other.max() < 4000
+    np.testing.assert_allclose(own[1:], np.sqrt(1.2) * other[1:], rtol=5e-3)
+    assert not gate.passed
+    (gate,) = MEASURES["dissociation"](context(1.2), METHANOL)
+    own, other = (np.array(gate.details[k], dtype=float) for k in ("student", "teacher"))
+    np.testing.assert_allclose(own, 1.2 * other, rtol=1e-3, atol=1e-3)
+    assert 2.0 < (gate.teacher or 0) < 8.0  # eV, a bond
+    assert 5.0 < (gate.deviation or 0) < 20.0
+    (gate,) = MEASURES["torsion"](context(1.2), METHANOL)
+    own, other = (np.array(gate.details[k], dtype=float) for k in ("student", "teacher"))
+    np.testing.assert_allclose(own, 1.2 * other, rtol=1e-3, atol=1e-3)
+    assert gate.deviation == pytest.approx(0.2 * other.mean(), rel=1e-2)
+
+
+def test_frames_that_the_student_alone_gives_up_on_fail() -> None:
+    other = np.array([0.0, 1.0, 2.0, np.nan])
+    every = np.ones(4, dtype=bool)
+    assert _mean_error(other + 0.1, other, every) == pytest.approx(0.1)
+    assert np.isnan(_mean_error(np.array([0.0, np.nan, 2.0, 3.0]), other, every))
 
 
 def test_a_molecule_without_rotatable_bonds_has_no_torsion_gate() -> None:
     water = Case(Structure.from_atoms(molecule("H2O")))
-    assert MEASURES["torsion"](context("gfn2-xtb"), water) == []
+    assert MEASURES["torsion"](context(1.0), water) == []

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from mlff_distiller.cli import analyse, configure, data, models, simulate
+from mlff_distiller.cli import analyse, configure, data, models, simulate, validate
 
 app = typer.Typer(
     name="mlff-distiller",
@@ -19,7 +19,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for module in (configure, data, models, simulate, analyse):
+for module in (configure, data, models, simulate, analyse, validate):
     module.register(app)
 _ORDER = [
     "init",
@@ -28,6 +28,7 @@ _ORDER = [
     "train",
     "distill",
     "evaluate",
+    "validate",
     "export",
     "md",
     "bench",

@@ -58,7 +58,7 @@ def evaluate(
         from mlff_distiller.students.load import read_training_metadata
 
         student = StudentForceField.load(model).to(check_device(device))
-        frames, used = _frames(data, split)
+        frames, used = labelled_frames(data, split)
         predicted = predict(student, frames, batch_size=batch_size)
         result: dict[str, Any] = {"model": model, "data": data, "split": used}
         result.update(accuracy(frames, predicted))
@@ -80,7 +80,8 @@ def evaluate(
         emit(result, as_json, "\n".join(lines))
 
 
-def _frames(data: Path, split: str | None) -> tuple[list[Any], str]:
+def labelled_frames(data: Path, split: str | None) -> tuple[list[Any], str]:
+    """Frames of a labelled file, and the split they are. Raises InputError."""
     from mlff_distiller.data import HDF5Dataset
     from mlff_distiller.data.io import read_structures
 

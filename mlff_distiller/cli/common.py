@@ -148,6 +148,21 @@ def check_device(device: str) -> str:
     return device
 
 
+def interval(text: str | None, option: str, example: str) -> list[float] | None:
+    """``LOW:HIGH`` or one number for both."""
+    if text is None:
+        return None
+    try:
+        values = [float(part) for part in text.split(":")]
+    except ValueError:
+        values = []
+    if len(values) not in (1, 2):
+        raise InputError(
+            f"{option} must be LOW:HIGH or one number, got {text!r}; use e.g. {example}"
+        )
+    return [values[0], values[-1]]
+
+
 def parse_options(options: list[str]) -> dict[str, Any]:
     """``["dispersion=true", "k=3"]`` -> ``{"dispersion": True, "k": 3}``. Raises InputError."""
     import yaml

@@ -7,7 +7,16 @@ from typing import Any
 
 import typer
 
-from mlff_distiller.cli.common import JSON, accuracy_text, emit, example, note, user_errors, wrote
+from mlff_distiller.cli.common import (
+    JSON,
+    accuracy_text,
+    emit,
+    example,
+    interval,
+    note,
+    user_errors,
+    wrote,
+)
 from mlff_distiller.errors import InputError
 
 
@@ -154,7 +163,10 @@ def distill(
     fresh: bool = typer.Option(False, "--fresh", help="Do finished stages again as well."),
     as_json: bool = JSON,
 ) -> None:
-    """Structures -> labels -> student -> dynamics -> labels ... -> engines -> report."""
+    """Structures -> labels -> student -> dynamics -> labels ... -> engines -> report.
+
+    Exit status 1: the student is there but fails a gate.
+    """
     run_dir = [output or Path("the run directory")]
 
     def kept() -> str:
@@ -162,12 +174,13 @@ def distill(
 
     with user_errors(kept):
         from mlff_distiller.config import DistillConfig, from_dict, load_yaml
+        from mlff_distiller.evaluation.gates.gate import Gate, all_passed, failures
         from mlff_distiller.pipeline.distill import read_starts, run_distillation
         from mlff_distiller.pipeline.plan import plan
 
         purpose = {
-            "temperature": _interval(temperature, "--temperature", "300:900"),
-            "pressure": _interval(pressure, "--pressure", "0:10"),
+            "temperature": interval(temperature, "--temperature", "300:900"),
+            "pressure": interval(pressure, "--pressure", "0:10"),
             "ensembles": ensemble or None,
             "phases": phase or None,
             "defects": defect or None,
@@ -200,21 +213,21 @@ def distill(
         run_dir[0] = Path(settings.output)
         metrics = run_distillation(settings, fresh=fresh, quiet=as_json)
         emit(metrics, as_json)
+        gates = [Gate.from_dict(row) for row in metrics["gates"] or []]
+        for line in failures(gates):
+            typer.echo(f"✗ {line}", err=True)
+        if gates and not all_passed(gates):
+            typer.echo(_refused(run_dir[0], settings.loop.minutes), err=True)
+            raise typer.Exit(1)
 
 
-def _interval(text: str | None, option: str, example: str) -> list[float] | None:
-    """``LOW:HIGH`` or one number for both."""
-    if text is None:
-        return None
-    try:
-        values = [float(part) for part in text.split(":")]
-    except ValueError:
-        values = []
-    if len(values) not in (1, 2):
-        raise InputError(
-            f"{option} must be LOW:HIGH or one number, got {text!r}; use e.g. {example}"
-        )
-    return [values[0], values[-1]]
+def _refused(run_dir: Path, minutes: float | None) -> str:
+    """What to do with a student that fails a gate."""
+    more = f"--minutes {2 * minutes:g}" if minutes else "more rounds (loop.rounds)"
+    return (
+        f"the student fails gates: do not use it where they matter; distill again with {more} into "
+        f"another directory, or ask for less (purpose, acceptance in {run_dir / 'config.yaml'})"
+    )
 
 
 def _preset(name: str | None) -> dict[str, Any]:

@@ -95,7 +95,8 @@ def run_md(model: Path, structure: Structure, settings: MDSettings, begin: Begin
         *_fixes(structure, s, s.ensemble, _seed(s, begin.step)),
         f"thermo {s.interval}",
         *_RECORDS,
-        f"dump frames all custom {s.interval} frames.dump id xu yu zu vx vy vz fx fy fz",
+        f"dump frames all custom {s.interval} frames.dump id xu yu zu vx vy vz "
+        "f_student[1] f_student[2] f_student[3]",
         'dump_modify frames sort id flush yes format float "%24.16e"',
         f'print "{MARKER}"',
         f"run {s.steps}",
@@ -185,7 +186,8 @@ def _fixes(structure: Structure, settings: MDSettings, ensemble: str, seed: int)
     move = "fix move mobile nve"
     if ensemble == "npt":
         move = f"fix move mobile nph iso {s.pressure} {s.pressure} {1000 * step}"
-    fixes = [move]
+    # Of the student alone: the fixes below add the noise of the thermostat and hold atoms.
+    fixes = [move, "fix student all store/force"]
     if ensemble != "nve":
         fixes.append(f"fix heat mobile langevin {temperature} {temperature} {_DAMPING} {seed}")
     for number, mask in enumerate(_partial_masks(structure)):

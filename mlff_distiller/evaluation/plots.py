@@ -41,7 +41,7 @@ ENGINE_NAMES = {
     "torchscript": "TorchScript",
     "teacher": "teacher",
 }
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 10.5,
     "axes.titlesize": 11.5,
     "axes.titleweight": "bold",
@@ -77,7 +77,7 @@ def learning_curve(history: dict[str, np.ndarray]) -> Figure:
     ]
     shown = [p for p in panels if p[0] in history and np.isfinite(history[p[0]]).any()]
     epochs = history["epoch"]
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             1, len(shown), figsize=(3.9 * len(shown), 3.2), squeeze=False, layout="constrained"
         )
@@ -120,7 +120,7 @@ def parity(reference: Sequence[Structure], predicted: Sequence[Structure]) -> Fi
         if r.stress is not None and p.stress is not None
     ]
     columns = [bool(forces), bool(energy), bool(stress)]
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             1,
             sum(columns),
@@ -148,7 +148,7 @@ def parity(reference: Sequence[Structure], predicted: Sequence[Structure]) -> Fi
 def energy_drift(trajectories: Sequence[Trajectory]) -> Figure:
     """Total energy of the NVE runs relative to their start, and temperature."""
     runs = [t for t in trajectories if t.ensemble == "nve"]
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.2), layout="constrained")
         for run in runs:
             colour = ENGINE_COLOURS.get(run.engine, PURPLE)
@@ -172,7 +172,7 @@ def energy_drift(trajectories: Sequence[Trajectory]) -> Figure:
 
 def volume_over_time(trajectory: Trajectory) -> Figure:
     """Volume and temperature of an NPT run."""
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.0), layout="constrained")
         time = trajectory.time / 1000.0
         per_atom = trajectory.volume / trajectory.num_atoms
@@ -198,7 +198,7 @@ def speed_bars(microseconds: dict[str, float], teacher_name: str | None = None) 
         for name in names
     ]
     teacher = microseconds.get("teacher")
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(9.6, 0.5 * len(names) + 1.0), layout="constrained")
         colours = [ENGINE_COLOURS.get(name, PURPLE) for name in names]
         bars = axis.barh(labels, values, color=colours, height=0.62)
@@ -225,7 +225,7 @@ def speed_bars(microseconds: dict[str, float], teacher_name: str | None = None) 
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file in memory; the figure is closed."""
     buffer = io.BytesIO()
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure.savefig(buffer, format="png", facecolor="white")
     plt.close(figure)
     return buffer.getvalue()

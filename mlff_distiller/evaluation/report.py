@@ -1,4 +1,4 @@
-"""One HTML file that tells a chemist how good the student is and how to use it next.
+"""One HTML file: may the student be used, where, how good it is and how to use it next.
 
 What it looks like is in report.html.j2; here is what that template is given.
 """
@@ -12,6 +12,8 @@ from typing import Any
 
 from ase.data import chemical_symbols
 
+from mlff_distiller.evaluation.gates.gate import Gate
+from mlff_distiller.evaluation.gates.verdict import cells
 from mlff_distiller.evaluation.plots import ENGINE_NAMES
 from mlff_distiller.evaluation.targets import measured, number
 from mlff_distiller.files import atomic_write_text
@@ -31,9 +33,12 @@ def write_report(
     Args:
         path: file to write.
         title: what was distilled from which teacher.
-        metrics: content of metrics.json.
+        metrics: content of metrics.json. ``validation`` is that of
+            :func:`mlff_distiller.evaluation.gates.verdict.validation`, with ``captions`` (figure ->
+            text) of the gates' figures; without it the page says that nothing was validated.
         card: metadata of the exported student.
-        figures: name (``parity``, ``learning_curve``, ``energy_drift``, ``npt``, ``speed``) -> PNG.
+        figures: name (``parity``, ``learning_curve``, ``energy_drift``, ``npt``, ``speed``, and
+            those of the captions) -> PNG.
         model_path: exported student, as it should appear in the commands.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -49,6 +54,8 @@ def write_report(
         number=number, cell=_cell, base64=lambda png: base64.b64encode(png).decode("ascii")
     )
     test = metrics.get("test")
+    validation = metrics.get("validation")
+    gates = [Gate.from_dict(row) for row in (validation or {}).get("gates", [])]
     counts = metrics.get("num_frames", {})
     page = environment.get_template("report.html.j2").render(
         title=title,
@@ -56,6 +63,8 @@ def write_report(
         counts=", ".join(f"{counts[k]} {k}" for k in ("train", "valid", "test") if k in counts),
         today=datetime.date.today().isoformat(),
         targets=measured(metrics),
+        validation=validation,
+        gates=[(gate, cells(gate)) for gate in gates],
         test=test,
         errors=_errors(test) if test else [],
         engines=metrics.get("engines"),

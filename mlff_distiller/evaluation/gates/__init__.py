@@ -6,6 +6,10 @@ Teacher and student go through the same measuring functions, one file for each k
 readers.
 """
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlff_distiller.evaluation.gates.run import run_gates
 from mlff_distiller.evaluation.gates.gate import Gate, all_passed, failures
 from mlff_distiller.evaluation.gates.settings import AcceptanceConfig
 

@@ -7,16 +7,17 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.build import surface
 from ase.calculators.calculator import Calculator
 
+from mlff_distiller.data import Structure
 from mlff_distiller.evaluation.gates.gate import Gate, absolute, relative
 from mlff_distiller.evaluation.gates.relax import relax, with_calculator
 from mlff_distiller.evaluation.gates.settings import AcceptanceConfig
+from mlff_distiller.sampling.defects import make_surface
 
 #: 1 eV/Å^2 in J/m^2
 _J_PER_M2 = 16.02176634
-_THICKNESS, _VACUUM = 9.0, 6.0  # Å; vacuum on each side
+_THICKNESS, _VACUUM = 10.0, 12.0  # Å
 
 
 def vacancy_energy(calculator: Calculator, bulk: Atoms) -> dict[str, Any]:
@@ -50,27 +51,11 @@ def vacancy_energy(calculator: Calculator, bulk: Atoms) -> dict[str, Any]:
     return {"energy": total / sum(formula)}
 
 
-def slab_of(cell: Atoms, miller: str) -> Atoms:
-    """A slab of whole cells, at least 9 Å thick, with 12 Å of vacuum; periodic in all directions.
-
-    Args:
-        cell: the cell that ``miller`` refers to.
-        miller: three digits.
-    """
-    indices = tuple(int(digit) for digit in miller)
-    layers = 1
-    while np.ptp((slab := surface(cell, indices, layers)).positions[:, 2]) < _THICKNESS:
-        layers += 1
-    slab.center(vacuum=_VACUUM, axis=2)
-    # Some teachers know cells that are periodic in all directions alone.
-    slab.pbc = True
-    return slab
-
-
 def surface_energy(calculator: Calculator, cell: Atoms, miller: str) -> dict[str, Any]:
     """Energy to cleave the crystal, and after relaxation of the ions.
 
-    The slab has its 1×1 cell, so that reconstructions which need a larger one are not found.
+    The slab is cut through the widest gap between its layers. It has the smallest cell, so that
+    reconstructions which need a larger one are not found.
 
     Args:
         calculator: teacher or student.
@@ -80,7 +65,11 @@ def surface_energy(calculator: Calculator, cell: Atoms, miller: str) -> dict[str
     Returns:
         ``unrelaxed`` and ``relaxed``, J/m^2, the mean of both sides.
     """
-    slab = slab_of(cell, miller)
+    # Some teachers know cells that are periodic in all directions alone.
+    crystal = Structure.from_atoms(Atoms(cell.numbers, cell.positions, cell=cell.cell, pbc=True))
+    slab = make_surface(
+        crystal, [int(d) for d in miller], thickness=_THICKNESS, vacuum=_VACUUM, periodic=True
+    ).to_atoms()
     inside = float(with_calculator(cell, calculator).get_potential_energy())
     inside *= len(slab) / len(cell)
     cross = np.cross(slab.cell.array[0], slab.cell.array[1])

@@ -9,14 +9,15 @@ from ase import Atoms, units
 from ase.calculators.calculator import Calculator
 from ase.data import chemical_symbols
 
+from mlff_distiller.data import Structure
 from mlff_distiller.errors import InputError
-from mlff_distiller.evaluation.gates.bonds import Bond, bonds_of
 from mlff_distiller.evaluation.gates.cache import Side
 from mlff_distiller.evaluation.gates.choose import Case
 from mlff_distiller.evaluation.gates.context import Context
 from mlff_distiller.evaluation.gates.gate import Gate
 from mlff_distiller.evaluation.gates.relax import relax, with_calculator
 from mlff_distiller.files import jsonable
+from mlff_distiller.sampling.molecules import Bond, bonds_of, stretch_bond, turn_bond
 
 #: sqrt(eV/Å^2/amu) in 1/cm
 _ROOT_IN_WAVENUMBERS = units._hbar * np.sqrt(units._e / units._amu) * 1e10 / units._e / units.invcm
@@ -92,13 +93,13 @@ def frequencies(context: Context, case: Case) -> list[Gate]:
 
 def torsion(context: Context, case: Case) -> list[Gate]:
     """Fragments turned about bonds, rigid, from the teacher's minimum; conformers up to 1 eV."""
-    atoms = _relaxed(context.teacher, case)
+    molecule = Structure.from_atoms(_relaxed(context.teacher, case))
     angles = np.arange(0, 360, 15)
-    turning = [bond for bond in bonds_of(atoms) if bond.turns]
-    bonds = sorted(turning, key=lambda bond: -len(bond.fragment))[:_MOST_BONDS]
+    turning = [bond for bond in bonds_of(molecule) if bond.turns]
+    bonds = sorted(turning, key=lambda bond: -len(bond.side))[:_MOST_BONDS]
     worst: Gate | None = None
     for bond in bonds:
-        frames = [bond.turned(atoms, float(angle)) for angle in angles]
+        frames = [turn_bond(molecule, bond, float(angle)).to_atoms() for angle in angles]
         own, other = _energies(context, frames)
         # Both above what the teacher takes for the minimum.
         lowest = int(np.nanargmin(other))
@@ -109,11 +110,11 @@ def torsion(context: Context, case: Case) -> list[Gate]:
             _mean_error(own, other, other < _REACHED),
             context.limits.torsion,
             "eV",
-            reason=f"about {_name(atoms, bond)}",
+            reason=f"about {_name(molecule, bond)}",
             advice="label conformers: turn the molecule about its bonds",
             details={
                 "figure": "torsion",
-                "name": _name(atoms, bond),
+                "name": _name(molecule, bond),
                 "x": angles.tolist(),
                 "student": jsonable(own),
                 "teacher": jsonable(other),
@@ -125,16 +126,15 @@ def torsion(context: Context, case: Case) -> list[Gate]:
 
 def dissociation(context: Context, case: Case) -> list[Gate]:
     """Bonds outside of rings pulled apart, fragments rigid, from the teacher's minimum."""
-    atoms = _relaxed(context.teacher, case)
+    molecule = Structure.from_atoms(_relaxed(context.teacher, case))
     worst: Gate | None = None
-    for bond in _kinds_of_bonds(atoms):
-        length = atoms.get_distance(bond.i, bond.j)
+    for bond in _kinds_of_bonds(molecule):
+        ends = molecule.positions[[bond.first, bond.second]]
+        length = float(np.linalg.norm(ends[1] - ends[0]))
         stretch = np.linspace(-0.2 * length, 0.0, 4)
         stretch = np.concatenate([stretch, np.linspace(0.0, context.limits.dissociation_reach, 14)])
-        own, other = (
-            energies - energies[3]
-            for energies in _energies(context, [bond.stretched(atoms, float(d)) for d in stretch])
-        )
+        frames = [stretch_bond(molecule, bond, length + float(d)).to_atoms() for d in stretch]
+        own, other = (energies - energies[3] for energies in _energies(context, frames))
         depth = float(other[np.isfinite(other)][-1])
         gate = Gate(
             "dissociation, mean error of the curve",
@@ -145,11 +145,11 @@ def dissociation(context: Context, case: Case) -> list[Gate]:
             float(own[-1]),
             depth,
             "eV",
-            reason=f"of {_name(atoms, bond)}, energies at +{stretch[-1]:g} Å",
+            reason=f"of {_name(molecule, bond)}, energies at +{stretch[-1]:g} Å",
             advice="label molecules whose bonds are stretched to breaking",
             details={
                 "figure": "dissociation",
-                "name": _name(atoms, bond),
+                "name": _name(molecule, bond),
                 "x": (length + stretch).tolist(),
                 "student": jsonable(own),
                 "teacher": jsonable(other),
@@ -180,13 +180,15 @@ def _mean_error(own: np.ndarray, other: np.ndarray, reached: np.ndarray) -> floa
     return float(np.abs(own - other)[reached & np.isfinite(other)].mean())
 
 
-def _kinds_of_bonds(atoms: Atoms) -> list[Bond]:
-    """One of each kind: same elements with as many neighbours."""
+def _kinds_of_bonds(molecule: Structure) -> list[Bond]:
+    """One of each kind outside of rings: same elements with as many neighbours."""
+    bonds = bonds_of(molecule)
+    neighbours = np.bincount(np.array([b[:2] for b in bonds]).ravel(), minlength=len(molecule))
+    kinds = list(zip(molecule.atomic_numbers.tolist(), neighbours.tolist(), strict=True))
     found: dict[tuple[tuple[int, int], ...], Bond] = {}
-    for bond in bonds_of(atoms):
-        if not bond.in_ring:
-            ends = zip(atoms.numbers[[bond.i, bond.j]].tolist(), bond.neighbours, strict=True)
-            found.setdefault(tuple(sorted(ends)), bond)
+    for bond in bonds:
+        if len(bond.side):
+            found.setdefault(tuple(sorted((kinds[bond.first], kinds[bond.second]))), bond)
     return list(found.values())
 
 
@@ -196,9 +198,9 @@ def _worse(one: Gate | None, other: Gate) -> Gate:
     return one if one.deviation >= other.deviation or one.deviation != one.deviation else other
 
 
-def _name(atoms: Atoms, bond: Bond) -> str:
-    i, j = sorted((bond.i, bond.j))
-    return f"{chemical_symbols[atoms.numbers[i]]}{i}–{chemical_symbols[atoms.numbers[j]]}{j}"
+def _name(molecule: Structure, bond: Bond) -> str:
+    ends = sorted((bond.first, bond.second))
+    return "–".join(f"{chemical_symbols[molecule.atomic_numbers[k]]}{k}" for k in ends)
 
 
 def _vibrations(atoms: Atoms) -> np.ndarray:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from ase.data import chemical_symbols, covalent_radii
+from ase.geometry import find_mic
 
 from mlff_distiller.data import Structure
+from mlff_distiller.data.bonds import find_bonds
 from mlff_distiller.dynamics import MDSettings, RunStoppedError, Trajectory, run_md
 from mlff_distiller.errors import InputError
-from mlff_distiller.evaluation.gates.bonds import neighbours_of
+from mlff_distiller.lammps import lammps_command
 from mlff_distiller.purpose import PurposeConfig, ensembles, phase_of
-from mlff_distiller.sampling.geometry import supercell
+from mlff_distiller.sampling.geometry import supercell, unlabelled
 
 #: Å. Periodic systems are repeated to this width: two usual cutoffs.
 _WIDTH = 10.0
@@ -86,19 +87,16 @@ def engine_of(wanted: str | None) -> str:
     """The engine asked for, or the fastest that is installed."""
     if wanted is not None:
         return wanted
-    return "lammps" if importlib.util.find_spec("lammps") is not None else "ase"
+    try:
+        lammps_command()
+    except InputError:
+        return "ase"
+    return "lammps"
 
 
 def in_box(structure: Structure) -> Structure:
     """The structure, repeated where its cell is narrow; without labels and momenta."""
-    repeats = [1, 1, 1]
-    if structure.pbc.any():
-        atoms = structure.to_atoms(labels=False)
-        cell = np.array(atoms.cell.complete())
-        heights = 1.0 / np.linalg.norm(np.linalg.inv(cell), axis=0)
-        repeats = [int(n) for n in np.maximum(1, np.ceil(_WIDTH / heights - 1e-3))]
-    plain = replace(structure, energy=None, forces=None, stress=None, momenta=None)
-    return supercell(plain, repeats)
+    return supercell(unlabelled(structure), [0, 0, 0], cutoff=0.5 * _WIDTH)
 
 
 def settings_for(
@@ -155,24 +153,18 @@ def _broken(structure: Structure, trajectory: Trajectory) -> str:
     """Which bond of a molecule, or of molecules in a liquid, broke; and when."""
     if phase_of(structure) not in ("molecule", "liquid"):
         return ""
-    atoms = structure.to_atoms(labels=False)
-    pairs = [(i, j) for i, own in enumerate(neighbours_of(atoms)) for j in sorted(own) if i < j]
-    if not pairs:
+    bonds = find_bonds(structure)
+    index = np.stack([bonds.first, bonds.second], axis=1)[bonds.first < bonds.second]
+    if not len(index):
         return ""
-    index = np.array(pairs)
-    z = structure.atomic_numbers[index]
-    limits = _BROKEN * covalent_radii[z].sum(axis=1)
+    limits = _BROKEN * covalent_radii[structure.atomic_numbers[index]].sum(axis=1)
     for frame in trajectory.frames:
+        atoms = frame.to_atoms(labels=False)
         vectors = frame.positions[index[:, 1]] - frame.positions[index[:, 0]]
-        if frame.pbc.any():
-            cell = np.array(frame.to_atoms(labels=False).cell.complete())
-            steps = np.round(vectors @ np.linalg.inv(cell)) * frame.pbc
-            vectors = vectors - steps @ cell
-        lengths = np.linalg.norm(vectors, axis=1)
+        lengths = find_mic(vectors, atoms.cell, atoms.pbc)[1]
         worst = int(np.argmax(lengths / limits))
         if lengths[worst] > limits[worst]:
-            i, j = pairs[worst]
-            names = [f"{chemical_symbols[structure.atomic_numbers[k]]}{k}" for k in (i, j)]
+            names = [f"{chemical_symbols[structure.atomic_numbers[k]]}{k}" for k in index[worst]]
             return (
                 f"step {frame.info['step']}: the bond {names[0]}–{names[1]} broke "
                 f"({lengths[worst]:.2f} Å)"

@@ -60,7 +60,7 @@ class AcceptanceConfig(Settings, path="acceptance"):
     visited_force_fraction: float = setting(
         0.12,
         "The same at the highest temperature, as a share of the mean size of a component of the "
-        "teacher's forces there; no less than visited_force_mae.",
+        "teacher's forces there; from visited_force_mae up to four times that.",
         above=0,
         most=1,
     )
