@@ -15,7 +15,13 @@ from support.students import make_student
 from mlff_distiller.config import TeacherConfig
 from mlff_distiller.data import Structure
 from mlff_distiller.dynamics import Trajectory
-from mlff_distiller.evaluation.gates import AcceptanceConfig, all_passed, failures, run_gates
+from mlff_distiller.evaluation.gates import (
+    AcceptanceConfig,
+    all_passed,
+    failures,
+    liquids,
+    run_gates,
+)
 from mlff_distiller.evaluation.gates.choose import chosen
 from mlff_distiller.evaluation.gates.liquids import (
     diffusion_coefficient,
@@ -260,3 +266,49 @@ def test_gates_run_in_lammps(student: Path) -> None:
     )
     assert [g.kind for g in gates] == ["speed", "stability"]
     assert all(g.deviation is not None for g in gates), failures(gates)
+
+
+def test_a_liquid_that_is_its_own_teacher(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crystal is melted, and both run from the same start: nothing differs."""
+    for name, short in (("_MELT", 0.2), ("_REST", 0.05), ("_DENSITY_TIME", 0.2)):
+        monkeypatch.setattr(liquids, name, short)
+    teacher = TeacherConfig(
+        name=f"mlff_distiller.calculator:StudentCalculator('{student}', dtype='float64')"
+    )
+    purpose = PurposeConfig(
+        temperature=[600, 1500], pressure=[20, 20], phases=["liquid"], timestep=2.0
+    )
+    limits = AcceptanceConfig(gates=["density", "rdf", "diffusion"], teacher_time=0.1)
+    cache = tmp_path / "cache.json"
+    gates = run_gates(student, teacher, [COPPER], purpose, limits, cache=cache, engine="ase")
+    assert [g.kind for g in gates] == ["density", "rdf", "diffusion"]
+    assert all_passed(gates), failures(gates)
+    assert gates[0].name == "density at 1500 K"  # of a melt
+    assert 1.0 < gates[0].student < 15.0
+    assert gates[0].deviation < 0.5
+    assert gates[1].deviation < 1e-6
+    other = TeacherConfig(name="emt")
+    (rdf,) = run_gates(
+        student, other, [COPPER], purpose, replace(limits, gates=["rdf"]), cache=cache, engine="ase"
+    )
+    assert rdf.deviation > 0.01
+
+
+def test_the_density_follows_the_teacher_s_pressure(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A teacher that pushes by 1 GPa more has a thinner liquid, by that over the stiffness."""
+    monkeypatch.setattr(liquids, "_DENSITY_TIME", 0.2)
+    monkeypatch.setattr(liquids, "_MELT", 0.2)
+    monkeypatch.setattr(
+        liquids, "_pressure", lambda _, frame: -np.trace(frame.stress) / 3 + 1 / 160.2176634
+    )
+    limits = AcceptanceConfig(gates=["density"])
+    purpose = PurposeConfig(
+        temperature=[600, 1500], pressure=[20, 20], phases=["liquid"], timestep=2.0
+    )
+    (gate,) = run_gates(student, TeacherConfig(name="emt"), [COPPER], purpose, limits, engine="ase")
+    assert gate.teacher < gate.student
+    assert "+1.000 GPa" in gate.reason

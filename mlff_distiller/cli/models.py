@@ -9,6 +9,7 @@ import typer
 
 from mlff_distiller.cli.common import (
     JSON,
+    REFUSED,
     accuracy_text,
     emit,
     example,
@@ -163,7 +164,10 @@ def distill(
     fresh: bool = typer.Option(False, "--fresh", help="Do finished stages again as well."),
     as_json: bool = JSON,
 ) -> None:
-    """Structures -> labels -> student -> dynamics -> labels ... -> engines -> report."""
+    """Structures -> labels -> student -> dynamics -> labels ... -> engines -> report.
+
+    Exit status 1: the student is there, but an acceptance gate fails.
+    """
     run_dir = [output or Path("the run directory")]
 
     def kept() -> str:
@@ -209,6 +213,8 @@ def distill(
         run_dir[0] = Path(settings.output)
         metrics = run_distillation(settings, fresh=fresh, quiet=as_json)
         emit(metrics, as_json)
+        if metrics["validation"] is not None and not metrics["validation"]["passed"]:
+            raise typer.Exit(REFUSED)
 
 
 def _preset(name: str | None) -> dict[str, Any]:
