@@ -30,6 +30,7 @@ from mlff_distiller.evaluation.gates.liquids import (
     radial_distribution,
 )
 from mlff_distiller.evaluation.gates.runs import (
+    Outcome,
     _broken,
     _evaporated,
     engine_of,
@@ -38,7 +39,7 @@ from mlff_distiller.evaluation.gates.runs import (
     temperatures_of,
 )
 from mlff_distiller.evaluation.gates.stability import stability_gate
-from mlff_distiller.evaluation.gates.visited import held_out_gates, visited_gates
+from mlff_distiller.evaluation.gates.visited import errors_on, held_out_gates, visited_gates
 from mlff_distiller.export import export_student
 from mlff_distiller.purpose import PurposeConfig
 from mlff_distiller.sampling.builtin import builtin
@@ -125,7 +126,7 @@ def test_one_dead_run_of_ten_fails() -> None:
     (line,) = failures([gate])
     assert "stable for 50 ps at 1800 K: 9 runs" in line
     assert "after 3.2 ps: step 3200: atoms have fused" in line
-    assert "at least 10 runs" in line
+    assert "limit ≥ 10 runs" in line
 
 
 def test_limits_at_the_highest_temperature_follow_the_forces() -> None:
@@ -141,6 +142,19 @@ def test_limits_at_the_highest_temperature_follow_the_forces() -> None:
     dead = visited_gates([{**found[0], "died": "blew up"}], [300], LIMITS)[0]
     assert not dead.passed
     assert dead.reason == "blew up"
+
+
+def test_frames_that_the_teacher_cannot_label_are_no_measurement() -> None:
+    class Refuses(LennardJones):
+        def calculate(self, *args, **kwargs):
+            raise RuntimeError("SCF not converged")
+
+    outcome = Outcome(_trajectory([COPPER, COPPER], [1.0, 1.0]))
+    found = errors_on(LennardJones(), Refuses(), outcome)
+    assert found["frames"] == 0
+    (gate,) = visited_gates([found], [300], LIMITS)
+    assert not gate.passed
+    assert gate.reason == "the teacher cannot label a frame of it: SCF not converged"
 
 
 def test_the_worst_element_is_named() -> None:
@@ -175,12 +189,16 @@ def test_broken_molecules_and_evaporated_cells_are_failures() -> None:
     moved = ethanol.positions.copy()
     moved[3] += 2.0  # hydrogen of the hydroxyl group
     broken = replace(ethanol, positions=moved, info={"step": 70})
-    assert _broken(ethanol, _trajectory([whole, whole], [0.0, 0.0])) == ""
-    text = _broken(ethanol, _trajectory([whole, broken], [0.0, 0.0]))
+    assert _broken(ethanol, _trajectory([whole, whole], [0.0, 0.0])) is None
+    record, text = _broken(ethanol, _trajectory([whole, whole, broken], [0.0, 0.0])) or (None, "")
+    assert record == 1
     assert "step 70: the bond O2–H3 broke" in text
-    assert _broken(COPPER, _trajectory([replace(COPPER, info={"step": 0})], [1.0])) == ""
-    assert "2.5 times" in _evaporated(_trajectory([COPPER, COPPER], [40.0, 100.0]))
-    assert _evaporated(_trajectory([COPPER, COPPER], [40.0, 50.0])) == ""
+    copper = replace(COPPER, info={"step": 50})
+    assert _broken(COPPER, _trajectory([copper], [1.0])) is None
+    grown = _evaporated(_trajectory([copper] * 3, [40.0, 60.0, 100.0]))
+    assert grown == (1, "step 50: the cell grew to 2.5 times its volume")
+    assert _evaporated(_trajectory([copper, copper], [40.0, 50.0])) is None
+    assert _evaporated(_trajectory([copper, copper], [0.0, 0.0])) is None
 
 
 def test_molecules_that_cross_the_cell_are_whole() -> None:
@@ -189,7 +207,7 @@ def test_molecules_that_cross_the_cell_are_whole() -> None:
     inverse = np.linalg.inv(water.cell)
     wrapped = (shifted @ inverse % 1.0) @ water.cell
     frame = replace(water, positions=wrapped, info={"step": 0})
-    assert _broken(water, _trajectory([frame], [1.0])) == ""
+    assert _broken(water, _trajectory([frame], [1.0])) is None
 
 
 # --- all of it -----------------------------------------------------------------------------------
