@@ -221,9 +221,7 @@ def test_cells_are_compared_by_lengths_and_angles() -> None:
 def test_a_gate_without_a_measurement_fails_with_its_reason() -> None:
     gate = Gate("x", "lattice", None, 1.0, "%", reason="nobody measured", advice="measure it")
     assert not gate.passed
-    assert failures([gate]) == [
-        "x: not measured (nobody measured), at most 1% is asked; measure it"
-    ]
+    assert failures([gate]) == ["x: not measured (nobody measured), limit ≤ 1%; measure it"]
     assert not replace(gate, deviation=float("nan")).passed
     assert replace(gate, deviation=0.5).passed
     assert replace(gate, deviation=1.5, at_least=True).passed

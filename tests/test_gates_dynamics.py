@@ -15,7 +15,13 @@ from support.students import make_student
 from mlff_distiller.config import TeacherConfig
 from mlff_distiller.data import Structure
 from mlff_distiller.dynamics import Trajectory
-from mlff_distiller.evaluation.gates import AcceptanceConfig, all_passed, failures, run_gates
+from mlff_distiller.evaluation.gates import (
+    AcceptanceConfig,
+    all_passed,
+    failures,
+    liquids,
+    run_gates,
+)
 from mlff_distiller.evaluation.gates.choose import chosen
 from mlff_distiller.evaluation.gates.liquids import (
     diffusion_coefficient,
@@ -24,6 +30,7 @@ from mlff_distiller.evaluation.gates.liquids import (
     radial_distribution,
 )
 from mlff_distiller.evaluation.gates.runs import (
+    Outcome,
     _broken,
     _evaporated,
     engine_of,
@@ -32,7 +39,7 @@ from mlff_distiller.evaluation.gates.runs import (
     temperatures_of,
 )
 from mlff_distiller.evaluation.gates.stability import stability_gate
-from mlff_distiller.evaluation.gates.visited import held_out_gates, visited_gates
+from mlff_distiller.evaluation.gates.visited import errors_on, held_out_gates, visited_gates
 from mlff_distiller.export import export_student
 from mlff_distiller.purpose import PurposeConfig
 from mlff_distiller.sampling.builtin import builtin
@@ -119,7 +126,7 @@ def test_one_dead_run_of_ten_fails() -> None:
     (line,) = failures([gate])
     assert "stable for 50 ps at 1800 K: 9 runs" in line
     assert "after 3.2 ps: step 3200: atoms have fused" in line
-    assert "at least 10 runs" in line
+    assert "limit ≥ 10 runs" in line
 
 
 def test_limits_at_the_highest_temperature_follow_the_forces() -> None:
@@ -135,6 +142,19 @@ def test_limits_at_the_highest_temperature_follow_the_forces() -> None:
     dead = visited_gates([{**found[0], "died": "blew up"}], [300], LIMITS)[0]
     assert not dead.passed
     assert dead.reason == "blew up"
+
+
+def test_frames_that_the_teacher_cannot_label_are_no_measurement() -> None:
+    class Refuses(LennardJones):
+        def calculate(self, *args, **kwargs):
+            raise RuntimeError("SCF not converged")
+
+    outcome = Outcome(_trajectory([COPPER, COPPER], [1.0, 1.0]))
+    found = errors_on(LennardJones(), Refuses(), outcome)
+    assert found["frames"] == 0
+    (gate,) = visited_gates([found], [300], LIMITS)
+    assert not gate.passed
+    assert gate.reason == "the teacher cannot label a frame of it: SCF not converged"
 
 
 def test_the_worst_element_is_named() -> None:
@@ -169,12 +189,16 @@ def test_broken_molecules_and_evaporated_cells_are_failures() -> None:
     moved = ethanol.positions.copy()
     moved[3] += 2.0  # hydrogen of the hydroxyl group
     broken = replace(ethanol, positions=moved, info={"step": 70})
-    assert _broken(ethanol, _trajectory([whole, whole], [0.0, 0.0])) == ""
-    text = _broken(ethanol, _trajectory([whole, broken], [0.0, 0.0]))
+    assert _broken(ethanol, _trajectory([whole, whole], [0.0, 0.0])) is None
+    record, text = _broken(ethanol, _trajectory([whole, whole, broken], [0.0, 0.0])) or (None, "")
+    assert record == 1
     assert "step 70: the bond O2–H3 broke" in text
-    assert _broken(COPPER, _trajectory([replace(COPPER, info={"step": 0})], [1.0])) == ""
-    assert "2.5 times" in _evaporated(_trajectory([COPPER, COPPER], [40.0, 100.0]))
-    assert _evaporated(_trajectory([COPPER, COPPER], [40.0, 50.0])) == ""
+    copper = replace(COPPER, info={"step": 50})
+    assert _broken(COPPER, _trajectory([copper], [1.0])) is None
+    grown = _evaporated(_trajectory([copper] * 3, [40.0, 60.0, 100.0]))
+    assert grown == (1, "step 50: the cell grew to 2.5 times its volume")
+    assert _evaporated(_trajectory([copper, copper], [40.0, 50.0])) is None
+    assert _evaporated(_trajectory([copper, copper], [0.0, 0.0])) is None
 
 
 def test_molecules_that_cross_the_cell_are_whole() -> None:
@@ -183,7 +207,7 @@ def test_molecules_that_cross_the_cell_are_whole() -> None:
     inverse = np.linalg.inv(water.cell)
     wrapped = (shifted @ inverse % 1.0) @ water.cell
     frame = replace(water, positions=wrapped, info={"step": 0})
-    assert _broken(water, _trajectory([frame], [1.0])) == ""
+    assert _broken(water, _trajectory([frame], [1.0])) is None
 
 
 # --- all of it -----------------------------------------------------------------------------------
@@ -260,3 +284,49 @@ def test_gates_run_in_lammps(student: Path) -> None:
     )
     assert [g.kind for g in gates] == ["speed", "stability"]
     assert all(g.deviation is not None for g in gates), failures(gates)
+
+
+def test_a_liquid_that_is_its_own_teacher(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crystal is melted, and both run from the same start: nothing differs."""
+    for name, short in (("_MELT", 0.2), ("_REST", 0.05), ("_DENSITY_TIME", 0.2)):
+        monkeypatch.setattr(liquids, name, short)
+    teacher = TeacherConfig(
+        name=f"mlff_distiller.calculator:StudentCalculator('{student}', dtype='float64')"
+    )
+    purpose = PurposeConfig(
+        temperature=[600, 1500], pressure=[20, 20], phases=["liquid"], timestep=2.0
+    )
+    limits = AcceptanceConfig(gates=["density", "rdf", "diffusion"], teacher_time=0.1)
+    cache = tmp_path / "cache.json"
+    gates = run_gates(student, teacher, [COPPER], purpose, limits, cache=cache, engine="ase")
+    assert [g.kind for g in gates] == ["density", "rdf", "diffusion"]
+    assert all_passed(gates), failures(gates)
+    assert gates[0].name == "density at 1500 K"  # of a melt
+    assert 1.0 < gates[0].student < 15.0
+    assert gates[0].deviation < 0.5
+    assert gates[1].deviation < 1e-6
+    other = TeacherConfig(name="emt")
+    (rdf,) = run_gates(
+        student, other, [COPPER], purpose, replace(limits, gates=["rdf"]), cache=cache, engine="ase"
+    )
+    assert rdf.deviation > 0.01
+
+
+def test_the_density_follows_the_teacher_s_pressure(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A teacher that pushes by 1 GPa more has a thinner liquid, by that over the stiffness."""
+    monkeypatch.setattr(liquids, "_DENSITY_TIME", 0.2)
+    monkeypatch.setattr(liquids, "_MELT", 0.2)
+    monkeypatch.setattr(
+        liquids, "_pressure", lambda _, frame: -np.trace(frame.stress) / 3 + 1 / 160.2176634
+    )
+    limits = AcceptanceConfig(gates=["density"])
+    purpose = PurposeConfig(
+        temperature=[600, 1500], pressure=[20, 20], phases=["liquid"], timestep=2.0
+    )
+    (gate,) = run_gates(student, TeacherConfig(name="emt"), [COPPER], purpose, limits, engine="ase")
+    assert gate.teacher < gate.student
+    assert "+1.000 GPa" in gate.reason

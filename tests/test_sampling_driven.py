@@ -118,6 +118,8 @@ def test_modes_of_held_atoms_and_large_structures() -> None:
         assert np.abs(s.positions[1:] - COPPER.positions[1:]).max() > 0.01
     with pytest.raises(InputError, match="at most 3 atoms, got none"):
         sample([COPPER], settings(modes={"number": 4, "max_atoms": 3}), EMT())
+    large = Structure.from_atoms(bulk("Cu", cubic=True) * (3, 3, 3))
+    assert {len(s) for s in sample([large], settings(modes={"number": 3}), EMT())} == {32}
     both = sample([COPPER, builtin("ethanol")[0]], settings(modes={"number": 5}), EMT())
     assert Counter(s.info["parent"] for s in both) == {0: 3, 1: 2}
 

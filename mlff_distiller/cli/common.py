@@ -15,6 +15,8 @@ import typer
 from mlff_distiller.errors import DeviceError, InputError
 from mlff_distiller.files import jsonable
 
+#: Exit status of a student that an acceptance gate refuses.
+REFUSED = 1
 JSON = typer.Option(False, "--json", help="Print one JSON object instead of text.")
 
 

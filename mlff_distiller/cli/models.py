@@ -9,6 +9,7 @@ import typer
 
 from mlff_distiller.cli.common import (
     JSON,
+    REFUSED,
     accuracy_text,
     emit,
     example,
@@ -165,7 +166,7 @@ def distill(
 ) -> None:
     """Structures -> labels -> student -> dynamics -> labels ... -> engines -> report.
 
-    Exit status 1: the student is there but fails a gate.
+    Exit status 1: the student is there, but an acceptance gate fails.
     """
     run_dir = [output or Path("the run directory")]
 
@@ -174,7 +175,6 @@ def distill(
 
     with user_errors(kept):
         from mlff_distiller.config import DistillConfig, from_dict, load_yaml
-        from mlff_distiller.evaluation.gates.gate import Gate, all_passed, failures
         from mlff_distiller.pipeline.distill import read_starts, run_distillation
         from mlff_distiller.pipeline.plan import plan
 
@@ -213,12 +213,9 @@ def distill(
         run_dir[0] = Path(settings.output)
         metrics = run_distillation(settings, fresh=fresh, quiet=as_json)
         emit(metrics, as_json)
-        gates = [Gate.from_dict(row) for row in metrics["gates"] or []]
-        for line in failures(gates):
-            typer.echo(f"✗ {line}", err=True)
-        if gates and not all_passed(gates):
+        if metrics["validation"] is not None and not metrics["validation"]["passed"]:
             typer.echo(_refused(run_dir[0], settings.loop.minutes), err=True)
-            raise typer.Exit(1)
+            raise typer.Exit(REFUSED)
 
 
 def _refused(run_dir: Path, minutes: float | None) -> str:

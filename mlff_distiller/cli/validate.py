@@ -12,6 +12,7 @@ import typer
 
 from mlff_distiller.cli.common import (
     JSON,
+    REFUSED,
     check_device,
     emit,
     example,
@@ -23,9 +24,6 @@ from mlff_distiller.cli.common import (
     wrote,
 )
 from mlff_distiller.errors import InputError
-
-#: Exit status of a student that fails.
-REFUSED = 1
 
 
 def register(app: typer.Typer) -> None:
@@ -193,19 +191,13 @@ def _map(workers: int, function: Any, arguments: Any) -> Any:
 def _write(
     output: Path, result: dict[str, Any], gates: Any, card: dict[str, Any], model: Path
 ) -> list[Path]:
-    from mlff_distiller.evaluation.gates.plots import figures
-    from mlff_distiller.evaluation.plots import save
+    from mlff_distiller.evaluation.gates.plots import save_figures
     from mlff_distiller.evaluation.report import write_report
     from mlff_distiller.files import atomic_write_text, jsonable
 
     output.mkdir(parents=True, exist_ok=True)
     atomic_write_text(output / "validation.json", json.dumps(jsonable(result), indent=1))
-    files = [output / "validation.json"]
-    pictures, captions = {}, {}
-    for name, (figure, caption) in figures(gates).items():
-        pictures[name] = save(figure, output / f"{name}.png")
-        captions[name] = caption
-        files.append(output / f"{name}.png")
+    pictures, captions = save_figures(gates, output)
     write_report(
         output / "validation.html",
         title=f"{model.name} beside {result['teacher']}",
@@ -214,4 +206,5 @@ def _write(
         figures=pictures,
         model_path=str(model),
     )
-    return [output / "validation.html", *files]
+    names = ["validation.html", "validation.json", *(f"{name}.png" for name in pictures)]
+    return [output / name for name in names]

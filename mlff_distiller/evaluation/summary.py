@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from mlff_distiller.evaluation.gates.gate import Gate
+from mlff_distiller.evaluation.gates.verdict import print_gates
 from mlff_distiller.evaluation.targets import measured
 
 
@@ -29,6 +31,9 @@ def print_summary(metrics: dict[str, Any], output: Path) -> None:
     console.print(table)
     for line in _details(metrics):
         console.print(line, style="dim")
+    if validation := metrics.get("validation"):
+        console.print()
+        print_gates([Gate.from_dict(row) for row in validation["gates"]], validation["verdict"])
     console.print(f"\nreport   [bold]{output / 'report.html'}[/]\nstudent  {output / 'student.pt'}")
     console.print(
         f"next     mlff-distiller md {output / 'student.pt'} START.xyz --engine lammps", style="dim"
@@ -43,6 +48,8 @@ def summary_lines(metrics: dict[str, Any]) -> list[str]:
         mark = "–" if passed is None else "✓" if passed else "✗"
         reached = target.reached(value)
         lines.append(f"  {mark} {target.label:<26}{reached:>22}   target {target.goal}")
+    if validation := metrics.get("validation"):
+        lines += [f"  {validation['verdict']}", *(f"  ✗ {line}" for line in validation["failures"])]
     return lines + [f"  {line}" for line in _details(metrics)]
 
 

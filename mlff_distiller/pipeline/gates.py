@@ -9,6 +9,7 @@ from typing import Any
 
 from mlff_distiller.config import TeacherConfig
 from mlff_distiller.data import HDF5Dataset, Structure
+from mlff_distiller.evaluation.gates.gate import Gate
 from mlff_distiller.evaluation.gates.run import run_gates
 from mlff_distiller.evaluation.gates.settings import AcceptanceConfig
 from mlff_distiller.pipeline.stage import EXECUTION, Hashed, Say, Station
@@ -80,6 +81,11 @@ def work(inputs: Inputs, output: Path, say: Say) -> Result:
     passed = sum(gate.passed for gate in gates)
     say(f"{passed} of {len(gates)} gates passed")
     return Result([gate.to_dict() for gate in gates])
+
+
+def gates_of(result: Result) -> list[Gate]:
+    """The gates of a result."""
+    return [Gate.from_dict(row) for row in result.gates]
 
 
 def _map(workers: int, function: Any, arguments: Any) -> Any:

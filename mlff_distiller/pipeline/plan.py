@@ -19,6 +19,8 @@ _TIMESTEPS = ((3.0, 0.5), (20.0, 1.0), (np.inf, 2.0))
 # Minutes that a student of the full size needs on a few cores.
 _SMALL_BELOW = 120.0
 _BATCH_ATOMS, _ROUND_ATOMS = 128, 1536
+# Of each pair of elements.
+_DIMERS = 10
 _SMALL = {"hidden_dim": 64, "num_interactions": 2, "num_rbf": 16}
 
 
@@ -52,7 +54,7 @@ def plan(
     mapping: dict[str, Any] = {
         "structures": list(sources),
         "purpose": {**chosen, "phases": found},
-        "sampling": sampling_for(found, {**to_dict(settings), **chosen}),
+        "sampling": sampling_for(found, {**to_dict(settings), **chosen}, structures),
         "model": dict(_SMALL) if minutes is not None and minutes < _SMALL_BELOW else {},
         "loop": loop_for(repeated),
         "training": {"max_epochs": 1_000_000, **training_for(repeated)},
@@ -82,19 +84,23 @@ def loop_for(structures: Sequence[Structure]) -> dict[str, Any]:
     return {"frames": frames, "visited": round(0.4 * frames)}
 
 
-def sampling_for(found: Sequence[str], purpose: dict[str, Any]) -> dict[str, Any]:
+def sampling_for(
+    found: Sequence[str], purpose: dict[str, Any], structures: Sequence[Structure]
+) -> dict[str, Any]:
     """What the first student is trained on; the rounds bring the rest."""
     bulk, molecules = (
         set(found) & {"crystal", "liquid", "slab"},
         set(found) & {"molecule", "cluster"},
     )
+    elements = len(elements_of(structures))
+    number_of_pairs = elements * (elements + 1) // 2
     sampling: dict[str, Any] = {
         "supercell": [0, 0, 0],
         "num_rattle": 24,
         "rattle_stdev": [0.03, 0.06, 0.12, 0.2] if bulk else [0.02, 0.04, 0.06],
         "num_md": 0,
         "isolated_atoms": True,
-        "dimers": {"number": 12},
+        "dimers": {"number": _DIMERS * number_of_pairs},
     }
     if set(found) & {"crystal", "liquid"}:
         sampling["strain"] = {"number": 14}

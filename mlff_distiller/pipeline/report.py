@@ -7,11 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlff_distiller.config import AcceptanceConfig
+from mlff_distiller.data import Structure
 from mlff_distiller.evaluation.engines import headline
+from mlff_distiller.evaluation.gates.plots import save_figures
+from mlff_distiller.evaluation.gates.verdict import validation
 from mlff_distiller.evaluation.report import write_report
 from mlff_distiller.files import atomic_write_text, jsonable
 from mlff_distiller.pipeline import engines, evaluate, export, fit, gates, label, sample
 from mlff_distiller.pipeline.rounds import Outcome
+from mlff_distiller.purpose import PurposeConfig
 from mlff_distiller.students.file import read_metadata
 
 _FIGURES = (evaluate.CURVE, evaluate.PARITY, engines.DRIFT, engines.NPT, engines.SPEED)
@@ -33,6 +38,10 @@ class Inputs:
     test: evaluate.Result
     engines: engines.Result
     gates: gates.Result | None
+    purpose: PurposeConfig
+    acceptance: AcceptanceConfig
+    given: list[Structure]
+    """Starting structures."""
     seconds: dict[str, float]
     """Station -> seconds, of those after and before the rounds."""
     total_seconds: float
@@ -41,6 +50,13 @@ class Inputs:
 
 def write(inputs: Inputs, output: Path) -> dict[str, Any]:
     """Write both files; the content of ``metrics.json``."""
+    measured = [] if inputs.gates is None else gates.gates_of(inputs.gates)
+    verdict = None
+    if inputs.gates is not None:
+        verdict = validation(
+            measured, inputs.purpose, inputs.acceptance, inputs.given, teacher=inputs.teacher
+        )
+    pictures, captions = save_figures(measured, output)
     metrics: dict[str, Any] = jsonable(
         {
             **{key: inputs.test.errors[key] for key in _HEADLINES},
@@ -57,7 +73,7 @@ def write(inputs: Inputs, output: Path) -> dict[str, Any]:
             "training": inputs.fitted.training,
             "test": inputs.test.errors,
             "engines": inputs.engines.engines,
-            "gates": None if inputs.gates is None else inputs.gates.gates,
+            "validation": None if verdict is None else {**verdict, "captions": captions},
             "stage_seconds": inputs.seconds,
             "total_seconds": inputs.total_seconds,
         }
@@ -71,7 +87,7 @@ def write(inputs: Inputs, output: Path) -> dict[str, Any]:
         title=f"{inputs.teacher} distilled on {system}",
         metrics=metrics,
         card=read_metadata(output / export.STUDENT),
-        figures={file.stem: file.read_bytes() for file in files if file.exists()},
+        figures={**pictures, **{f.stem: f.read_bytes() for f in files if f.exists()}},
         model_path=str(output / export.STUDENT),
     )
     return metrics

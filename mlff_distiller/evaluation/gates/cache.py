@@ -18,7 +18,7 @@ from mlff_distiller.errors import InputError
 from mlff_distiller.files import atomic_write_text, jsonable, sha256
 
 #: Counts up when a measuring function gives other numbers than before.
-_VERSION = 2
+_VERSION = 3
 
 
 class Cache:

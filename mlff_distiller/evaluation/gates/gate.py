@@ -102,12 +102,12 @@ def failures(gates: Sequence[Gate]) -> list[str]:
         if gate.passed:
             continue
         unit = f" {gate.limit_unit}".rstrip() if gate.limit_unit != "%" else "%"
-        asked = f"{'at least' if gate.at_least else 'at most'} {gate.limit:.3g}{unit}"
+        limit = f"limit {'≥' if gate.at_least else '≤'} {gate.limit:.3g}{unit}"
         if gate.deviation is None:
             found = f"not measured ({gate.reason or 'no reason given'})"
         else:
-            found = f"{gate.deviation:.3g}{unit}"
+            found = f"{gate.deviation:.4g}{unit}"
             found += f" ({gate.reason})" if gate.reason else ""
         advice = f"; {gate.advice}" if gate.advice else ""
-        lines.append(f"{gate.name}: {found}, {asked} is asked{advice}")
+        lines.append(f"{gate.name}: {found}, {limit}{advice}")
     return lines

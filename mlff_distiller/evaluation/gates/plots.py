@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -11,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mlff_distiller.evaluation.gates.gate import Gate
-from mlff_distiller.evaluation.plots import BLUE, GREY, RED, STYLE
+from mlff_distiller.evaluation.plots import BLUE, GREY, RED, STYLE, save
 
 _TEACHER: dict[str, Any] = {"color": GREY, "linewidth": 3.2, "alpha": 0.75, "label": "teacher"}
 _STUDENT: dict[str, Any] = {"color": BLUE, "linewidth": 1.7, "label": "student"}
@@ -42,6 +43,17 @@ def figures(gates: Sequence[Gate]) -> dict[str, tuple[Figure, str]]:
             draw(axis, gate.details)
         found[name] = (figure, f"{label}: {caption}" if label else caption)
     return found
+
+
+def save_figures(gates: Sequence[Gate], folder: Path) -> tuple[dict[str, bytes], dict[str, str]]:
+    """Write all figures as PNG into ``folder``.
+
+    Returns:
+        name -> PNG, and name -> caption.
+    """
+    drawn = figures(gates)
+    images = {name: save(figure, folder / f"{name}.png") for name, (figure, _) in drawn.items()}
+    return images, {name: caption for name, (_, caption) in drawn.items()}
 
 
 def _equation_of_state(axis: Axes, details: dict[str, Any]) -> None:

@@ -107,7 +107,8 @@ def _measured(kind: str, context: Context, case: Case) -> list[Gate]:
         rows = MEASURES[kind](context, case)
     except Exception as error:  # whatever went wrong, the gate has no measurement and fails
         line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        rows = [unmeasured(kind.replace("_", " "), kind, *_limit(kind, context.limits), line)]
+        name, least = kind.replace("_", " "), kind in ("speed", "stability")
+        rows = [unmeasured(name, kind, *_limit(kind, context.limits), line, at_least=least)]
     return [case.named(row) for row in rows]
 
 
@@ -123,4 +124,4 @@ def _limit(kind: str, limits: AcceptanceConfig) -> tuple[float, str]:
         "speed": "speedup",
     }.get(kind, kind)
     units = {f.name: f.metadata["rule"].unit for f, _ in fields_of(AcceptanceConfig)}
-    return float(getattr(limits, key)), units[key]
+    return float(getattr(limits, key)), {"speed": "×", "stability": "runs"}.get(kind, units[key])

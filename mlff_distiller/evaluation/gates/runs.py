@@ -43,11 +43,16 @@ class Outcome:
     trajectory: Trajectory | None
     died: str = ""
     """Why it is no physics; empty where all is well."""
+    until: int | None = None
+    """The last good record, where that is not the last of all."""
 
     @property
     def picoseconds(self) -> float:
         """How far it came."""
-        return float(self.trajectory.time[-1]) / 1000.0 if self.trajectory is not None else 0.0
+        if self.trajectory is None:
+            return 0.0
+        last = -1 if self.until is None else self.until
+        return float(self.trajectory.time[last]) / 1000.0
 
     def summary(self) -> dict[str, Any]:
         """Plain JSON with about 200 records."""
@@ -75,7 +80,8 @@ def carry_out(run: Run) -> Outcome:
         return Outcome(stopped.trajectory, str(stopped).partition(";")[0])
     except InputError as error:
         return Outcome(None, str(error).partition(";")[0])
-    return Outcome(trajectory, _broken(run.structure, trajectory) or _evaporated(trajectory))
+    record, why = _broken(run.structure, trajectory) or _evaporated(trajectory) or (None, "")
+    return Outcome(trajectory, why, record)
 
 
 def summarised(run: Run) -> dict[str, Any]:
@@ -149,31 +155,35 @@ def temperatures_of(purpose: PurposeConfig) -> list[float]:
     return sorted({low, max(low, high / 2.0), high})
 
 
-def _broken(structure: Structure, trajectory: Trajectory) -> str:
-    """Which bond of a molecule, or of molecules in a liquid, broke; and when."""
+def _broken(structure: Structure, trajectory: Trajectory) -> tuple[int, str] | None:
+    """When a bond of a molecule, or of molecules in a liquid, broke, and which."""
     if phase_of(structure) not in ("molecule", "liquid"):
-        return ""
+        return None
     bonds = find_bonds(structure)
     index = np.stack([bonds.first, bonds.second], axis=1)[bonds.first < bonds.second]
     if not len(index):
-        return ""
+        return None
     limits = _BROKEN * covalent_radii[structure.atomic_numbers[index]].sum(axis=1)
-    for frame in trajectory.frames:
+    for record, frame in enumerate(trajectory.frames):
         atoms = frame.to_atoms(labels=False)
         vectors = frame.positions[index[:, 1]] - frame.positions[index[:, 0]]
         lengths = find_mic(vectors, atoms.cell, atoms.pbc)[1]
         worst = int(np.argmax(lengths / limits))
         if lengths[worst] > limits[worst]:
             names = [f"{chemical_symbols[structure.atomic_numbers[k]]}{k}" for k in index[worst]]
-            return (
-                f"step {frame.info['step']}: the bond {names[0]}–{names[1]} broke "
-                f"({lengths[worst]:.2f} Å)"
-            )
-    return ""
+            bond = f"{names[0]}–{names[1]} broke ({lengths[worst]:.2f} Å)"
+            return max(0, record - 1), f"step {frame.info['step']}: the bond {bond}"
+    return None
 
 
-def _evaporated(trajectory: Trajectory) -> str:
-    if trajectory.volume[-1] > _EVAPORATED * trajectory.volume[0] > 0:
-        growth = trajectory.volume[-1] / trajectory.volume[0]
-        return f"the cell grew to {growth:.1f} times its volume"
-    return ""
+def _evaporated(trajectory: Trajectory) -> tuple[int, str] | None:
+    """When the cell became that of a gas."""
+    growth = trajectory.volume / max(float(trajectory.volume[0]), 1e-9)
+    large = np.flatnonzero(growth > _EVAPORATED)
+    if not len(large) or trajectory.volume[0] <= 0:
+        return None
+    record = int(large[0])
+    step = trajectory.frames[record].info["step"]
+    return max(
+        0, record - 1
+    ), f"step {step}: the cell grew to {growth[record]:.1f} times its volume"

@@ -123,15 +123,20 @@ def errors_on(student: Calculator, teacher: Calculator, outcome: Outcome) -> dic
         ``frames``, how many.
     """
     frames = [] if outcome.trajectory is None else outcome.trajectory.frames[1:]
-    errors, sizes = [], []
+    errors, sizes, died = [], [], outcome.died
     for frame in frames:
         if not np.isfinite(frame.positions).all():
             continue
-        forces = _forces(teacher, frame)
+        try:
+            forces = _forces(teacher, frame)
+        except Exception as error:  # calculators raise whatever they like
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            died = died or f"the teacher cannot label a frame of it: {line}"
+            break
         errors.append(np.abs(_forces(student, frame) - forces).mean())
         sizes.append(np.abs(forces).mean())
     return {
-        "died": outcome.died,
+        "died": died,
         "frames": len(errors),
         "force_mae": 1e3 * float(np.mean(errors)) if errors else None,
         "mean_force": 1e3 * float(np.mean(sizes)) if errors else None,
