@@ -61,6 +61,8 @@ def settings(folder: Path) -> dict[str, Any]:
             "element_force_mae": 1e4,
             "visited_force_mae": 1e4,
             "lattice": 90,
+            "bulk_modulus": 1000,
+            "phonon_mae": 1000,
         },
         "engines": {"lammps": False, "openmm": False, "nve_steps": 20, "npt_steps": 0},
     }
