@@ -168,7 +168,7 @@ def test_a_student_that_passes(folder: Path, tmp_path: Path) -> None:
     assert result["conditions"]["temperature"] == "50 K"
     names = [row["name"] for row in result["gates"]]
     assert names[:2] == ["lattice parameter a", "lattice parameter a at 3 GPa"]
-    assert names[-1] == "stable for 0.05 ps at 50 K"
+    assert names[-1] == "stable 0.05 ps at 50 K"
     assert str(tmp_path / "v" / "gate_stability.png") in result["files"]
 
 
