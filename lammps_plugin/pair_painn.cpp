@@ -91,12 +91,9 @@ void PairPaiNN::settings(int narg, char** arg) {
     set_uncertainty_limit(arg[i + 2]);
     ++i;
   }
-  if (uncertain_ == Extrapolation::kIgnore) return;
-  if (on_gpu_)
-    error->all(FLERR,
-               "pair_style painn: uncertainties are not computed with device gpu; use device cpu");
   // An atom that is too close is one of the things that make it uncertain.
-  if (!extrapolation_given_) extrapolation_ = Extrapolation::kIgnore;
+  if (uncertain_ != Extrapolation::kIgnore && !extrapolation_given_)
+    extrapolation_ = Extrapolation::kIgnore;
 }
 
 const PairPaiNN::Keyword PairPaiNN::kKeywords[7] = {

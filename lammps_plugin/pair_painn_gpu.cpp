@@ -43,6 +43,7 @@ class PairPaiNN::Gpu : public PairPaiNN::Evaluator {
   void renew_ghosts();
   mlff::gpu::StepInput step_input(bool new_list);
   void add_results(const mlff::gpu::StepResult& result);
+  void add_uncertainties();
 
   PairPaiNN& pair_;
   mlff::gpu::System system_;
@@ -85,9 +86,6 @@ void PairPaiNN::Gpu::compute() {
     p.error->all(FLERR,
                  "pair_style painn: centroid/stress/atom is not available with device gpu; use "
                  "device cpu");
-  if (p.uncertainty_flag_)
-    p.error->all(
-        FLERR, "pair_style painn: uncertainties are not computed with device gpu; use device cpu");
   p.n_local_ = p.atom->nlocal;
   p.n_rows_ = p.atom->nlocal + p.atom->nghost;
   p.ghost_rows_ = true;
@@ -132,7 +130,22 @@ void PairPaiNN::Gpu::compute() {
       p.error->one(FLERR, std::string("pair_style painn: ") + caught.what());
     }
   }
+  p.has_uncertainties_ = p.wants_uncertainties();
+  if (p.has_uncertainties_) add_uncertainties();
   add_results(*result);
+}
+
+void PairPaiNN::Gpu::add_uncertainties() {
+  PairPaiNN& p = pair_;
+  const double* found = nullptr;
+  try {
+    found = system_.uncertainties();
+  } catch (const mlff::Error& caught) {  // the device failed: others may be waiting
+    p.error->one(FLERR, std::string("pair_style painn: ") + caught.what());
+  }
+  p.uncertainties_.resize(static_cast<size_t>(std::max(1, p.n_local_)));
+  for (int i = 0; i < p.n_local_; ++i)
+    p.uncertainties_[i] = found[i] * p.units_.energy / p.units_.length;
 }
 
 // Names of the rows and, on one rank, the owners of the ghosts.

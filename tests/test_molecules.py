@@ -126,6 +126,7 @@ def test_frames_of_every_kind() -> None:
             a, b = s.info["bond"]
             apart = np.linalg.norm(s.positions[a] - s.positions[b])
             assert apart == pytest.approx(s.info["length"], abs=1e-3)
+            assert not clashes(s, bonds_of(start), 0.9)
             drawn[s.info["parent"]].append(
                 apart / np.linalg.norm(start.positions[a] - start.positions[b])
             )

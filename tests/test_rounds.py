@@ -53,7 +53,15 @@ def settings(folder: Path) -> dict[str, Any]:
             "visited": 4,
             "epochs": 10,
         },
-        "acceptance": {"gates": ["held_out", "lattice", "visited"]},
+        "acceptance": {
+            "gates": ["held_out", "lattice", "visited"],
+            "force_mae": 1e4,
+            "energy_mae": 1e4,
+            "stress_mae": 1e4,
+            "element_force_mae": 1e4,
+            "visited_force_mae": 1e4,
+            "lattice": 90,
+        },
         "engines": {"lammps": False, "openmm": False, "nve_steps": 20, "npt_steps": 0},
     }
 
@@ -146,6 +154,20 @@ def test_killed_and_gone_on_with_gives_the_same(
     assert here["splits"] == there["splits"]
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["force_mae_mev_per_ang"] == finished["force_mae_mev_per_ang"]
+
+
+def test_a_gate_that_fails_is_told_by_the_exit_status(folder: Path, tmp_path: Path) -> None:
+    """The student is there all the same, and nothing is trained again for it."""
+    shutil.copytree(folder / "run", tmp_path / "run")
+    content = {**settings(folder), "output": str(tmp_path / "run")}
+    content["acceptance"] = {"gates": ["held_out", "lattice"], "force_mae": 1e-3}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    outcome = run("distill", tmp_path / "config.yaml", code=1)
+    assert "✗ " in outcome.stderr
+    assert "1e-03" in outcome.stderr or "0.001 meV/Å is asked" in outcome.stderr
+    assert "the student fails gates" in outcome.stderr
+    assert "\n[train]\n" not in outcome.stderr
+    assert (tmp_path / "run" / "student.pt").exists()
 
 
 def test_the_number_of_teacher_calls_is_kept(folder: Path, tmp_path: Path) -> None:
@@ -395,17 +417,33 @@ def test_a_yaml_and_structures_exclude_each_other(folder: Path) -> None:
     assert "one YAML or structures" in outcome.stderr
 
 
-def test_no_sane_frame_is_said(tmp_path: Path) -> None:
-    with HDF5Writer(tmp_path / "candidates.h5") as writer:
-        writer.append([])
-    from mlff_distiller.pipeline.stage import Hashed
-
-    inputs = choose.Inputs(
-        candidates=Hashed(tmp_path / "candidates.h5", ""), data=None, student=None, round=1,
-        visited=1, number=2, seed=0,
+def test_no_sane_frame_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(explore, "student_run", lambda job: ([], 0.0, "atoms have fused"))
+    run_ = explore.Run(0, "nvt", 300.0, 300.0, 0.0, 1.0, 1)
+    inputs = explore.Inputs(
+        student=None, starts=None, runs=[run_], engine="ase", timestep=1.0, interval=10.0,
+        min_distance=0.6, max_force=30.0, workers=1,
     )  # fmt: skip
     with pytest.raises(InputError, match="no run of the student left a single sane frame"):
-        choose.work(inputs, tmp_path, lambda text: None)
+        explore.work(inputs, tmp_path, lambda text: None)
+
+
+def test_a_journal_of_a_killed_stage_is_not_added(finished, folder: Path, tmp_path: Path) -> None:
+    """Frames were in the file twice."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(folder / "run", run_dir)
+    chosen = run_dir / "rounds" / "01" / choose.CHOSEN
+    frames = list(HDF5Dataset(chosen, require_labels=False))
+    writer = HDF5Writer(tmp_path / "open.h5")
+    writer.append(frames)  # what is left is a journal: nothing was closed
+    shutil.copy(tmp_path / "open.h5.journal", chosen.with_name(f"{choose.CHOSEN}.journal"))
+    writer.close()
+    (run_dir / "rounds" / "01" / "stages" / "choose.json").unlink()
+    content = {**settings(folder), "output": str(run_dir)}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    run("distill", tmp_path / "config.yaml")
+    assert len(HDF5Dataset(chosen, require_labels=False)) == len(frames)
+    assert contents(run_dir) == contents(folder / "run")
 
 
 def test_copies_are_independent(finished, folder: Path, tmp_path: Path) -> None:

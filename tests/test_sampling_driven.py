@@ -118,6 +118,8 @@ def test_modes_of_held_atoms_and_large_structures() -> None:
         assert np.abs(s.positions[1:] - COPPER.positions[1:]).max() > 0.01
     with pytest.raises(InputError, match="at most 3 atoms, got none"):
         sample([COPPER], settings(modes={"number": 4, "max_atoms": 3}), EMT())
+    large = Structure.from_atoms(bulk("Cu", cubic=True) * (3, 3, 3))
+    assert {len(s) for s in sample([large], settings(modes={"number": 3}), EMT())} == {32}
     both = sample([COPPER, builtin("ethanol")[0]], settings(modes={"number": 5}), EMT())
     assert Counter(s.info["parent"] for s in both) == {0: 3, 1: 2}
 
@@ -151,6 +153,19 @@ def test_volumes_follow_the_pressure() -> None:
         kinetic = 4 * units.kB * 100.0 / Elastic.volume / units.GPa
         assert volume == pytest.approx(np.exp(-(pressure - kinetic) / 50), abs=0.012)
     assert len({s.info["group"] for s in frames}) == 12
+
+
+def test_volumes_go_on_from_segment_to_segment_and_do_not_overshoot() -> None:
+    config = settings(
+        num_md=20, md_pressures=[20.0], md_temperatures=[100.0], md_timestep=1.0, md_warmup=0,
+        md_interval=5, min_distance=0.1,
+    )  # fmt: skip
+    volumes = [np.linalg.det(s.cell) for s in sample([COPPER], config, Elastic())]
+    volumes = np.array(volumes) / Elastic.volume
+    assert np.all(np.diff(volumes) < 0.005)
+    assert volumes[0] > 0.99
+    assert volumes[9] < 0.9
+    assert volumes[-1] > np.exp(-20 / 50)
 
 
 def test_pressures_and_what_cannot_have_them(tmp_path: Path) -> None:
@@ -219,6 +234,20 @@ def test_a_melt_goes_on_leg_by_leg(tmp_path: Path) -> None:
         again = sample([COPPER], config, last, partial=partial)
     assert structures_hash(again) == structures_hash(frames)
     assert last.calls < 0.4 * whole.calls
+
+
+def test_close_pairs_of_a_melt_are_left_out_and_counted() -> None:
+    """The run goes on from them: later frames are the same."""
+    counted: Counter[str] = Counter()
+    melt = {**HOT, "number": 6}
+    loose = sample([COPPER], settings(melt=melt, min_distance=0.1), EMT())
+    strict = sample([COPPER], settings(melt=melt, min_distance=0.81), EMT(), rejected=counted)
+    assert len(loose) == 6
+    assert 0 < len(strict) < 6
+    assert counted == {"atoms too close": 6 - len(strict)}
+    wanted = [s for s in loose if closest_ratio(s) >= 0.81]
+    assert structures_hash(strict) == structures_hash(wanted)
+    assert [s.info for s in strict] == [s.info for s in wanted]
 
 
 def test_melts_under_pressure_and_what_is_refused() -> None:

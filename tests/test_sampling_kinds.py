@@ -20,6 +20,8 @@ from mlff_distiller.data import HDF5Dataset, Structure, structures_hash
 from mlff_distiller.data.bonds import find_molecules
 from mlff_distiller.data.structure import is_isolated
 from mlff_distiller.errors import InputError
+from mlff_distiller.pipeline import sample as station
+from mlff_distiller.pipeline.stage import Hashed
 from mlff_distiller.sampling import builtin, count_sources, sample
 from mlff_distiller.sampling.dimers import FEW
 from mlff_distiller.sampling.geometry import closest_ratio
@@ -153,6 +155,7 @@ def test_dimers_and_atoms_of_a_teacher_that_needs_a_cell() -> None:
         assert s.to_atoms().get_all_distances(mic=True).max() == pytest.approx(reach, abs=1e-3)
     atom = frames[-1]
     assert is_isolated(atom.atomic_numbers, atom.info)
+    assert atom.info["config_type"] == "IsolatedAtom"
     assert isolated_energies([atom.with_labels(-1.5)]) == {29: -1.5}
 
 
@@ -222,6 +225,18 @@ def test_near_copies_are_dropped_and_counted() -> None:
     assert widths[None] == 2
     assert rejected == {NEAR_COPY: 42 - len(frames)}
     assert len(frames) in (21, 22)
+
+
+def test_the_station_counts_kinds_and_what_is_left_out(tmp_path: Path) -> None:
+    config = settings(strain={"number": 6}, dimers={"number": 6}, modes={"number": 2}, keep=0.5)
+    start = Hashed([COPPER], structures_hash([COPPER]))
+    lines: list[str] = []
+    result = station.work(station.Inputs(start, config, "emt", {}), tmp_path, lines.append)
+    frames = HDF5Dataset(tmp_path / "frames.h5", require_labels=False)
+    assert sum(result.sources.values()) == result.num_frames == len(frames) == 7
+    assert result.rejected[NEAR_COPY] == 7
+    assert f"not sampled: 7 x {NEAR_COPY}" in lines
+    assert not (tmp_path / station.PARTIAL).exists()
 
 
 def test_page_shows_settings_that_work() -> None:

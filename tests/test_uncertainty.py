@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.commands import run as command
 from support.labelled import emt_crystals, tiny_config, write
 from support.students import make_student
 
@@ -262,6 +263,13 @@ def test_the_file_says_how_they_were_calibrated_and_gives_them_back(exported, tm
     student.uncertainty = None
     stale = {"uncertainty": metadata}
     assert "uncertainty" not in export_student(student, tmp_path / "without.pt", stale)
+
+
+def test_info_tells(exported, tmp_path):
+    assert "eV/Å on held-out atoms" in command("info", exported).stdout
+    export_student(make_student(CU_AG), tmp_path / "student.pt")
+    shown = command("info", tmp_path / "student.pt").stdout
+    assert [line.split()[-1] for line in shown.splitlines() if "uncertainty" in line] == ["none"]
 
 
 @pytest.fixture

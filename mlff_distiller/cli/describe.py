@@ -62,12 +62,22 @@ def student(path: Path) -> Description:
         if card.get("min_distance")
         else "unknown",
         "closest by elements": _pairs(card.get("coverage")),
+        "uncertainty": _uncertainty(card.get("uncertainty")),
         "data hash": str(card.get("data_hash") or "unknown")[:16],
         "written by": f"mlff_distiller {card.get('package_version')}, "
         f"torch {card.get('torch_version')}",
         "native engine": _native_text(result["native_engine"]),
     }
     return result, _rows(path, rows)
+
+
+def _uncertainty(fit: dict[str, Any] | None) -> str:
+    if not fit:
+        return "none"
+    text = f"of each atom, up to {fit['largest']:.3g} eV/Å on held-out atoms"
+    if "rms_error" not in fit:
+        return text
+    return f"{text} (rms {fit['rms_predicted']:.3g}, errors {fit['rms_error']:.3g})"
 
 
 def _pairs(coverage: dict[str, Any] | None) -> str:

@@ -214,7 +214,17 @@ def distill(
         metrics = run_distillation(settings, fresh=fresh, quiet=as_json)
         emit(metrics, as_json)
         if metrics["validation"] is not None and not metrics["validation"]["passed"]:
+            typer.echo(_refused(run_dir[0], settings.loop.minutes), err=True)
             raise typer.Exit(REFUSED)
+
+
+def _refused(run_dir: Path, minutes: float | None) -> str:
+    """What to do with a student that fails a gate."""
+    more = f"--minutes {2 * minutes:g}" if minutes else "more rounds (loop.rounds)"
+    return (
+        f"the student fails gates: do not use it where they matter; distill again with {more} into "
+        f"another directory, or ask for less (purpose, acceptance in {run_dir / 'config.yaml'})"
+    )
 
 
 def _preset(name: str | None) -> dict[str, Any]:

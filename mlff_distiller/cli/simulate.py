@@ -67,6 +67,11 @@ def md(
     on_extrapolation: str = typer.Option(
         "warn", help="warn or stop, where the run leaves what training saw."
     ),
+    uncertainty_limit: float | None = typer.Option(
+        None,
+        help="eV/Å, of the force on an atom; above it the run extrapolates [default: 3 times the "
+        "largest of held-out atoms, where the model has uncertainties].",
+    ),
     ranks: int = typer.Option(1, help="MPI processes, for lammps."),
     pressure: float = typer.Option(1.0, help="bar, for npt."),
     timestep: float = typer.Option(1.0, help="fs."),
@@ -116,6 +121,7 @@ def md(
             new_velocities=new_velocities
             or (temperature is not None and ensemble.lower() == "nve"),
             on_extrapolation=on_extrapolation.lower(),
+            uncertainty_limit=uncertainty_limit,
             ranks=ranks,
         )
         start = starting_structures(structure, note)[-1]

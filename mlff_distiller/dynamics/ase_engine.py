@@ -172,6 +172,7 @@ def langevin_barostat(  # type: ignore[no-untyped-def]
     temperature: float,
     pressure: float,
     period: float,
+    mass: float | None = None,
     rng: np.random.Generator,
 ):
     """Langevin dynamics of atoms and volume (Quigley and Probert 2004): ergodic for few atoms,
@@ -182,7 +183,8 @@ def langevin_barostat(  # type: ignore[no-untyped-def]
         timestep: ASE's unit of time.
         temperature: K.
         pressure: bar.
-        period: of the oscillations of the volume, ASE's unit of time.
+        period: in which the motion of the volume loses its memory, ASE's unit of time.
+        mass: of the volume, ASE's units; by default that of Martyna, Tobias and Klein 1994.
         rng: of the thermostats.
     """
     try:
@@ -191,7 +193,9 @@ def langevin_barostat(  # type: ignore[no-untyped-def]
         raise InputError(
             "NPT in ASE needs a newer ASE; run: pip install -U ase, or use --engine lammps"
         ) from None
-    degrees = atoms.get_number_of_degrees_of_freedom()
+    if mass is None:
+        degrees = atoms.get_number_of_degrees_of_freedom()
+        mass = (degrees + 3) * units.kB * temperature * period**2
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of constraints: this one is of momenta alone
         return LangevinBAOAB(
@@ -202,8 +206,7 @@ def langevin_barostat(  # type: ignore[no-untyped-def]
             hydrostatic=True,
             T_tau=100 * units.fs,
             P_tau=period,
-            # Martyna, Tobias and Klein 1994.
-            P_mass=(degrees + 3) * units.kB * temperature * period**2,
+            P_mass=mass,
             rng=rng,
         )
 

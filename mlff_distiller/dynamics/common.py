@@ -31,7 +31,8 @@ from mlff_distiller.elements import symbols, unknown_elements
 from mlff_distiller.errors import InputError
 from mlff_distiller.settings import Settings, setting
 from mlff_distiller.students.energy_model import ExportedModel
-from mlff_distiller.students.file import read_metadata
+from mlff_distiller.students.file import UNCERTAINTY, read_metadata
+from mlff_distiller.students.monitor import UncertaintyMonitor
 
 #: engine -> module with ``run_md`` and ``single_point``
 ENGINES = {
@@ -73,9 +74,18 @@ class MDSettings(Settings):
     )
     on_extrapolation: str = setting(
         "warn",
-        "What to do where atoms come closer, or volume or energy leave, what training saw.",
+        "What to do where atoms come closer, or volume, energy or the uncertainty of an atom leave, "
+        "what training saw.",
         choices=("warn", "stop"),
         advice="use --on-extrapolation warn",
+    )
+    uncertainty_limit: float | None = setting(
+        None,
+        "Of the force on an atom, at records; above it the run extrapolates. Empty: 3 times the "
+        "largest of held-out atoms, where the model has uncertainties.",
+        unit="eV/Å",
+        above=0,
+        advice="use e.g. --uncertainty-limit 0.5",
     )
     ranks: int = setting(1, "MPI processes; LAMMPS alone can use more than one.", least=1)
     seed: int = setting(
@@ -110,6 +120,8 @@ class Trajectory:
     """(k,), bar, kinetic part included; None for systems that are not periodic in all directions."""
     warnings: list[str] = field(default_factory=list)
     """Where the run left what training saw, and what the engine warned of; each kind once."""
+    uncertainty: np.ndarray | None = None
+    """(k,), eV/Å, the largest of an atom; None where the model has no such data."""
     state: RunState | None = None
     """The end in full precision, for ``resume`` of :func:`run_md`."""
 
@@ -152,6 +164,8 @@ class Trajectory:
             mass = float(masses_of(self.frames[0]).sum())
             density = mass * units._amu * 1e27 / float(self.volume[half].mean())
             result["mean_density_g_per_cm3"] = density
+        if self.uncertainty is not None:
+            result["largest_uncertainty_ev_per_ang"] = float(np.nanmax(self.uncertainty))
         if self.warnings:
             result["warnings"] = self.warnings
         return result
@@ -260,6 +274,7 @@ class Recorder:
             frames=self._frames,
             pressure=None if np.isnan(columns[4]).any() else columns[4],
             warnings=self.warnings,
+            uncertainty=np.array(self._begin.watch.largest) if self._begin.watch.largest else None,
             state=RunState(
                 without_labels(last),
                 self._engine,
@@ -350,13 +365,18 @@ def _begin(
         velocities = initial_velocities(structure, s.temperature, s.seed)
         if structure.momenta is not None:
             say(f"new velocities at {s.temperature:g} K in place of the momenta of the structure")
+    metadata = read_metadata(model)
+    monitor = None
+    if metadata.get(UNCERTAINTY) or s.uncertainty_limit is not None:
+        monitor = UncertaintyMonitor(model, s.uncertainty_limit, dtype=s.dtype, threads=s.threads)
     watch = Watch(
-        read_metadata(model),
+        metadata,
         structure,
         start_temperature,
         stop=s.on_extrapolation == "stop",
         say=say,
         watch_volume=s.ensemble == "npt",
+        monitor=monitor,
     )
     watch.start()
     if resume is None:

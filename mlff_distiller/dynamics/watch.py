@@ -1,7 +1,7 @@
 """Is this run still physics? What every engine checks at each record.
 
-Two verdicts. *Extrapolation*: atoms, volume or energy left what training saw, so that forces are
-guesses; said once per kind, or the run is stopped (``on_extrapolation``). *Death*: atoms have
+Two verdicts. *Extrapolation*: atoms, volume or energy left what training saw, or the uncertainty of
+an atom is far above that of held-out atoms, so that forces are guesses; said once per kind, or the run is stopped (``on_extrapolation``). *Death*: atoms have
 fused, the temperature ran away or a number is not finite; the run ends and its exit status tells.
 The limits are in the metadata of the model (data/coverage.py writes them).
 """
@@ -22,6 +22,7 @@ from mlff_distiller.dynamics.freedom import degrees_of_freedom
 from mlff_distiller.elements import pair_name, reduced_formula
 from mlff_distiller.errors import InputError
 from mlff_distiller.lattice import SAME_POINT
+from mlff_distiller.students.monitor import UncertaintyMonitor
 
 #: Pairs nearer than this share of what training saw have fused.
 FUSED = 0.6
@@ -52,6 +53,7 @@ class Watch:
         stop: end the run at extrapolation.
         say: told each warning once, as it happens.
         watch_volume: whether the cell changes; vacuum in one that does not is no news.
+        monitor: of the uncertainties of atoms, where the model has them.
     """
 
     def __init__(
@@ -62,8 +64,12 @@ class Watch:
         stop: bool,
         say: Callable[[str], None],
         watch_volume: bool = True,
+        monitor: UncertaintyMonitor | None = None,
     ) -> None:
         self.warnings: list[str] = []
+        self.largest: list[float] = []
+        """Largest uncertainty of each record, eV/Å; empty without a monitor."""
+        self._monitor = monitor
         self._stop, self._say = stop, say
         self._said: set[str] = set()
         self._numbers = structure.atomic_numbers
@@ -116,6 +122,7 @@ class Watch:
             RunStoppedError: the run is dead, or extrapolates where that should stop it.
         """
         assert frame.energy is not None
+        found = self._uncertainties(frame)
         if not (np.isfinite(frame.energy) and np.isfinite(temperature)):
             self._dies(step, "the run blew up: energy is not finite")
         self._check_pairs(step, frame)
@@ -136,6 +143,29 @@ class Watch:
                     f"{volume:.2f} Å³ per atom are outside of training ({low:.2f} to {high:.2f})",
                     step,
                 )
+        self._check_uncertainty(step, found)
+
+    def _uncertainties(self, frame: Structure) -> np.ndarray | None:
+        if self._monitor is None:
+            return None
+        try:
+            found = self._monitor(frame.atomic_numbers, frame.positions, frame.cell, frame.pbc)
+        except InputError:  # atoms at one point or at infinity: the other checks speak of it
+            found = None
+        self.largest.append(np.nan if found is None else float(found.max()))
+        return found
+
+    def _check_uncertainty(self, step: int, found: np.ndarray | None) -> None:
+        if self._monitor is None or found is None or not found.max() > self._monitor.limit:
+            return
+        i = int(found.argmax())
+        self._extrapolates(
+            "uncertainty",
+            f"the uncertainty of the force on atom {i} ({chemical_symbols[self._numbers[i]]}) is "
+            f"{found[i]:.3g} eV/Å, above the limit of {self._monitor.limit:.3g} (held-out atoms "
+            f"had up to {self._monitor.largest_held_out:.3g})",
+            step,
+        )
 
     def _check_energy(self, step: int, frame: Structure) -> None:
         if self._energies is None or frame.energy is None:

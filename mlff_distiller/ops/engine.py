@@ -115,7 +115,7 @@ class NativePotential:
             pbc: (3,) bool.
             forces: also compute forces and the virial.
             atom_virials: also compute per-atom virials.
-            uncertainties: also compute the uncertainty of each atom, on the CPU only.
+            uncertainties: also compute the uncertainty of each atom.
 
         Returns:
             ``energy`` float, eV; ``energies`` (n,), eV, reference energies included; ``forces``
@@ -126,8 +126,7 @@ class NativePotential:
 
         Raises:
             InputError: wrong shapes, NaN positions, unknown element, flat or left-handed periodic
-                cell, two atoms at one point; uncertainties of a file without data for them, or
-                on a GPU.
+                cell, two atoms at one point; uncertainties of a file without data for them.
             DeviceError: the GPU failed, e.g. its memory is full.
         """
         return self._potential.compute(

@@ -16,8 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlff_distiller.data import HDF5Dataset, HDF5Writer, Structure, structures_hash
-from mlff_distiller.errors import InputError
+from mlff_distiller.data import HDF5Dataset, Structure, structures_hash, write_structures
 from mlff_distiller.pipeline.stage import Hashed, Say, Station
 from mlff_distiller.students import StudentForceField
 from mlff_distiller.students.features import features_of
@@ -59,11 +58,6 @@ class Result:
 def work(inputs: Inputs, output: Path, say: Say) -> Result:
     """Choose frames."""
     candidates = list(HDF5Dataset(inputs.candidates.value, require_labels=False))
-    if not candidates:
-        raise InputError(
-            "no run of the student left a single sane frame; sample more with the teacher, or "
-            "train longer before the first round"
-        )
     rng = np.random.default_rng([inputs.seed, 7, inputs.round])
     chosen = dict.fromkeys(_visited(candidates, inputs.visited, rng), VISITED)
     for i in _last_words(candidates):
@@ -96,9 +90,7 @@ def work(inputs: Inputs, output: Path, say: Say) -> Result:
         )
         for i, why in sorted(chosen.items())
     ]
-    (output / CHOSEN).unlink(missing_ok=True)
-    with HDF5Writer(output / CHOSEN, seed=inputs.seed) as writer:
-        writer.append(frames)
+    write_structures(output / CHOSEN, frames, seed=inputs.seed)
     reasons = Counter(str(s.info["why"]) for s in frames)
     say(
         f"chose {len(frames)} of {len(candidates)}: "

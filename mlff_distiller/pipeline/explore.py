@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mlff_distiller.data import HDF5Writer, Structure, structures_hash
+from mlff_distiller.data import Structure, structures_hash, write_structures
 from mlff_distiller.data.structure import without_labels
 from mlff_distiller.dynamics import MDSettings, RunStoppedError, Trajectory, run_md
 from mlff_distiller.errors import InputError
@@ -98,9 +98,12 @@ def work(inputs: Inputs, output: Path, say: Say) -> Result:
             info = {"run": i, "exploded": bool(verdict)}
             frames += [replace(f, info={**f.info, **info}) for f in found]
             bar.update(i + 1, len(jobs))
-    (output / CANDIDATES).unlink(missing_ok=True)
-    with HDF5Writer(output / CANDIDATES) as writer:
-        writer.append(frames)
+    if not frames:
+        raise InputError(
+            "no run of the student left a single sane frame; sample more (sampling), or train "
+            "longer before the first round (loop.final_share, loop.epochs)"
+        )
+    write_structures(output / CANDIDATES, frames)
     result = Result(rows, len(frames), structures_hash(frames))
     dead = "; ".join(
         f"{row['temperature']:.0f} K after {row['reached']:.2f} ps"

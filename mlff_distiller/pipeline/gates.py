@@ -9,7 +9,7 @@ from typing import Any
 
 from mlff_distiller.config import TeacherConfig
 from mlff_distiller.data import HDF5Dataset, Structure
-from mlff_distiller.evaluation.gates.gate import Gate, failures
+from mlff_distiller.evaluation.gates.gate import Gate
 from mlff_distiller.evaluation.gates.run import run_gates
 from mlff_distiller.evaluation.gates.settings import AcceptanceConfig
 from mlff_distiller.pipeline.stage import EXECUTION, Hashed, Say, Station
@@ -80,8 +80,6 @@ def work(inputs: Inputs, output: Path, say: Say) -> Result:
     )
     passed = sum(gate.passed for gate in gates)
     say(f"{passed} of {len(gates)} gates passed")
-    for line in failures(gates):
-        say(f"✗ {line}")
     return Result([gate.to_dict() for gate in gates])
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlff_distiller.data import HDF5Dataset, HDF5Writer, Structure
+from mlff_distiller.data import HDF5Dataset, Structure, write_structures
 from mlff_distiller.data.hdf5 import store_splits
 from mlff_distiller.data.splits import SPLITS
 from mlff_distiller.data.structure import is_isolated
@@ -59,9 +59,7 @@ def work(inputs: Inputs, output: Path, say: Say) -> Result:
         frames += [some[i] for i in place]
         first = first or data
     assert first is not None
-    (output / DATA).unlink(missing_ok=True)
-    with HDF5Writer(output / DATA, teacher=first.teacher, versions=first.versions) as writer:
-        writer.append(frames)
+    write_structures(output / DATA, frames, teacher=first.teacher, versions=first.versions)
     store_splits(output / DATA, {k: np.array(v, dtype=np.int64) for k, v in splits.items()})
     digest = hashlib.sha256(HDF5Dataset(output / DATA).hash().encode())
     for name in SPLITS:

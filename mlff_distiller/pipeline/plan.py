@@ -8,15 +8,19 @@ from typing import Any
 import numpy as np
 from ase.data import atomic_masses
 
-from mlff_distiller.config import DistillConfig, from_dict
+from mlff_distiller.config import DistillConfig, ModelConfig, from_dict, to_dict
 from mlff_distiller.data import Structure, elements_of
 from mlff_distiller.errors import InputError
 from mlff_distiller.purpose import PurposeConfig, phases
+from mlff_distiller.sampling.geometry import supercell
 
 # fs, for the lightest atom that is below so many amu.
 _TIMESTEPS = ((3.0, 0.5), (20.0, 1.0), (np.inf, 2.0))
 # Minutes that a student of the full size needs on a few cores.
 _SMALL_BELOW = 120.0
+_BATCH_ATOMS, _ROUND_ATOMS = 128, 1536
+# Of each pair of elements.
+_DIMERS = 10
 _SMALL = {"hidden_dim": 64, "num_interactions": 2, "num_rbf": 16}
 
 
@@ -40,17 +44,20 @@ def plan(
     """
     if not structures:
         raise InputError("distill needs at least one starting structure, got none; name a file")
+    repeated = [supercell(s, [0, 0, 0], ModelConfig().cutoff) for s in structures]
     chosen = {"timestep": timestep_for(structures), **purpose}
-    found = phases(from_dict(PurposeConfig, chosen, "purpose"), structures)
+    settings = from_dict(PurposeConfig, chosen, "purpose")
+    found = phases(settings, structures)
     if "crystal" in found and "defects" not in chosen:
         chosen["defects"] = ["vacancy", "surface"]
     minutes = given.get("loop", {}).get("minutes")
     mapping: dict[str, Any] = {
         "structures": list(sources),
         "purpose": {**chosen, "phases": found},
-        "sampling": sampling_for(found, chosen),
+        "sampling": sampling_for(found, {**to_dict(settings), **chosen}, structures),
         "model": dict(_SMALL) if minutes is not None and minutes < _SMALL_BELOW else {},
-        "training": {"max_epochs": 1_000_000, **training_for(structures)},
+        "loop": loop_for(repeated),
+        "training": {"max_epochs": 1_000_000, **training_for(repeated)},
         "engines": {"timestep": chosen["timestep"]},
     }
     for key, value in given.items():
@@ -67,22 +74,44 @@ def timestep_for(structures: Sequence[Structure]) -> float:
 
 def training_for(structures: Sequence[Structure]) -> dict[str, Any]:
     """Batches of about a hundred atoms."""
-    atoms = float(np.mean([len(s) for s in structures]))
-    return {"batch_size": int(np.clip(round(128 / atoms), 2, 16)), "learning_rate": 3e-3}
+    batch = int(np.clip(round(_BATCH_ATOMS / _mean_atoms(structures)), 2, 16))
+    return {"batch_size": batch, "learning_rate": 3e-3}
 
 
-def sampling_for(found: Sequence[str], purpose: dict[str, Any]) -> dict[str, Any]:
+def loop_for(structures: Sequence[Structure]) -> dict[str, Any]:
+    """As many frames in a round as make some 1500 atoms: small ones teach less each."""
+    frames = int(np.clip(round(_ROUND_ATOMS / _mean_atoms(structures)), 12, 96))
+    return {"frames": frames, "visited": round(0.4 * frames)}
+
+
+def sampling_for(
+    found: Sequence[str], purpose: dict[str, Any], structures: Sequence[Structure]
+) -> dict[str, Any]:
     """What the first student is trained on; the rounds bring the rest."""
+    bulk, molecules = (
+        set(found) & {"crystal", "liquid", "slab"},
+        set(found) & {"molecule", "cluster"},
+    )
+    elements = len(elements_of(structures))
+    number_of_pairs = elements * (elements + 1) // 2
     sampling: dict[str, Any] = {
         "supercell": [0, 0, 0],
         "num_rattle": 24,
-        "rattle_stdev": [0.03, 0.06, 0.12, 0.2],
+        "rattle_stdev": [0.03, 0.06, 0.12, 0.2] if bulk else [0.02, 0.04, 0.06],
         "num_md": 0,
         "isolated_atoms": True,
-        "dimers": {"number": 12},
+        "dimers": {"number": _DIMERS * number_of_pairs},
     }
     if set(found) & {"crystal", "liquid"}:
         sampling["strain"] = {"number": 14}
+    if molecules:
+        sampling["modes"] = {"number": 48, "temperatures": list(purpose["temperature"])}
+    if "molecule" in found:
+        sampling["molecules"] = {"number": 96}
     if purpose.get("defects"):
         sampling["defects"] = {"number": 4 * len(purpose["defects"]), "kinds": purpose["defects"]}
     return sampling
+
+
+def _mean_atoms(structures: Sequence[Structure]) -> float:
+    return float(np.mean([len(s) for s in structures]))

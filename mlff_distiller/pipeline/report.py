@@ -68,6 +68,7 @@ def write(inputs: Inputs, output: Path) -> dict[str, Any]:
             "teacher_calls": inputs.rounds.teacher_calls or inputs.labelled.num_labelled,
             "rounds": inputs.rounds.rounds,
             "rounds_stopped": inputs.rounds.stopped,
+            "not_sampled": inputs.sampled.rejected,
             "rejected": inputs.labelled.rejected,
             "training": inputs.fitted.training,
             "test": inputs.test.errors,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlff_distiller.config import SamplingConfig
-from mlff_distiller.data import HDF5Writer, Structure, structures_hash
+from mlff_distiller.data import Structure, structures_hash, write_structures
 from mlff_distiller.pipeline.stage import EXECUTION, Hashed, Say, Station, identity
 from mlff_distiller.progress import Progress
 from mlff_distiller.sampling import (
@@ -69,12 +69,12 @@ def work(inputs: Inputs, output: Path, say: Say) -> Result:
                 progress=bar.update,
                 partial=partial,
             )
-    (output / FRAMES).unlink(missing_ok=True)
-    with HDF5Writer(output / FRAMES, seed=config.seed) as writer:
-        writer.append(frames)
+    write_structures(output / FRAMES, frames, seed=config.seed)
     partial.remove()
     kinds = count_sources(frames)
     say(f"{len(frames)} frames: " + ", ".join(f"{n} {kind}" for kind, n in kinds.items()))
+    for reason, count in rejected.items():
+        say(f"not sampled: {count} x {reason}")
     return Result(len(frames), kinds, dict(rejected), structures_hash(frames))
 
 

@@ -15,7 +15,7 @@ from scipy.spatial import Voronoi, cKDTree
 
 from mlff_distiller.data.structure import Structure
 from mlff_distiller.errors import InputError
-from mlff_distiller.sampling.geometry import unlabelled
+from mlff_distiller.sampling.geometry import smallest_repeat, unlabelled
 from mlff_distiller.sampling.planes import cut_block, fault_shifts, plane_gaps
 
 __all__ = [
@@ -86,13 +86,14 @@ def interstitial_sites(structure: Structure, *, min_radius: float = 0.8) -> list
 
     They are the corners of the Voronoi cells, which have four or more nearest atoms at one
     distance: the tetrahedral, octahedral, hexagonal ... sites of any crystal. Sites of one radius
-    and one number of nearest atoms are of one kind; the one with the smallest height, then y, then
-    x in the cell stands for them.
+    and one number of nearest atoms are of one kind; the one with the smallest z, then y, then x in
+    the cell (that which a supercell repeats) stands for them.
 
     Args:
         structure: periodic in three directions.
         min_radius: smaller voids are left out, Å.
     """
+    structure, _ = smallest_repeat(structure)
     points, _ = _images(structure, 8.0)
     corners = Voronoi(points).vertices
     fractional = np.linalg.solve(structure.cell.T, corners.T).T

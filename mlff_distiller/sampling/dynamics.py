@@ -18,8 +18,10 @@ from mlff_distiller.sampling.geometry import closest_ratio
 from mlff_distiller.sampling.rattle import CLOSE_CONTACT
 
 _FRICTION = 0.01 / units.fs
-# Segments are short: the volume has to follow within a few hundred steps.
-_PERIOD = 200 * units.fs
+# Segments are short and begin far from the pressure: the volume of a solid of this stiffness moves
+# with this period and critical damping, so that it neither lags nor overshoots. Softer ones creep.
+_STIFFNESS = 20 * units.GPa
+_PERIOD = 400 * units.fs
 FAILED = "the calculator failed in molecular dynamics"
 HOT = "molecular dynamics ran away"
 LARGE_FORCE = "force above max_force in molecular dynamics"
@@ -64,8 +66,16 @@ def make_dynamics(
     if pressure is not None:
         from mlff_distiller.dynamics.ase_engine import langevin_barostat
 
+        # mass x d²e/dt² = -9 V B e for a linear strain e.
+        frequency = 2.0 * np.pi / _PERIOD
         barostat: MolecularDynamics = langevin_barostat(
-            atoms, step, temperature=temperature, pressure=1e4 * pressure, period=_PERIOD, rng=rng
+            atoms,
+            step,
+            temperature=temperature,
+            pressure=1e4 * pressure,
+            period=0.5 / frequency,
+            mass=9.0 * atoms.get_volume() * _STIFFNESS / frequency**2,
+            rng=rng,
         )
         return barostat
     with warnings.catch_warnings():

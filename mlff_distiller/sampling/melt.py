@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
@@ -18,10 +18,13 @@ from mlff_distiller.sampling.dynamics import (
     run_steps,
     take_frame,
 )
+from mlff_distiller.sampling.geometry import closest_ratio
+from mlff_distiller.sampling.rattle import CLOSE_CONTACT
 from mlff_distiller.sampling.task import Task
 from mlff_distiller.settings import Settings, seed_setting, setting
 
 _STREAM = 10
+_CLOSE = "atoms_too_close"
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ def melt_frames(task: Task, config: MeltConfig, timestep: float) -> list[Structu
                 break
             frames += made
             here = made[-1]
-    return frames
+    return [_shown(s) for s in frames if not s.info[_CLOSE]]
 
 
 def _leg(
@@ -137,14 +140,22 @@ def _leg(
         atoms,
         origin,
         temperature,
-        min_distance=task.min_distance,
+        min_distance=0.0,
         max_force=np.inf,
         rejected=rejected,
     )
     if frame is None:
         return None
+    # A close pair in a hot liquid is no reason to end the run: the next leg goes on from it.
+    close = closest_ratio(frame) < task.min_distance
+    if close:
+        rejected[CLOSE_CONTACT] += 1
     step = middle * total
     kind = "heat" if step < config.heat_steps else "liquid"
     kind = "quench" if total - step < config.quench_steps else kind
-    info = {"kind": kind, "temperature": round(temperature, 2), "step": end}
+    info = {"kind": kind, "temperature": round(temperature, 2), "step": end, _CLOSE: close}
     return task.frame(frame, "melt", parent, run, **info)
+
+
+def _shown(frame: Structure) -> Structure:
+    return replace(frame, info={k: v for k, v in frame.info.items() if k != _CLOSE})

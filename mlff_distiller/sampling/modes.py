@@ -12,7 +12,7 @@ from ase.data import atomic_masses
 
 from mlff_distiller.data.structure import Structure
 from mlff_distiller.errors import InputError
-from mlff_distiller.sampling.geometry import closest_ratio, unlabelled
+from mlff_distiller.sampling.geometry import closest_ratio, roomy_cell, smallest_repeat, unlabelled
 from mlff_distiller.sampling.rattle import CLOSE_CONTACT
 from mlff_distiller.sampling.task import ATTEMPTS, Task
 from mlff_distiller.settings import Settings, seed_setting, setting
@@ -32,7 +32,10 @@ class ModesConfig(Settings, path="sampling.modes"):
         [300.0, 900.0], "Frames take them in turn.", unit="K", above=0
     )
     max_atoms: int = setting(
-        32, "Larger structures are left out: a Hessian takes 6 calls for each atom.", least=2
+        32,
+        "Larger crystals are made of fewer cells, other structures left out: a Hessian takes 6 calls "
+        "for each atom.",
+        least=2,
     )
     step: float = setting(0.01, "Of the finite differences of forces.", unit="Å", above=0, most=0.2)
     seed: int | None = seed_setting(None, "Of its own; by default sampling.seed.")
@@ -54,7 +57,8 @@ def mode_frames(task: Task, config: ModesConfig) -> list[Structure]:
     """
     if not config.number:
         return []
-    parents = [i for i, s in enumerate(task.base) if len(s) <= config.max_atoms]
+    small = {i: _small(s, config.max_atoms) for i, s in enumerate(task.base)}
+    parents = [i for i, s in small.items() if len(s) <= config.max_atoms]
     if not parents:
         raise InputError(
             f"sampling.modes takes structures of at most {config.max_atoms} atoms, got none; set "
@@ -67,7 +71,7 @@ def mode_frames(task: Task, config: ModesConfig) -> list[Structure]:
         def make(
             rejected: Counter[str], parent: int = parent, members: range = members
         ) -> Iterator[Structure]:
-            return _displaced(task, config, parent, members, rejected)
+            return _displaced(task, config, small[parent], parent, members, rejected)
 
         frames += task.kept("modes", parent, make) if len(members) else []
     return frames
@@ -139,11 +143,21 @@ def normal_modes(structure: Structure, matrix: np.ndarray) -> tuple[np.ndarray, 
     return values, (rest @ vectors).T
 
 
-def _displaced(
-    task: Task, config: ModesConfig, parent: int, members: range, rejected: Counter[str]
-) -> Iterator[Structure]:
-    base = task.base[parent]
+def _small(structure: Structure, max_atoms: int) -> Structure:
+    """A crystal that is too large as a smaller supercell of the cell that it repeats."""
+    if len(structure) <= max_atoms or not structure.pbc.all():
+        return structure
+    return roomy_cell(smallest_repeat(structure)[0], max_atoms)
 
+
+def _displaced(
+    task: Task,
+    config: ModesConfig,
+    base: Structure,
+    parent: int,
+    members: range,
+    rejected: Counter[str],
+) -> Iterator[Structure]:
     def forces(structure: Structure) -> np.ndarray | None:
         found = task.compute(structure, rejected)
         return None if found is None else found[1]

@@ -29,6 +29,7 @@ _STREAM = 8
 KINDS = ("torsion", "conformer", "bond", "collision", "solvation")
 _GRID = 30.0  # degrees of combined torsions
 _IN_RING = (0.85, 1.25)  # lengths of bonds that cannot break alone, relative to the start
+_IN_THE_WAY = 0.9  # the same where a bond is pressed or drawn past other atoms
 _NOT_BONDED = 1.3  # of the sum of covalent radii: atoms without a bond are farther apart
 
 
@@ -175,6 +176,8 @@ class _Maker:
             low, high = max(low, _IN_RING[0] * length), min(high, _IN_RING[1] * length)
         wanted = low * (high / low) ** _spread(k // len(self.bonds), k % len(self.bonds))
         frame = stretch_bond(self.open, bond, wanted)
+        if clashes(frame, self.bonds, _IN_THE_WAY):
+            return None, {}
         return frame, {"bond": [bond.first, bond.second], "length": round(wanted, 4)}
 
     def _collision(self, k: int, rng: np.random.Generator) -> _Made:

@@ -50,7 +50,7 @@ class Potential(Protocol):
 
         Raises:
             InputError: NaN positions, unknown element, flat or left-handed periodic cell,
-                uncertainties of a file that has no data for them or on a GPU by the native engine.
+                uncertainties of a file that has no data for them.
             DeviceError: the GPU failed, e.g. its memory is full.
         """
         ...

@@ -3,6 +3,7 @@
     from mlff_distiller.openmm import painn_force
 
     system.addForce(painn_force(topology, "student.pt"))
+    simulation.reporters.append(UncertaintyReporter("u.csv", 100, "student.pt", topology))
 
 Nothing is imported before it is used: OpenMM-ML loads the entry point of this package in every
 process that imports it, and must not fail or wait for torch there.
@@ -14,11 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlff_distiller.openmm.force import keep_molecules_whole, painn_force
+    from mlff_distiller.openmm.reporter import UncertaintyReporter
 
-__all__ = ["keep_molecules_whole", "painn_force"]
+__all__ = ["UncertaintyReporter", "keep_molecules_whole", "painn_force"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "UncertaintyReporter":
+        from mlff_distiller.openmm import reporter
+
+        return reporter.UncertaintyReporter
     if name in __all__:
         from mlff_distiller.openmm import force
 

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <string>
 
@@ -112,6 +113,10 @@ void Network<T>::load_weights(const ModelFile& model) {
   bias(weights.readout_in.bias, readout_width_, readout_in_bias_);
   readout_out_.assign(weights.readout_out.data(), num_species_ * readout_width_);
   offsets_.assign(weights.offsets);
+  if (!model.has_uncertainty) return;
+  uncertainty_.assign(values_of(weights.uncertainty.forward));
+  bias(weights.uncertainty.bias, readout_width_, uncertainty_bias_);
+  floor_squared_ = weights.floor_squared;
 }
 
 // The CPU's checked tables, [F / theirs][intervals + 2][value | slope][blocks][theirs], in chunks
@@ -197,8 +202,9 @@ void Network<T>::each_of_model(F&& f) const {
       f(*weights, weights->count());
     }
   }
-  for (const DeviceMemory<T>* weights : {&embedding_, &species_x_, &readout_in_,
-                                         &readout_in_reverse_, &readout_in_bias_, &readout_out_}) {
+  for (const DeviceMemory<T>* weights :
+       {&embedding_, &species_x_, &readout_in_, &readout_in_reverse_, &readout_in_bias_,
+        &readout_out_, &uncertainty_, &uncertainty_bias_}) {
     f(*weights, weights->count());
   }
   f(offsets_, offsets_.count());
@@ -329,6 +335,15 @@ void Network<T>::forward(int64_t k, cudaStream_t stream) {
   multiply(n, f, readout_width_, readout_slope_.data(), readout_width_, readout_in_reverse_,
            gs_.data(), f, false, stream);
   update_adjoint(k, stream);
+}
+
+template <typename T>
+const double* Network<T>::uncertainties(cudaStream_t stream) {
+  if (uncertainty_.count() == 0) return nullptr;
+  double* found = uncertainties_.require(std::max<int64_t>(1, list_.n_local));
+  uncertainty(list_.n_local, readout_width_, readout_.data(), uncertainty_.data(),
+              uncertainty_bias_.data(), floor_squared_, list_.species, found, stream);
+  return found;
 }
 
 template <typename T>

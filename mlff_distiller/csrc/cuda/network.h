@@ -39,6 +39,8 @@ class Network {
   T* features(int64_t interaction) { return layers_[size_t(interaction)].features.data(); }
   T* adjoints(int64_t interaction) { return adjoints_[interaction & 1].data(); }
   double* energies() { return energies_.data(); }  // [n_local] eV
+  // Of the step whose last forward() has run, [n_local] on the device; null without data for them.
+  const double* uncertainties(cudaStream_t stream);
   int64_t num_interactions() const { return num_interactions_; }
   int num_channels() const { return f_; }  // padded to a multiple of 32
   const TableReport& table_report() const { return table_report_; }
@@ -84,6 +86,8 @@ class Network {
   int readout_width_ = 0;
   DeviceMemory<T> readout_in_, readout_in_reverse_, readout_in_bias_, readout_out_;
   DeviceMemory<double> offsets_;
+  DeviceMemory<T> uncertainty_, uncertainty_bias_;  // empty without
+  double floor_squared_ = 0.0;
   DeviceMemory<RepulsionPair> repulsion_;
   Screening screening_{};
   int num_species_;
@@ -93,7 +97,7 @@ class Network {
   bool gradients_ = false;
   int64_t generation_ = 0;
   DeviceMemory<EdgeRecord<T>> records_;
-  DeviceMemory<double> vectors_, pair_gradients_, centre_sums_, energies_, work_;
+  DeviceMemory<double> vectors_, pair_gradients_, centre_sums_, energies_, work_, uncertainties_;
   DeviceMemory<T> partial_;
   DeviceMemory<T> adjoints_[2];
   DeviceMemory<T> s_, cat_, last_v_, hidden_, x_, gx_, gs_, gv_, ga_, gcat_, gvu_;

@@ -170,6 +170,28 @@ __global__ void readout_kernel(int64_t n, int width, const T* hidden, const T* o
   energies[i] = kind < 0 ? 0.0 : sum + offsets[kind];
 }
 
+// One warp per atom; each lane sums whole columns, in order.
+template <typename T>
+__global__ void uncertainty_kernel(int64_t n, int width, const T* hidden, const T* weight,
+                                   const T* bias, double floor_squared, const int* species,
+                                   double* uncertainties) {
+  const int64_t i = thread_index() / 32;
+  if (i >= n) return;
+  const int lane = threadIdx.x % 32;
+  hidden += i * width;
+  double sum = 0.0;
+  for (int j = lane; j < width; j += 32) {
+    T deviation = bias[j];
+    for (int k = 0; k < width; ++k) {
+      deviation += hidden[k] * weight[static_cast<int64_t>(k) * width + j];
+    }
+    sum += static_cast<double>(deviation) * static_cast<double>(deviation);
+  }
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+  if (lane == 0) uncertainties[i] = species[i] < 0 ? 0.0 : sqrt(sum + floor_squared);
+}
+
 template <typename T>
 __global__ void ghosts_kernel(int64_t n_local, int64_t count, int width, const int* owners,
                               T* rows) {
@@ -234,6 +256,15 @@ void readout(int64_t n, int width, const T* hidden, const T* out, const double* 
 }
 
 template <typename T>
+void uncertainty(int64_t n, int width, const T* hidden, const T* weight, const T* bias,
+                 double floor_squared, const int* species, double* uncertainties,
+                 cudaStream_t stream) {
+  if (n == 0) return;
+  MLFF_LAUNCH(uncertainty_kernel<T>, dim3(blocks_for(n * 32, kThreads)), dim3(kThreads), 0, stream,
+              n, width, hidden, weight, bias, floor_squared, species, uncertainties);
+}
+
+template <typename T>
 void copy_ghosts(int64_t n_local, int64_t count, int width, const int* owners, T* rows,
                  cudaStream_t stream) {
   if (count == 0) return;
@@ -253,6 +284,8 @@ void copy_ghosts(int64_t n_local, int64_t count, int width, const int* owners, T
   template void write_adjoints<T>(int64_t, int, const T*, const T*, const T*, T*, cudaStream_t); \
   template void readout<T>(int64_t, int, const T*, const T*, const double*, const int*,          \
                            const double*, T*, double*, cudaStream_t);                            \
+  template void uncertainty<T>(int64_t, int, const T*, const T*, const T*, double, const int*,   \
+                               double*, cudaStream_t);                                           \
   template void copy_ghosts<T>(int64_t, int64_t, int, const int*, T*, cudaStream_t);
 MLFF_INSTANTIATE(float)
 MLFF_INSTANTIATE(double)

@@ -67,6 +67,14 @@ void readout(int64_t n, int width, const T* hidden, const T* out, const double* 
              const int* species, const double* weights, T* slope, double* energies,
              cudaStream_t stream);
 
+// uncertainties [n] = sqrt(floor_squared + |hidden [width] . weight [width][width] + bias|^2), 0
+// without species; see core/network.cpp. Not by the products of Dense, whose rounding by tf32 or
+// bfloat16 the cancelling terms would not stand.
+template <typename T>
+void uncertainty(int64_t n, int width, const T* hidden, const T* weight, const T* bias,
+                 double floor_squared, const int* species, double* uncertainties,
+                 cudaStream_t stream);
+
 // rows[n_local + g] = rows[owners[g]] for g < count, each of `width` numbers.
 template <typename T>
 void copy_ghosts(int64_t n_local, int64_t count, int width, const int* owners, T* rows,

@@ -62,10 +62,9 @@ size_t Potential::memory_bytes() const { return system().memory_bytes(); }
 void Potential::compute(int64_t n, const int64_t* atomic_numbers, const double* positions,
                         const double* cell, const std::array<bool, 3>& pbc, PotentialResult& result,
                         unsigned outputs) {
-  if (outputs & kUncertainties) {
-    throw InputError("uncertainties are not computed on a GPU; use device='cpu'");
-  }
   State& s = *state_;
+  const bool uncertain = (outputs & kUncertainties) != 0;
+  if (uncertain && !s.model.has_uncertainty) throw InputError(kNoUncertainty);
   const bool same = s.known && static_cast<int64_t>(s.numbers.size()) == n &&
                     std::equal(atomic_numbers, atomic_numbers + n, s.numbers.begin());
   if (!same) s.set_atoms(n, atomic_numbers, positions, cell, pbc);
@@ -92,14 +91,17 @@ void Potential::compute(int64_t n, const int64_t* atomic_numbers, const double* 
     throw;
   }
   s.known = true;
+  const double* uncertainties = uncertain ? s.system.uncertainties() : nullptr;
 
   result.energy = step->energy;
   result.virial = step->virial;
   result.energies.resize(static_cast<size_t>(n));
   result.forces.resize(static_cast<size_t>(input.forces ? 3 * n : 0));
   result.atom_virials.resize(static_cast<size_t>(input.atom_virials ? 9 * n : 0));
+  result.uncertainties.resize(static_cast<size_t>(uncertain ? n : 0));
   for (int64_t i = 0; i < n; ++i) {
     const int64_t to = s.order[static_cast<size_t>(i)];
+    if (uncertain) result.uncertainties[static_cast<size_t>(to)] = uncertainties[i];
     result.energies[static_cast<size_t>(to)] = step->energies[i];
     if (input.forces) {
       std::memcpy(&result.forces[static_cast<size_t>(3 * to)], step->forces + 3 * i,

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <array>
 #include <climits>
 #include <cmath>
@@ -5,6 +6,7 @@
 #include <sstream>
 #include <string>
 
+#include "core/engine.h"
 #include "core/error.h"
 #include "core/lattice.h"
 #include "cuda/device_memory.h"
@@ -97,6 +99,7 @@ class System::Impl {
   virtual void begin(const StepInput& input) = 0;
   virtual const ExchangeRequest* advance() = 0;
   virtual const StepResult& finish() = 0;
+  virtual const double* uncertainties() = 0;
   virtual const State& state() const = 0;  // after the last wait
   virtual size_t row_bytes() const = 0;    // of F numbers
   virtual const TableReport& table_report() const = 0;
@@ -205,6 +208,22 @@ class TypedSystem : public System::Impl {
     download();
     stream_.wait();
     return results();
+  }
+
+  const double* uncertainties() override {
+    use_device(options_.device);
+    const cudaStream_t stream = stream_.get();
+    const double* found = network_.uncertainties(stream);
+    if (!found) throw InputError(kNoUncertainty);
+    const int64_t n = input_.n_local;
+    double* host = host_uncertainties_.require(std::max<int64_t>(1, n));
+    if (n > 0) {
+      check(cudaMemcpyAsync(host, found, static_cast<size_t>(n) * sizeof(double),
+                            cudaMemcpyDeviceToHost, stream),
+            "copying uncertainties from the device");
+    }
+    stream_.wait();
+    return host;
   }
 
   const State& state() const override { return list_.host_state(); }
@@ -429,7 +448,7 @@ class TypedSystem : public System::Impl {
   DeviceMemory<double> forces_, atom_virials_, weights_, totals_;
   DeviceMemory<int> owners_;
   PinnedMemory<double> host_forces_, host_atom_virials_, host_energies_, host_weights_,
-      host_totals_;
+      host_totals_, host_uncertainties_;
 };
 
 std::unique_ptr<System::Impl> make_system(const ModelFile& model, const SystemOptions& options) {
@@ -459,6 +478,7 @@ const StepResult& System::compute(const StepInput& input, GhostExchange* exchang
 void System::begin(const StepInput& input) { impl_->begin(input); }
 const ExchangeRequest* System::advance() { return impl_->advance(); }
 const StepResult& System::finish() { return impl_->finish(); }
+const double* System::uncertainties() { return impl_->uncertainties(); }
 bool System::close_pair(int& centre, int& sender, double& distance) const {
   const State& state = impl_->state();
   centre = state.close_centre;

@@ -82,6 +82,11 @@ class System {
   const ExchangeRequest* advance();
   const StepResult& finish();
 
+  // Of the step that compute() or finish() has ended: [n_local] eV/Angstrom, see core/graph.h, in
+  // page-locked memory of the system. A kernel, a copy and a wait of its own, so that steps which
+  // are not asked pay nothing. Throws InputError for a model without data for them.
+  const double* uncertainties();
+
   // A pair of this step nearer than SystemOptions::warn_distance; false if there is none. Valid
   // after begin() or compute().
   bool close_pair(int& centre, int& sender, double& distance) const;

@@ -9,6 +9,7 @@ from mutants.rooms import (
     evaluation,
     export,
     importers,
+    kinds,
     labelling,
     models,
     sampling,
@@ -18,6 +19,7 @@ from mutants.rooms import (
 ALL: dict[str, list[Mutation]] = {
     "training": training.MUTATIONS,
     "sampling": sampling.MUTATIONS,
+    "sampling kinds": kinds.MUTATIONS,
     "labelling": labelling.MUTATIONS,
     "dynamics": dynamics.MUTATIONS,
     "evaluation": evaluation.MUTATIONS,
