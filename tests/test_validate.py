@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from ase.build import bulk
+from ase.calculators.emt import EMT
 from ase.io import write
 from support.commands import run
 from support.students import make_student
@@ -147,6 +148,30 @@ def test_a_student_that_fails_is_refused_by_the_exit_status(folder: Path, tmp_pa
     page = (output / "validation.html").read_text(encoding="utf-8")
     assert "NOT to be used for Cu" in page
     assert (output / "gate_equation_of_state.png").exists()
+
+
+def test_held_out_frames_are_a_gate_where_there_are_some(folder: Path, tmp_path: Path) -> None:
+    frames = []
+    for seed in range(3):
+        atoms = bulk("Cu", a=3.6, cubic=True)
+        atoms.rattle(0.1, seed=seed)
+        atoms.calc = EMT()
+        atoms.get_stress()
+        frames.append(atoms)
+    write(tmp_path / "test.extxyz", frames)
+    process = run(
+        "validate", folder / "student.pt", folder / "cu.cif", "--teacher", "emt", "--json",
+        "--gate", "held_out", "--data", tmp_path / "test.extxyz", "-o", tmp_path / "v", code=1,
+    )  # fmt: skip
+    rows = json.loads(process.stdout)["gates"]
+    assert [row["name"].partition(",")[0] for row in rows] == [
+        "force error", "energy error", "stress error",
+    ]  # fmt: skip
+    process = run(
+        "validate", folder / "student.pt", folder / "cu.cif", "--teacher", "emt", "--json",
+        "--gate", "held_out", "-o", tmp_path / "v", code=1,
+    )  # fmt: skip
+    assert "no held-out frames" in json.loads(process.stdout)["gates"][0]["reason"]
 
 
 def test_a_student_that_passes(folder: Path, tmp_path: Path) -> None:
