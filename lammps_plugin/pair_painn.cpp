@@ -4,8 +4,6 @@
 #include <mpi.h>
 
 #include <algorithm>
-#include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <iterator>
 #include <limits>
@@ -154,24 +152,6 @@ void PairPaiNN::set_extrapolation(const char* value) {
 void PairPaiNN::set_math(const char* value) {
   const std::vector<const char*> names = {"float32", "tf32", "bfloat16"};
   math_ = names[static_cast<size_t>(choose("math", value, names))];
-}
-
-void PairPaiNN::set_uncertainty(const char* value) {
-  const bool stop = choose("uncertainty", value, {"warn", "stop"}) == 1;
-  uncertain_ = stop ? Extrapolation::kStop : Extrapolation::kWarn;
-}
-
-void PairPaiNN::set_uncertainty_limit(const char* value) {
-  if (std::strcmp(value, "auto") == 0) {
-    given_limit_ = kAuto;
-    return;
-  }
-  char* end = nullptr;
-  given_limit_ = std::strtod(value, &end);
-  if (end == value || *end != '\0' || !(given_limit_ > 0.0) || !std::isfinite(given_limit_))
-    error->all(FLERR, format("pair_style painn: the limit of uncertainty must be a force > 0 or "
-                             "auto, got '%s'",
-                             value));
 }
 
 void PairPaiNN::allocate() {
@@ -403,13 +383,6 @@ void* PairPaiNN::extract(const char* name, int& dim) {
     return &uncertainty_flag_;
   }
   return nullptr;
-}
-
-// fix pair asks once when it is defined, before there is a step, and then after each step.
-void* PairPaiNN::extract_peratom(const char* name, int& columns) {
-  columns = 0;
-  if (std::strcmp(name, "uncertainty") != 0 || !has_uncertainties_) return nullptr;
-  return uncertainties_.data();
 }
 
 double PairPaiNN::memory_usage() {

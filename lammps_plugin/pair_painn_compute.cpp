@@ -111,37 +111,6 @@ std::string PairPaiNN::find_not_finite(int n_all) const {
   return "";
 }
 
-// Whether this step computes uncertainties: because fix pair asks, or to compare with the limit.
-bool PairPaiNN::wants_uncertainties() const {
-  if (uncertainty_flag_ || uncertain_ == Extrapolation::kStop) return true;
-  return uncertain_ == Extrapolation::kWarn && !uncertainty_reported_;
-}
-
-// Force units of the run.
-double PairPaiNN::uncertainty_limit() const {
-  if (given_limit_ != kAuto) return given_limit_;
-  return mlff::kUncertaintyMargin * model_.largest_uncertainty * units_.energy / units_.length;
-}
-
-const char* PairPaiNN::force_unit() const {
-  if (std::strcmp(update->unit_style, "metal") == 0) return "eV/Angstrom";
-  if (std::strcmp(update->unit_style, "real") == 0) return "kcal/mol/Angstrom";
-  return "force units";
-}
-
-// The largest uncertainty of this rank's atoms if it exceeds the limit, else 0, and a line on it.
-double PairPaiNN::find_uncertain(std::string& found) const {
-  if (!has_uncertainties_ || uncertain_ == Extrapolation::kIgnore) return 0.0;
-  const auto largest = std::max_element(uncertainties_.begin(), uncertainties_.begin() + n_local_);
-  if (n_local_ == 0 || !(*largest > uncertainty_limit())) return 0.0;
-  found = format(
-      "the uncertainty of the force on atom %lld is %.3g %s at step %lld, above the limit of %.3g; "
-      "the model extrapolates there",
-      tag_of(static_cast<int>(largest - uncertainties_.begin())), *largest, force_unit(),
-      static_cast<long long>(update->ntimestep), uncertainty_limit());
-  return *largest;
-}
-
 // One line on all ranks if the energy of this rank's atoms or a force on them is not finite, where
 // the positions were, or more uncertain than it may be. Collective.
 void PairPaiNN::check_results(double energy) {
