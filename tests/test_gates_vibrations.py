@@ -94,6 +94,14 @@ def test_phonons_are_those_of_phonopy() -> None:
     np.testing.assert_allclose(found, expected, atol=0.02)
 
 
+def test_an_unstable_crystal_has_imaginary_phonons() -> None:
+    """A body-centred crystal of copper becomes face-centred along Bain's path."""
+    small = bulk("Cu", "bcc", a=2.86)
+    found = np.array(frequencies(EMT(), small, np.diag([4, 4, 4]).tolist())["frequencies"])
+    assert found.min() < -0.5
+    assert (np.diff(found, axis=1) >= 0).all()
+
+
 def test_a_student_with_an_imaginary_phonon_fails() -> None:
     teacher = {"frequencies": [[0.0, 0.0, 0.0], [2.0, 3.0, 4.0]]}
     soft = {"frequencies": [[0.0, 0.0, 0.0], [-0.5, 3.0, 4.0]]}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from ase.build import bulk
+from ase.calculators.emt import EMT
 from ase.io import write
 from support.commands import run
 from support.students import make_student
@@ -149,6 +150,30 @@ def test_a_student_that_fails_is_refused_by_the_exit_status(folder: Path, tmp_pa
     assert (output / "gate_equation_of_state.png").exists()
 
 
+def test_held_out_frames_are_a_gate_where_there_are_some(folder: Path, tmp_path: Path) -> None:
+    frames = []
+    for seed in range(3):
+        atoms = bulk("Cu", a=3.6, cubic=True)
+        atoms.rattle(0.1, seed=seed)
+        atoms.calc = EMT()
+        atoms.get_stress()
+        frames.append(atoms)
+    write(tmp_path / "test.extxyz", frames)
+    process = run(
+        "validate", folder / "student.pt", folder / "cu.cif", "--teacher", "emt", "--json",
+        "--gate", "held_out", "--data", tmp_path / "test.extxyz", "-o", tmp_path / "v", code=1,
+    )  # fmt: skip
+    rows = json.loads(process.stdout)["gates"]
+    assert [row["name"].partition(",")[0] for row in rows] == [
+        "force error", "energy error", "stress error",
+    ]  # fmt: skip
+    process = run(
+        "validate", folder / "student.pt", folder / "cu.cif", "--teacher", "emt", "--json",
+        "--gate", "held_out", "-o", tmp_path / "v", code=1,
+    )  # fmt: skip
+    assert "no held-out frames" in json.loads(process.stdout)["gates"][0]["reason"]
+
+
 def test_a_student_that_passes(folder: Path, tmp_path: Path) -> None:
     """It is its own teacher; pressure and temperature by a file, and the command line over it."""
     config = {
@@ -168,7 +193,7 @@ def test_a_student_that_passes(folder: Path, tmp_path: Path) -> None:
     assert result["conditions"]["temperature"] == "50 K"
     names = [row["name"] for row in result["gates"]]
     assert names[:2] == ["lattice parameter a", "lattice parameter a at 3 GPa"]
-    assert names[-1] == "stable for 0.05 ps at 50 K"
+    assert names[-1] == "stable 0.05 ps at 50 K"
     assert str(tmp_path / "v" / "gate_stability.png") in result["files"]
 
 

@@ -59,7 +59,7 @@ def gates(student: dict[str, Any], teacher: dict[str, Any], limits: AcceptanceCo
         scale = max(abs(t), 0.1 * largest)
         rows.append(
             Gate(
-                f"elastic constant C{i + 1}{j + 1}",
+                f"elastic C{i + 1}{j + 1}",
                 KIND,
                 100.0 * abs(s - t) / scale,
                 limits.elastic,

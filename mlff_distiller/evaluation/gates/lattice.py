@@ -125,8 +125,10 @@ def gates(
         name = f"lattice parameter {axis}{where}"
         rows.append(relative(name, KIND, own, other, limits.lattice, "Å", advice=_ADVICE))
     angles = [shape.angles() for shape in shapes]
-    worst = int(np.argmax(np.abs(angles[0] - angles[1])))
-    if np.abs(angles[1] - 90.0).max() > 0.1 or np.abs(angles[0] - angles[1]).max() > 0.1:
+    # Of equal ones the most oblique.
+    apart, oblique = np.abs(angles[0] - angles[1]), np.abs(angles[1] - 90.0)
+    worst = int(np.argmax(apart.round(3) + 1e-5 * oblique))
+    if oblique.max() > 0.1 or apart.max() > 0.1:
         # A strain e changes an angle by at most 2 e.
         limit = float(np.degrees(2.0 * limits.lattice / 100.0))
         name = f"cell angle {'αβγ'[worst]}{where}"

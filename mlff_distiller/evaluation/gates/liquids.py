@@ -145,7 +145,7 @@ def rdf(context: Context, case: Case) -> list[Gate]:
     worst = max(rows, key=lambda name: rows[name])
     return [
         Gate(
-            "radial distribution functions, largest distance",
+            "radial distribution functions",
             "rdf",
             rows[worst],
             context.limits.rdf,

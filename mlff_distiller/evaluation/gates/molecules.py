@@ -80,7 +80,7 @@ def frequencies(context: Context, case: Case) -> list[Gate]:
     own, other = (np.array(side["frequencies"]) for side in (student, teacher))
     return [
         Gate(
-            "harmonic frequencies, mean error",
+            "harmonic frequencies",
             "frequencies",
             float(np.abs(own - other).mean()),
             context.limits.frequencies,
@@ -105,7 +105,7 @@ def torsion(context: Context, case: Case) -> list[Gate]:
         lowest = int(np.nanargmin(other))
         own, other = own - own[lowest], other - other[lowest]
         gate = Gate(
-            "torsion profile, mean error",
+            "torsion profile",
             "torsion",
             _mean_error(own, other, other < _REACHED),
             context.limits.torsion,
@@ -137,7 +137,7 @@ def dissociation(context: Context, case: Case) -> list[Gate]:
         own, other = (energies - energies[3] for energies in _energies(context, frames))
         depth = float(other[np.isfinite(other)][-1])
         gate = Gate(
-            "dissociation, mean error of the curve",
+            "dissociation curve",
             "dissociation",
             100.0 * _mean_error(own, other, other <= max(depth, _REACHED)) / max(depth, _REACHED),
             context.limits.dissociation,

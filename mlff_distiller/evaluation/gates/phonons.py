@@ -68,7 +68,7 @@ def gates(student: dict[str, Any], teacher: dict[str, Any], limits: AcceptanceCo
     lowest, allowed = float(own.min()), min(0.0, float(other.min()))
     return [
         Gate(
-            "phonon frequencies, mean error",
+            "phonon frequencies",
             KIND,
             float(np.abs(own - other).mean()),
             limits.phonon_mae,
@@ -77,7 +77,7 @@ def gates(student: dict[str, Any], teacher: dict[str, Any], limits: AcceptanceCo
             details={"figure": "phonons", "student": student, "teacher": teacher},
         ),
         Gate(
-            "lowest phonon frequency",
+            "lowest phonon",
             KIND,
             max(0.0, allowed - lowest),
             limits.phonon_imaginary,

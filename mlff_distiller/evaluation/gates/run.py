@@ -108,7 +108,11 @@ def _measured(kind: str, context: Context, case: Case) -> list[Gate]:
     except Exception as error:  # whatever went wrong, the gate has no measurement and fails
         line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         name, least = kind.replace("_", " "), kind in ("speed", "stability")
-        rows = [unmeasured(name, kind, *_limit(kind, context.limits), line, at_least=least)]
+        limit, unit = _limit(kind, context.limits)
+        advice = f"where the gate means nothing, leave it out: acceptance.skip: [{kind}]"
+        if line.startswith("student:"):
+            advice = "more training frames like those of this gate, or a longer training"
+        rows = [unmeasured(name, kind, limit, unit, line, at_least=least, advice=advice)]
     return [case.named(row) for row in rows]
 
 

@@ -44,7 +44,7 @@ class Outcome:
     died: str = ""
     """Why it is no physics; empty where all is well."""
     until: int | None = None
-    """The last good record, where that is not the last of all."""
+    """The record at which that was found; None: the last of all."""
 
     @property
     def picoseconds(self) -> float:
@@ -59,7 +59,8 @@ class Outcome:
         t = self.trajectory
         if t is None:
             return {"picoseconds": 0.0, "died": self.died, "times": [], "temperatures": []}
-        few = slice(None, None, max(1, len(t.time) // 200))
+        end = None if self.until is None else self.until + 1
+        few = slice(None, end, max(1, len(t.time) // 200))
         return {
             "picoseconds": self.picoseconds,
             "died": self.died,
@@ -172,7 +173,7 @@ def _broken(structure: Structure, trajectory: Trajectory) -> tuple[int, str] | N
         if lengths[worst] > limits[worst]:
             names = [f"{chemical_symbols[structure.atomic_numbers[k]]}{k}" for k in index[worst]]
             bond = f"{names[0]}–{names[1]} broke ({lengths[worst]:.2f} Å)"
-            return max(0, record - 1), f"step {frame.info['step']}: the bond {bond}"
+            return record, f"step {frame.info['step']}: the bond {bond}"
     return None
 
 
@@ -184,6 +185,4 @@ def _evaporated(trajectory: Trajectory) -> tuple[int, str] | None:
         return None
     record = int(large[0])
     step = trajectory.frames[record].info["step"]
-    return max(
-        0, record - 1
-    ), f"step {step}: the cell grew to {growth[record]:.1f} times its volume"
+    return record, f"step {step}: the cell grew to {growth[record]:.1f} times its volume"

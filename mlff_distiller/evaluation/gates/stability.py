@@ -62,7 +62,7 @@ def stability_gate(runs: list[dict[str, Any]], temperature: float, time: float) 
         first = min(dead, key=lambda run: run["picoseconds"])
         reason = f"the first failed after {first['picoseconds']:.3g} ps: {first['died']}"
     return Gate(
-        f"stable for {time:g} ps at {temperature:g} K",
+        f"stable {time:g} ps at {temperature:g} K",
         "stability",
         float(len(runs) - len(dead)),
         float(len(runs)),
@@ -84,13 +84,11 @@ def drift(context: Context, case: Case) -> list[Gate]:
         raise ValueError(found["died"])
     return [
         Gate(
-            f"energy drift at {context.purpose.temperature[1]:g} K",
+            f"energy drift, {context.purpose.temperature[1]:g} K",
             "drift",
             abs(found["drift"]),
             context.limits.drift,
             "meV/atom/ps",
-            found["drift"],
-            unit="meV/atom/ps",
             advice="a shorter time step (purpose.timestep)",
         )
     ]

@@ -57,7 +57,7 @@ def verdict(gates: Sequence[Gate], conditions: dict[str, str]) -> str:
     if not failed:
         number = f"all {len(gates)} gates" if len(gates) > 1 else "the one gate"
         return f"May be used for {where}: {number} passed."
-    named = ", ".join(failed[:3]) + (f" and {len(failed) - 3} more" if len(failed) > 3 else "")
+    named = "; ".join(failed[:3]) + (f" and {len(failed) - 3} more" if len(failed) > 3 else "")
     return f"NOT to be used for {where}: {len(failed)} of {len(gates)} gates failed ({named})."
 
 
@@ -71,7 +71,9 @@ def conditions_of(
         return f"{low:g} {unit}" if low == high else f"{low:g}–{high:g} {unit}"
 
     found = phases(purpose, structures)
-    systems = sorted({reduced_formula(s.atomic_numbers) for s in structures})
+    systems = sorted(
+        {reduced_formula(s.atomic_numbers) if s.pbc.any() else s.formula for s in structures}
+    )
     used = sorted({e for s in structures for e in ensembles(purpose, s)})
     conditions = {
         "system": f"{', '.join(systems[:4])}{' …' if len(systems) > 4 else ''} ({', '.join(found)})",
@@ -103,6 +105,13 @@ def cells(gate: Gate) -> tuple[str, str, str, str]:
     )
 
 
+def _in_one(gate: Gate) -> str:
+    """Deviation and limit, short enough for a terminal of 80 columns."""
+    limit = f"({'≥' if gate.at_least else '≤'} {number(gate.limit)})"
+    deviation = "not measured" if gate.deviation is None else number(gate.deviation)
+    return f"{deviation} {limit} {gate.limit_unit}".rstrip()
+
+
 def print_gates(gates: Sequence[Gate], sentence: str) -> None:
     """A table for people, what failed and what to do about it, and the verdict."""
     from rich.console import Console
@@ -110,11 +119,12 @@ def print_gates(gates: Sequence[Gate], sentence: str) -> None:
 
     console = Console(highlight=False)
     table = Table(show_edge=False, box=None, pad_edge=False)
-    for name in ("", "student", "teacher", "deviation", "limit", ""):
+    for name in ("", "", "student", "teacher", "deviation (limit)"):
         table.add_column(name, justify="left" if not name else "right", overflow="fold")
     for gate in gates:
         mark = "[green]✓[/]" if gate.passed else "[bold red]✗[/]"
-        table.add_row(gate.name, *cells(gate), mark)
+        student, teacher, _, _ = cells(gate)
+        table.add_row(mark, gate.name, student, teacher, _in_one(gate))
     console.print(table)
     for line in failures(gates):
         console.print(f"✗ {line}", style="red", markup=False)

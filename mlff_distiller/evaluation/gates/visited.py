@@ -64,7 +64,7 @@ def held_out_gates(errors: dict[str, Any], limits: AcceptanceConfig) -> list[Gat
         worst = max(elements, key=lambda symbol: elements[symbol]["force_mae_mev_per_ang"])
         rows.append(
             Gate(
-                "force error of the worst element, held-out frames",
+                "forces of the worst element, held-out",
                 "held_out",
                 elements[worst]["force_mae_mev_per_ang"],
                 limits.element_force_mae,
@@ -161,7 +161,7 @@ def visited_gates(
             # Where a student strays to absurd forces, a share of them would allow anything.
             share = min(limits.visited_force_fraction * size, _MOST * limit)
             limit = max(limit, share)
-        name = f"force error on the student's own frames, {temperature:g} K"
+        name = f"own dynamics, {temperature:g} K"
         advice = f"more rounds of student dynamics at {temperature:g} K, labelled by the teacher"
         if errors["died"] or errors["force_mae"] is None:
             reason = errors["died"] or "no frame was recorded"
