@@ -25,11 +25,11 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 from benchmarks.common import RESULTS, parser_of, processor, write_report
 from mlff_distiller.config import DistillConfig, SamplingConfig, from_dict
 from mlff_distiller.data import HDF5Dataset, HDF5Writer, Structure, structures_hash
+from mlff_distiller.dynamics import engine_of
 from mlff_distiller.evaluation import predict
 from mlff_distiller.files import atomic_write_text
 from mlff_distiller.pipeline import explore
 from mlff_distiller.pipeline.distill import run_distillation
-from mlff_distiller.pipeline.rounds import engine_of
 from mlff_distiller.pipeline.stage import Hashed, hashed_file
 from mlff_distiller.sampling import builtin, sample
 from mlff_distiller.students import StudentForceField

@@ -13,6 +13,7 @@ from mlff_distiller.dynamics.common import (
     MDSettings,
     RunInterrupted,
     Trajectory,
+    engine_of,
     run_md,
     single_point,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "RunState",
     "RunStoppedError",
     "Trajectory",
+    "engine_of",
     "run_md",
     "single_point",
 ]

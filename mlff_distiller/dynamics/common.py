@@ -29,6 +29,7 @@ from mlff_distiller.dynamics.state import RunState
 from mlff_distiller.dynamics.watch import RunStoppedError, Watch
 from mlff_distiller.elements import symbols, unknown_elements
 from mlff_distiller.errors import InputError
+from mlff_distiller.lammps import lammps_command
 from mlff_distiller.settings import Settings, setting
 from mlff_distiller.students.energy_model import ExportedModel
 from mlff_distiller.students.file import UNCERTAINTY, read_metadata
@@ -435,6 +436,17 @@ def single_point(
         return structure.with_labels(*portable.compute(structure))
     labelled: Structure = _module(engine).single_point(Path(model), structure, dtype)
     return labelled
+
+
+def engine_of(wanted: str | None) -> str:
+    """The engine asked for; LAMMPS where it is installed, else ASE, for None and ``auto``."""
+    if wanted not in (None, "auto"):
+        return wanted
+    try:
+        lammps_command()
+    except InputError:
+        return "ase"
+    return "lammps"
 
 
 def _module(engine: str) -> Any:

@@ -25,6 +25,7 @@ from rich.console import Console
 
 from mlff_distiller.config import DistillConfig, save_yaml
 from mlff_distiller.data import Structure, structures_hash
+from mlff_distiller.dynamics import engine_of
 from mlff_distiller.evaluation.summary import print_summary
 from mlff_distiller.pipeline import (
     engines,
@@ -37,7 +38,7 @@ from mlff_distiller.pipeline import (
     report,
     sample,
 )
-from mlff_distiller.pipeline.rounds import Budget, Outcome, engine_of, run_rounds
+from mlff_distiller.pipeline.rounds import Budget, Outcome, run_rounds
 from mlff_distiller.pipeline.stage import Hashed, Stages, hashed_file
 from mlff_distiller.sampling import starting_structures
 from mlff_distiller.sampling.geometry import narrow_cell, supercell

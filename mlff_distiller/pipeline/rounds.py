@@ -19,8 +19,7 @@ import numpy as np
 
 from mlff_distiller.config import DistillConfig
 from mlff_distiller.data import HDF5Dataset, Structure, structures_hash
-from mlff_distiller.errors import InputError
-from mlff_distiller.lammps import lammps_command
+from mlff_distiller.dynamics import engine_of
 from mlff_distiller.pipeline import choose, explore, export, fit, join, label, measure
 from mlff_distiller.pipeline.stage import Hashed, Say, Stages, hashed_file
 from mlff_distiller.purpose import ensembles
@@ -288,17 +287,6 @@ def holds(visited: Sequence[dict[str, Any]], tolerance: float) -> bool:
         <= max(_LEAST_ERROR, 1e3 * tolerance * row["mean_force_ev_per_ang"])
         for row in visited
     )
-
-
-def engine_of(wanted: str) -> str:
-    """The engine that runs the student: ``auto`` is LAMMPS where it is installed, else ASE."""
-    if wanted != "auto":
-        return wanted
-    try:
-        lammps_command()
-    except InputError:
-        return "ase"
-    return "lammps"
 
 
 def plan_runs(

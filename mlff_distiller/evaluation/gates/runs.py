@@ -13,7 +13,6 @@ from mlff_distiller.data import Structure
 from mlff_distiller.data.bonds import find_bonds
 from mlff_distiller.dynamics import MDSettings, RunStoppedError, Trajectory, run_md
 from mlff_distiller.errors import InputError
-from mlff_distiller.lammps import lammps_command
 from mlff_distiller.purpose import PurposeConfig, ensembles, phase_of
 from mlff_distiller.sampling.geometry import supercell, unlabelled
 
@@ -88,17 +87,6 @@ def carry_out(run: Run) -> Outcome:
 def summarised(run: Run) -> dict[str, Any]:
     """Of :func:`carry_out`, without its frames: what should travel between processes."""
     return carry_out(run).summary()
-
-
-def engine_of(wanted: str | None) -> str:
-    """The engine asked for, or the fastest that is installed."""
-    if wanted is not None:
-        return wanted
-    try:
-        lammps_command()
-    except InputError:
-        return "ase"
-    return "lammps"
 
 
 def in_box(structure: Structure) -> Structure:

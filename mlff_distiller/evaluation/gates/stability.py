@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from mlff_distiller.dynamics import engine_of
 from mlff_distiller.evaluation.gates.choose import Case
 from mlff_distiller.evaluation.gates.context import Context
 from mlff_distiller.evaluation.gates.gate import Gate
 from mlff_distiller.evaluation.gates.runs import (
     Run,
     carry_out,
-    engine_of,
     in_box,
     settings_for,
     summarised,

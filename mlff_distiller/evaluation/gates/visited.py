@@ -8,6 +8,7 @@ import numpy as np
 from ase.calculators.calculator import Calculator
 
 from mlff_distiller.data import Structure
+from mlff_distiller.dynamics import engine_of
 from mlff_distiller.errors import InputError
 from mlff_distiller.evaluation.gates.choose import Case
 from mlff_distiller.evaluation.gates.context import Context
@@ -16,7 +17,6 @@ from mlff_distiller.evaluation.gates.runs import (
     Outcome,
     Run,
     carry_out,
-    engine_of,
     in_box,
     settings_for,
     temperatures_of,

@@ -13,6 +13,7 @@ from mutants.rooms import (
     kinds,
     labelling,
     models,
+    rounds,
     sampling,
     training,
 )
@@ -21,6 +22,7 @@ ALL: dict[str, list[Mutation]] = {
     "training": training.MUTATIONS,
     "sampling": sampling.MUTATIONS,
     "sampling kinds": kinds.MUTATIONS,
+    "rounds": rounds.MUTATIONS,
     "labelling": labelling.MUTATIONS,
     "dynamics": dynamics.MUTATIONS,
     "evaluation": evaluation.MUTATIONS,
