@@ -67,8 +67,9 @@ $(STAMP): $(NATIVE)
 	@touch $@
 	@echo "ready: $(BIN)/mlff-distiller --help"
 
+# Status 1 is a verdict, not a failure: the student is there, but some gates refuse it.
 demo: install
-	$(BIN)/mlff-distiller distill examples/demo_$(DEMO).yaml
+	$(BIN)/mlff-distiller distill examples/demo_$(DEMO).yaml || test $$? -eq 1
 
 test: install $(TEST_STAMP)
 	MLFF_NO_SKIPS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -97,13 +97,15 @@ def sampling_for(
     sampling: dict[str, Any] = {
         "supercell": [0, 0, 0],
         "num_rattle": 24,
-        "rattle_stdev": [0.03, 0.06, 0.12, 0.2] if bulk else [0.02, 0.04, 0.06],
+        "rattle_stdev": [0.03, 0.06, 0.1, 0.15] if bulk else [0.02, 0.04, 0.06],
         "num_md": 0,
         "isolated_atoms": True,
-        "dimers": {"number": _DIMERS * number_of_pairs},
+        # Large forces would decide the fit; what is closer is left to the repulsion.
+        "dimers": {"number": _DIMERS * number_of_pairs, "shortest": 0.7},
+        "max_force": 15.0,
     }
     if set(found) & {"crystal", "liquid"}:
-        sampling["strain"] = {"number": 14}
+        sampling["strain"] = {"number": 20, "linear": [-0.08, 0.08], "shear": 0.05}
     if molecules:
         sampling["modes"] = {"number": 48, "temperatures": list(purpose["temperature"])}
     if "molecule" in found:

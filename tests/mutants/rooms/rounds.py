@@ -78,8 +78,8 @@ MUTATIONS = [
     Mutation(
         "visited frames are all trained on",
         "pipeline/join.py",
-        "valid = set(visited[_VALID - 1 :: _VALID])",
-        "valid = set()",
+        "set(visited[_VALID - 1 :: _VALID])",
+        "set[int]()",
         "test_rounds.py",
         "validation by sampled frames alone",
     ),
