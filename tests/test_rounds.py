@@ -26,7 +26,7 @@ from mlff_distiller.errors import InputError
 from mlff_distiller.pipeline import choose, explore, join
 from mlff_distiller.pipeline.measure import errors_by_temperature
 from mlff_distiller.pipeline.plan import plan
-from mlff_distiller.pipeline.rounds import Budget, holds, plan_runs
+from mlff_distiller.pipeline.rounds import Budget, holds, limited, plan_runs
 from mlff_distiller.purpose import ensembles, phase_of, phases
 
 
@@ -323,6 +323,16 @@ def test_training_minutes_are_shared_where_the_loop_has_none() -> None:
     assert b.of_round(2, 99.0) == pytest.approx(4.0 / 5, abs=1e-3)
     assert b.of_final(240.0) == pytest.approx(6.0)
     assert budget([0.0], rounds=3).of_round(1, 1.0) is None
+
+
+def test_minutes_of_the_run_alone_end_a_training() -> None:
+    free = limited(config_for(minutes=10), 2.0)
+    assert (free.max_minutes, free.max_epochs) == (2.0, 10**9)
+    assert free.early_stop_patience == 10**9
+    given = limited(config_for(), 2.0)
+    assert (given.max_minutes, given.max_epochs) == (2.0, config_for().training.max_epochs)
+    assert limited(config_for(), None, epochs=7).max_epochs == 7
+    assert limited(config_for(), None) == config_for().training
 
 
 def test_a_round_holds_by_the_size_of_the_forces() -> None:

@@ -122,6 +122,12 @@ def test_parallel_teachers_keep_their_options() -> None:
     assert [s.energy for s in two] == pytest.approx([s.energy for s in one], abs=1e-12)
 
 
+def test_options_may_be_lists() -> None:
+    name = "ase.calculators.morse:MorsePotential"
+    options = {"r0": 2.5, "rcut1": 1.5, "parameters": [1, 2]}
+    assert "parameters=[1, 2]" in ParallelTeacher(name, workers=2, options=options).name
+
+
 def test_parallel_teachers_refuse_what_one_refuses() -> None:
     with pytest.raises(InputError, match="Si"):
         ParallelTeacher("emt", workers=2).label([Structure([14], np.zeros((1, 3)))])

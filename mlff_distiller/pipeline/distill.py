@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ from mlff_distiller.pipeline import (
     report,
     sample,
 )
-from mlff_distiller.pipeline.rounds import Budget, Outcome, run_rounds
+from mlff_distiller.pipeline.rounds import Budget, Outcome, limited, run_rounds
 from mlff_distiller.pipeline.stage import Hashed, Stages, hashed_file
 from mlff_distiller.sampling import starting_structures
 from mlff_distiller.sampling.geometry import narrow_cell, supercell
@@ -160,13 +159,12 @@ def _line(
     joined = stages.run(join.STATION, join.Inputs(outcome.labels))
     data = Hashed(output / join.DATA, joined.data_hash)
     minutes = budget.of_final(60.0 * sum(row["minutes"] or 0.0 for row in outcome.rounds))
-    training = config.training if minutes is None else replace(config.training, max_minutes=minutes)
     fitted = stages.run(
         fit.STATION,
         fit.Inputs(
             data,
             config.model,
-            training,
+            limited(config, minutes),
             start_from=outcome.start_from,
             splits=config.data,
             resume=not fresh,

@@ -57,7 +57,7 @@ def plan(
         "sampling": sampling_for(found, {**to_dict(settings), **chosen}, structures),
         "model": dict(_SMALL) if minutes is not None and minutes < _SMALL_BELOW else {},
         "loop": loop_for(repeated),
-        "training": {"max_epochs": 1_000_000, **training_for(repeated)},
+        "training": training_for(repeated),
         "engines": {"timestep": chosen["timestep"]},
     }
     for key, value in given.items():

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from mlff_distiller.config import DistillConfig
+from mlff_distiller.config import DistillConfig, TrainingConfig
 from mlff_distiller.data import HDF5Dataset, Structure, structures_hash
 from mlff_distiller.dynamics import engine_of
 from mlff_distiller.pipeline import choose, explore, export, fit, join, label, measure
@@ -27,6 +27,7 @@ from mlff_distiller.purpose import ensembles
 # s: a guess at what a round takes besides training, before one has been measured.
 _FIRST_ROUND = 20.0
 _SHORTEST_FIT = 5.0  # s
+_FOREVER = 10**9  # epochs
 # Share of the minutes, and s at least and at most, for gates and engines at the end.
 _RESERVE, _LEAST_RESERVE, _MOST_RESERVE = 0.25, 30.0, 900.0
 _LEAST_ERROR = 15.0  # meV/Å: below it a round holds, however small the forces are
@@ -263,13 +264,12 @@ def _learn(
     joined = stages.run(join.STATION, join.Inputs(list(outcome.labels)))
     data = Hashed(stages.output / join.DATA, joined.data_hash)
     minutes = budget.of_round(k, others)
-    limits = {"max_epochs": config.loop.epochs} if minutes is None else {"max_minutes": minutes}
     stages.run(
         fit.STATION,
         fit.Inputs(
             data,
             config.model,
-            replace(config.training, **limits),
+            limited(config, minutes, epochs=config.loop.epochs),
             start_from=outcome.start_from,
             splits=config.data,
             resume=resume,
@@ -278,6 +278,23 @@ def _learn(
     outcome.start_from = hashed_file(stages.output / fit.BEST)
     stages.run(export.STATION, export.Inputs(outcome.start_from, data, config.export))
     return joined, minutes
+
+
+def limited(
+    config: DistillConfig, minutes: float | None, *, epochs: int | None = None
+) -> TrainingConfig:
+    """Settings of a training that ends after ``minutes``, else ``epochs``, else where they say.
+
+    Where the minutes of the whole run are given, nothing ends a training earlier: with a cosine the
+    gain comes at the end.
+    """
+    training = config.training
+    if minutes is None:
+        return training if epochs is None else replace(training, max_epochs=epochs)
+    training = replace(training, max_minutes=minutes)
+    if config.loop.minutes is None:
+        return training
+    return replace(training, max_epochs=_FOREVER, early_stop_patience=_FOREVER)
 
 
 def holds(visited: Sequence[dict[str, Any]], tolerance: float) -> bool:

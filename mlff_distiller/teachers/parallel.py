@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ class ParallelTeacher(Teacher):
         name: see :func:`get_teacher`.
         device: ``cpu`` or ``cuda``; on a GPU this process labels alone.
         workers: processes; 0 for as many as there are CPUs.
-        options: of the teacher.
+        options: of the teacher, plain types.
 
     Raises:
         InputError: see :func:`get_teacher`.
@@ -33,9 +34,8 @@ class ParallelTeacher(Teacher):
         workers: int = 0,
         options: dict[str, Any] | None = None,
     ) -> None:
-        options = options or {}
-        self._one = get_teacher(name, device=device, **options)
-        self._recipe = (name, device, tuple(sorted(options.items())))
+        self._recipe = (name, device, json.dumps(options or {}, sort_keys=True))
+        self._one = _teacher(*self._recipe)
         self.workers = workers if device == "cpu" else 1
         self.name, self.versions, self.elements = (
             self._one.name,
@@ -68,11 +68,11 @@ class ParallelTeacher(Teacher):
 
 
 @functools.lru_cache(maxsize=1)
-def _teacher(recipe: tuple[Any, ...]) -> Teacher:
-    name, device, options = recipe
-    return get_teacher(name, device=device, **dict(options))
+def _teacher(name: str, device: str, options: str) -> Teacher:
+    """Loaded once for all rounds."""
+    return get_teacher(name, device=device, **json.loads(options))
 
 
-def _label(argument: tuple[tuple[Any, ...], Structure]) -> Labels:
+def _label(argument: tuple[tuple[str, str, str], Structure]) -> Labels:
     recipe, structure = argument
-    return _teacher(recipe).compute(structure)
+    return _teacher(*recipe).compute(structure)

@@ -96,7 +96,7 @@ def vacancy_gates(
             teacher["energy"],
             limits.vacancy,
             "eV",
-            advice="add vacancy to purpose.defects, so that such cells are labelled",
+            advice="label more such cells (purpose.defects, sampling.defects.number)",
         )
     ]
 
@@ -113,7 +113,7 @@ def surface_gates(
             teacher[state],
             limits.surface,
             "J/m²",
-            advice="add surface to purpose.defects, so that slabs are labelled",
+            advice="label more slabs (purpose.defects, sampling.defects.number)",
         )
         for state in ("unrelaxed", "relaxed")
     ]
