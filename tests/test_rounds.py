@@ -230,6 +230,21 @@ def test_small_frames_such_as_dimers_do_not_start_runs() -> None:
     assert all(len(s) == 32 for s in starts)
 
 
+def test_each_kind_of_training_frame_starts_runs_in_turn() -> None:
+    kinds = ["strain", "defect", "student-md"]
+    known = [replace(copper(), info={"source": kinds[i % 3], "n": i}) for i in range(30)]
+    known.append(replace(copper(), info={"source": "dimer"}))
+    slab = replace(copper(), pbc=[True, True, False], info={"source": "slab"})
+    seen = set()
+    for k in range(1, 4):
+        starts, runs = plan_runs(config_for(runs=6), [copper()], [*known, slab], k)
+        seen |= {s.info.get("source") for s in starts}
+        for run_ in runs:
+            open_ = not starts[run_.start].pbc.all()
+            assert not (open_ and run_.ensemble == "npt"), "a slab has no pressure"
+    assert seen == {None, "strain", "defect", "student-md", "slab"}
+
+
 # -- choosing ----------------------------------------------------------------------------------------
 
 

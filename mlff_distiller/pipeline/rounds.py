@@ -312,8 +312,8 @@ def plan_runs(
     """Where the trajectories of round ``k`` start, and their conditions.
 
     Temperatures are spread evenly over the range of the purpose, and one run is a ramp above it.
-    Every other run starts at a structure of ``start``, the rest at training frames drawn at
-    random: other volumes, defects, melts.
+    Every other run starts at a structure of ``start``, the rest at training frames of each kind
+    in turn: other volumes, defects, melts.
 
     Returns:
         starting structures and runs.
@@ -329,8 +329,9 @@ def plan_runs(
     for i in range(loop.runs):
         ramp = i == loop.runs - 1 and loop.runs > 1
         begin = start[(k + i // 2) % len(start)]
-        if pool and i % 2:
-            begin = pool[int(rng.integers(len(pool)))]
+        if pool and i % 2:  # the kinds take turns, over the rounds
+            kind = pool[(k * (loop.runs // 2) + i // 2) % len(pool)]
+            begin = kind[int(rng.integers(len(kind)))]
         choices = ensembles(purpose, begin)
         # The other way round in every other round, so that each temperature sees each ensemble.
         ensemble = choices[(i // 2 + k) % len(choices)]
@@ -349,17 +350,16 @@ def plan_runs(
     return starts, runs
 
 
-def _starts(start: Sequence[Structure], known: Sequence[Structure]) -> list[Structure]:
-    """Training frames that dynamics can start from: as large and as periodic as ``start``.
+def _starts(start: Sequence[Structure], known: Sequence[Structure]) -> list[list[Structure]]:
+    """Training frames that dynamics can start from, by kind: strained, vacancies, slabs, melts ...
 
-    Pairs that were pushed together only explode.
+    They are at least half as large as the smallest of ``start``. Pairs that were pushed together only
+    explode.
     """
     least = min(len(s) for s in start) // 2
-    periodic = {s.pbc.tobytes() for s in start}
-    return [
-        s
-        for s in known
-        if len(s) > max(1, least)
-        and s.pbc.tobytes() in periodic
-        and s.info.get("source") != "dimer"
-    ]
+    kinds: dict[str, list[Structure]] = {}
+    for s in known:
+        if len(s) > max(1, least) and s.info.get("source") != "dimer":
+            kind = f"{s.info.get('source')} {s.info.get('kind', '')}"
+            kinds.setdefault(kind, []).append(s)
+    return [kinds[kind] for kind in sorted(kinds)]

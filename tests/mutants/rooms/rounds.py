@@ -22,8 +22,8 @@ MUTATIONS = [
     Mutation(
         "dimers start runs",
         "pipeline/rounds.py",
-        "if len(s) > max(1, least)\n",
-        "if len(s) > 0\n",
+        "if len(s) > max(1, least) and",
+        "if len(s) > 0 and",
         "test_rounds.py",
         "runs that only explode",
     ),
