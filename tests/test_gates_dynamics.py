@@ -14,7 +14,7 @@ from support.students import make_student
 
 from mlff_distiller.config import TeacherConfig
 from mlff_distiller.data import Structure
-from mlff_distiller.dynamics import Trajectory
+from mlff_distiller.dynamics import Trajectory, engine_of
 from mlff_distiller.evaluation.gates import (
     AcceptanceConfig,
     all_passed,
@@ -33,7 +33,6 @@ from mlff_distiller.evaluation.gates.runs import (
     Outcome,
     _broken,
     _evaporated,
-    engine_of,
     in_box,
     settings_for,
     temperatures_of,

@@ -18,7 +18,7 @@ from mlff_distiller.sampling.geometry import supercell
 _TIMESTEPS = ((3.0, 0.5), (20.0, 1.0), (np.inf, 2.0))
 # Minutes that a student of the full size needs on a few cores.
 _SMALL_BELOW = 120.0
-_BATCH_ATOMS, _ROUND_ATOMS = 128, 1536
+_BATCH_ATOMS, _ROUND_ATOMS = 128, 4096
 # Of each pair of elements.
 _DIMERS = 10
 _SMALL = {"hidden_dim": 64, "num_interactions": 2, "num_rbf": 16}
@@ -79,9 +79,9 @@ def training_for(structures: Sequence[Structure]) -> dict[str, Any]:
 
 
 def loop_for(structures: Sequence[Structure]) -> dict[str, Any]:
-    """As many frames in a round as make some 1500 atoms: small ones teach less each."""
-    frames = int(np.clip(round(_ROUND_ATOMS / _mean_atoms(structures)), 12, 96))
-    return {"frames": frames, "visited": round(0.4 * frames)}
+    """As many frames in a round as make some 4000 atoms: small ones teach less each."""
+    frames = int(np.clip(round(_ROUND_ATOMS / _mean_atoms(structures)), 12, 128))
+    return {"frames": frames, "visited": round(frames / 3)}
 
 
 def sampling_for(
