@@ -79,7 +79,7 @@ def random_student(
         path: exported file.
         elements: atomic numbers that it knows.
         readout: factor of the last layer; small makes forces weak, so that atoms fly on.
-        network: of ModelConfig, where it is not the default.
+        network: of ModelConfig, where it is not the default; no repulsion, as in the peers.
     """
     import torch
 
@@ -88,7 +88,7 @@ def random_student(
     from mlff_distiller.models import StudentForceField
 
     torch.manual_seed(0)
-    student = StudentForceField(ModelConfig(**network), list(elements))
+    student = StudentForceField(ModelConfig(**{"zbl": False, **network}), list(elements))
     with torch.no_grad():
         student.painn.readout[2].weight.mul_(readout)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,9 @@ OPEN = (np.zeros((3, 3)), np.zeros(3, bool))
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     directory = tmp_path_factory.mktemp("students")
-    return export_to(directory, hidden_dim=8, num_interactions=1, num_rbf=4, cutoff=3.0)[1]
+    return export_to(directory, hidden_dim=8, num_interactions=1, num_rbf=4, cutoff=3.0, zbl=False)[
+        1
+    ]
 
 
 @pytest.fixture(scope="module")

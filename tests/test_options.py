@@ -81,7 +81,7 @@ def test_md_passes_every_option_on(model: Path, tmp_path: Path, monkeypatch) -> 
     wanted = MDSettings(
         ensemble="npt", steps=77, temperature=123.0, pressure=456.0, timestep=0.7, interval=11,
         warmup_steps=13, dtype="float64", threads=2, seed=9, new_velocities=True,
-        on_extrapolation="stop", ranks=2,
+        on_extrapolation="stop", ranks=2, uncertainty_limit=0.25,
     )  # fmt: skip
     defaults = MDSettings()
     for f in dataclasses.fields(MDSettings):
@@ -91,7 +91,8 @@ def test_md_passes_every_option_on(model: Path, tmp_path: Path, monkeypatch) -> 
         "md", model, tmp_path / "cu.xyz", "--engine", "openmm", "--ensemble", "npt",
         "--steps", 77, "--temperature", 123, "--pressure", 456, "--timestep", 0.7,
         "--interval", 11, "--warmup", 13, "--dtype", "float64", "--threads", 2, "--seed", 9,
-        "--new-velocities", "--on-extrapolation", "stop", "--ranks", 2, "-o", tmp_path / "t.extxyz",
+        "--new-velocities", "--on-extrapolation", "stop", "--ranks", 2,
+        "--uncertainty-limit", 0.25, "-o", tmp_path / "t.extxyz",
     )  # fmt: skip
     assert asked.calls == [("openmm", wanted)]
 

@@ -39,7 +39,7 @@ ATOMS = (
 def student() -> StudentForceField:
     """A small one with random weights."""
     torch.manual_seed(0)
-    config = ModelConfig(hidden_dim=8, num_interactions=1, num_rbf=4, cutoff=3.0)
+    config = ModelConfig(hidden_dim=8, num_interactions=1, num_rbf=4, cutoff=3.0, zbl=False)
     return StudentForceField(config, [1, 8], [-13.5, -2040.25])
 
 

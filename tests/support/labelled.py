@@ -11,7 +11,7 @@ from ase.calculators.emt import EMT
 from mlff_distiller.config import DataConfig, ModelConfig, TrainConfig, TrainingConfig
 from mlff_distiller.data import HDF5Writer, Structure, ensure_splits
 
-TINY = ModelConfig(hidden_dim=8, num_interactions=2, num_rbf=6, cutoff=3.4)
+TINY = ModelConfig(hidden_dim=8, num_interactions=2, num_rbf=6, cutoff=3.4, zbl=False)
 
 
 def emt_crystals(count: int = 16, seed: int = 0) -> list[Structure]:
