@@ -6,6 +6,7 @@ the other on both, because few teachers use a second thread well.
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
@@ -65,6 +66,17 @@ def run_all(
     finally:
         for future in futures:
             future.cancel()
+
+
+def mapper(workers: int) -> Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]:
+    """A ``map`` whose work :func:`run_all` does with ``workers`` processes."""
+    return functools.partial(_mapped, workers)
+
+
+def _mapped(
+    workers: int, function: Callable[[ArgumentT], ResultT], arguments: Iterable[ArgumentT]
+) -> Iterator[ResultT]:
+    return run_all(function, arguments, workers)
 
 
 def stop_workers() -> None:

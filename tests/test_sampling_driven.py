@@ -13,6 +13,7 @@ from ase.build import bulk, molecule
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 from ase.vibrations import Vibrations
+from support.calculators import Counting
 
 from mlff_distiller.config import SamplingConfig, from_dict
 from mlff_distiller.data import Structure, structures_hash
@@ -26,20 +27,6 @@ COPPER = Structure.from_atoms(bulk("Cu", cubic=True))
 
 def settings(**changes: object) -> SamplingConfig:
     return from_dict(SamplingConfig, {"num_rattle": 0, "num_md": 0, **changes})
-
-
-class Counting(EMT):
-    """EMT that counts, and is interrupted at one of its evaluations."""
-
-    def __init__(self, stop_at: int | None = None) -> None:
-        super().__init__()
-        self.calls, self.stop_at = 0, stop_at
-
-    def calculate(self, *args, **kwargs) -> None:
-        self.calls += 1
-        if self.calls == self.stop_at:
-            raise KeyboardInterrupt
-        super().calculate(*args, **kwargs)
 
 
 class Elastic(Calculator):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from ase.build import bulk
 from ase.calculators.emt import EMT
+from support.calculators import Counting
 
 from mlff_distiller.config import SamplingConfig
 from mlff_distiller.data import HDF5Dataset, Structure, structures_hash
@@ -19,20 +20,6 @@ SETTINGS = SamplingConfig(
     num_rattle=2, num_md=25, md_temperatures=[300.0, 900.0], md_warmup=2, md_interval=2, seed=3,
     max_force=2.0,
 )  # fmt: skip
-
-
-class Counting(EMT):
-    """EMT that counts, and is interrupted at one of its evaluations."""
-
-    def __init__(self, stop_at: int | None = None) -> None:
-        super().__init__()
-        self.calls, self.stop_at = 0, stop_at
-
-    def calculate(self, *args, **kwargs) -> None:
-        self.calls += 1
-        if self.calls == self.stop_at:
-            raise KeyboardInterrupt
-        super().calculate(*args, **kwargs)
 
 
 def run(path: Path, calculator: EMT, settings: SamplingConfig = SETTINGS):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from ase.build import bulk
 from ase.calculators.emt import EMT
+from support.calculators import Counting
 
 from mlff_distiller.config import SamplingConfig, from_dict
 from mlff_distiller.data import Structure, structures_hash
@@ -18,20 +19,6 @@ from mlff_distiller.sampling.geometry import closest_ratio
 from mlff_distiller.sampling.walk import LARGE_FORCE, SIMILAR
 
 COPPER = Structure.from_atoms(bulk("Cu", cubic=True) * (2, 2, 1))
-
-
-class Counting(EMT):
-    """EMT that counts, and is interrupted at one of its evaluations."""
-
-    def __init__(self, stop_at: int | None = None) -> None:
-        super().__init__()
-        self.calls, self.stop_at = 0, stop_at
-
-    def calculate(self, *args, **kwargs) -> None:
-        self.calls += 1
-        if self.calls == self.stop_at:
-            raise KeyboardInterrupt
-        super().calculate(*args, **kwargs)
 
 
 def settings(**walk: object) -> SamplingConfig:

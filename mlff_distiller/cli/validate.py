@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import time
 from pathlib import Path
@@ -90,6 +89,7 @@ def validate(
         from mlff_distiller.evaluation.gates.verdict import print_gates, validation
         from mlff_distiller.sampling import starting_structures
         from mlff_distiller.students.file import read_metadata
+        from mlff_distiller.workers import mapper
 
         card = read_metadata(model)
         structures = [s for source in sources for s in starting_structures(source, note)]
@@ -122,7 +122,7 @@ def validate(
             cache=output / "measured.json",
             held_out=held_out,
             engine=engine,
-            pool=functools.partial(_map, workers),
+            pool=mapper(workers),
             say=say,
         )
         result = validation(
@@ -180,12 +180,6 @@ def _held_out(data: Path | None) -> list[Any] | None:
     from mlff_distiller.cli.analyse import labelled_frames
 
     return labelled_frames(data, None)[0]
-
-
-def _map(workers: int, function: Any, arguments: Any) -> Any:
-    from mlff_distiller.workers import run_all
-
-    return run_all(function, arguments, workers)
 
 
 def _write(

@@ -128,17 +128,7 @@ def _line(
     )
     labelled = stages.run(
         label.STATION,
-        label.Inputs(
-            frames=Hashed(output / sample.FRAMES, sampled.frames_hash),
-            teacher=teacher,
-            options=options,
-            max_force=config.sampling.max_force,
-            splits=config.data,
-            seed=config.sampling.seed,
-            device=device,
-            batch_size=config.teacher.batch_size,
-            workers=config.teacher.workers,
-        ),
+        label.inputs_of(config, Hashed(output / sample.FRAMES, sampled.frames_hash), config.data),
     )
     seed = Hashed(output / label.LABELS, f"{labelled.data_hash} {labelled.splits_hash}")
     budget = Budget(config, spent)

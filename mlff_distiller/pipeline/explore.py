@@ -15,17 +15,16 @@ from typing import Any
 import numpy as np
 
 from mlff_distiller.data import Structure, structures_hash, write_structures
-from mlff_distiller.data.structure import without_labels
 from mlff_distiller.dynamics import MDSettings, RunStoppedError, Trajectory, run_md
 from mlff_distiller.errors import InputError
 from mlff_distiller.pipeline.stage import EXECUTION, Hashed, Say, Station
 from mlff_distiller.progress import Progress
-from mlff_distiller.sampling.geometry import closest_ratio
+from mlff_distiller.sampling.geometry import closest_ratio, unlabelled
+from mlff_distiller.units import GPA_IN_BAR
 from mlff_distiller.workers import run_all
 
 CANDIDATES = "candidates.h5"
 SOURCE = "student-md"
-_BAR_PER_GPA = 1e4
 # A ramp is this many runs, one after the other.
 _RAMP = 8
 # Frames with a larger force by the student, in units of the largest that labels may have, or a
@@ -136,7 +135,7 @@ def student_run(job: tuple[Inputs, int]) -> tuple[list[Structure], float, str]:
             ensemble=run.ensemble,
             steps=steps,
             temperature=float(temperature),
-            pressure=run.pressure * _BAR_PER_GPA,
+            pressure=run.pressure * GPA_IN_BAR,
             timestep=inputs.timestep,
             interval=interval,
             threads=1,
@@ -190,7 +189,7 @@ def _candidate(frame: Structure, run: Run, start: Structure) -> Structure:
     }
     if run.ensemble == "npt":
         info["pressure"] = run.pressure
-    return replace(without_labels(frame), momenta=None, info=info)
+    return unlabelled(frame, info=info)
 
 
 STATION = Station("explore", work, Result, [CANDIDATES])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from mlff_distiller.evaluation.gates.run import run_gates
 from mlff_distiller.evaluation.gates.settings import AcceptanceConfig
 from mlff_distiller.pipeline.stage import EXECUTION, Hashed, Say, Station
 from mlff_distiller.purpose import PurposeConfig
-from mlff_distiller.workers import run_all
+from mlff_distiller.workers import mapper
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def work(inputs: Inputs, output: Path, say: Say) -> Result:
         held_out=list(test) or None,
         engine=inputs.engine,
         quick=inputs.quick,
-        pool=functools.partial(_map, inputs.workers),
+        pool=mapper(inputs.workers),
         say=say,
     )
     passed = sum(gate.passed for gate in gates)
@@ -86,10 +85,6 @@ def work(inputs: Inputs, output: Path, say: Say) -> Result:
 def gates_of(result: Result) -> list[Gate]:
     """The gates of a result."""
     return [Gate.from_dict(row) for row in result.gates]
-
-
-def _map(workers: int, function: Any, arguments: Any) -> Any:
-    return run_all(function, arguments, workers)
 
 
 STATION = Station("gates", work, Result, [])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlff_distiller.config import DataConfig
+from mlff_distiller.config import DataConfig, DistillConfig
 from mlff_distiller.data import HDF5Dataset, ensure_splits
 from mlff_distiller.pipeline.stage import EXECUTION, Hashed, Say, Station
 from mlff_distiller.teachers import label_dataset
@@ -32,6 +32,21 @@ class Inputs:
     device: str = field(default="cpu", metadata=EXECUTION)
     batch_size: int = field(default=8, metadata=EXECUTION)
     workers: int = field(default=0, metadata=EXECUTION)
+
+
+def inputs_of(config: DistillConfig, frames: Hashed[Path], splits: DataConfig | None) -> Inputs:
+    """Labels of ``frames`` by the teacher of a run."""
+    return Inputs(
+        frames=frames,
+        teacher=config.teacher.name,
+        options=config.teacher.options,
+        max_force=config.sampling.max_force,
+        splits=splits,
+        seed=config.sampling.seed,
+        device=config.teacher.device,
+        batch_size=config.teacher.batch_size,
+        workers=config.teacher.workers,
+    )
 
 
 @dataclass(frozen=True)

@@ -32,23 +32,21 @@ class Result:
 
     visited: list[dict[str, Any]]
     """See :func:`errors_by_temperature`; empty if no run stayed alive."""
-    all_force_mae: float
-    """meV/Å, of all labelled frames of the round, also those chosen for their uncertainty."""
 
 
 def work(inputs: Inputs, output: Path, say: Say) -> Result:
     """Compare forces."""
-    frames = list(HDF5Dataset(inputs.labels.value))
+    frames = [f for f in HDF5Dataset(inputs.labels.value) if f.info.get("why") == VISITED]
+    if not frames:
+        return Result([])
     found = predict(StudentForceField.load(inputs.student.value), frames)
     errors = [np.abs(_forces(p) - _forces(f)) for p, f in zip(found, frames, strict=True)]
-    visited = [i for i, f in enumerate(frames) if f.info.get("why") == VISITED]
-    rows = errors_by_temperature([frames[i] for i in visited], [errors[i] for i in visited])
-    if rows:
-        text = ", ".join(
-            f"{row['temperature']:.0f} K {row['force_mae_mev_per_ang']:.0f}" for row in rows
-        )
-        say(f"force MAE on frames that the student visited, meV/Å: {text}")
-    return Result(rows, 1e3 * float(np.concatenate([e.ravel() for e in errors]).mean()))
+    rows = errors_by_temperature(frames, errors)
+    text = ", ".join(
+        f"{row['temperature']:.0f} K {row['force_mae_mev_per_ang']:.0f}" for row in rows
+    )
+    say(f"force MAE on frames that the student visited, meV/Å: {text}")
+    return Result(rows)
 
 
 def errors_by_temperature(

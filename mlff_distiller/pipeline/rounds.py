@@ -61,14 +61,13 @@ class Budget:
 
     def __init__(self, config: DistillConfig, spent: Callable[[], float]) -> None:
         self._config, self._spent = config, spent
-        self._start = spent()
         loop, minutes = config.loop, config.training.max_minutes
         self._deadline: float | None = None
         if loop.minutes is not None:
             total = 60.0 * loop.minutes
             reserve = min(max(_RESERVE * total, _LEAST_RESERVE), _MOST_RESERVE)
             self._deadline = total - reserve
-            left = max(0.0, self._deadline - self._start)
+            left = max(0.0, self._deadline - spent())
             self._final = loop.final_share * left
         elif minutes is not None:
             self._final = 60.0 * minutes * loop.final_share
@@ -222,17 +221,7 @@ def _ask(
     )
     labelled = stages.run(
         label.STATION,
-        label.Inputs(
-            frames=Hashed(stages.output / choose.CHOSEN, chosen.chosen_hash),
-            teacher=config.teacher.name,
-            options=config.teacher.options,
-            max_force=config.sampling.max_force,
-            splits=None,
-            seed=config.sampling.seed,
-            device=config.teacher.device,
-            batch_size=config.teacher.batch_size,
-            workers=config.teacher.workers,
-        ),
+        label.inputs_of(config, Hashed(stages.output / choose.CHOSEN, chosen.chosen_hash), None),
     )
     labels = Hashed(stages.output / label.LABELS, labelled.data_hash)
     measured = stages.run(measure.STATION, measure.Inputs(student, labels))

@@ -12,12 +12,11 @@ from ase.data import chemical_symbols
 from ase.md.verlet import VelocityVerlet
 
 from mlff_distiller.data import Structure
-from mlff_distiller.dynamics import engine_of
 from mlff_distiller.errors import InputError
 from mlff_distiller.evaluation.gates.choose import Case
 from mlff_distiller.evaluation.gates.context import Context
 from mlff_distiller.evaluation.gates.gate import Gate, relative
-from mlff_distiller.evaluation.gates.runs import Run, carry_out, in_box, settings_for
+from mlff_distiller.evaluation.gates.runs import Run, carry_out, in_box, run_of, settings_for
 from mlff_distiller.purpose import phase_of
 from mlff_distiller.units import EV_PER_ANGSTROM3_IN_GPA
 
@@ -286,7 +285,7 @@ def _run(
         ensemble=ensemble,
         pressure=context.purpose.pressure[0],
     )
-    return Run(str(context.path), engine_of(context.engine), start, settings)
+    return run_of(context, start, settings)
 
 
 def _pressure(calculator: Calculator, frame: Structure) -> float:

@@ -11,10 +11,12 @@ from ase.geometry import find_mic
 
 from mlff_distiller.data import Structure
 from mlff_distiller.data.bonds import find_bonds
-from mlff_distiller.dynamics import MDSettings, RunStoppedError, Trajectory, run_md
+from mlff_distiller.dynamics import MDSettings, RunStoppedError, Trajectory, engine_of, run_md
 from mlff_distiller.errors import InputError
+from mlff_distiller.evaluation.gates.context import Context
 from mlff_distiller.purpose import PurposeConfig, ensembles, phase_of
 from mlff_distiller.sampling.geometry import supercell, unlabelled
+from mlff_distiller.units import GPA_IN_BAR
 
 #: Å. Periodic systems are repeated to this width: two usual cutoffs.
 _WIDTH = 10.0
@@ -22,7 +24,6 @@ _WIDTH = 10.0
 _BROKEN = 1.8
 #: A cell that grew to this multiple of its volume is a gas.
 _EVAPORATED = 2.0
-_BAR_PER_GPA = 1e4
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ class Run:
     engine: str
     structure: Structure
     settings: MDSettings
+
+
+def run_of(context: Context, structure: Structure, settings: MDSettings) -> Run:
+    """A run of the student that is measured."""
+    return Run(str(context.path), engine_of(context.engine), structure, settings)
 
 
 @dataclass
@@ -128,7 +134,7 @@ def settings_for(
         ensemble=ensemble or own[seed % len(own)],
         steps=steps // interval * interval,
         temperature=temperature,
-        pressure=pressure * _BAR_PER_GPA,
+        pressure=pressure * GPA_IN_BAR,
         timestep=purpose.timestep,
         interval=interval,
         warmup_steps=round(warmup * 1000.0 / purpose.timestep),

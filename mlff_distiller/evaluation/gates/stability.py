@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from mlff_distiller.dynamics import engine_of
 from mlff_distiller.evaluation.gates.choose import Case
 from mlff_distiller.evaluation.gates.context import Context
 from mlff_distiller.evaluation.gates.gate import Gate
@@ -13,6 +12,7 @@ from mlff_distiller.evaluation.gates.runs import (
     Run,
     carry_out,
     in_box,
+    run_of,
     settings_for,
     summarised,
 )
@@ -25,9 +25,8 @@ def stability(context: Context, case: Case) -> list[Gate]:
     assert case.structure is not None
     start = in_box(case.structure)
     runs = [
-        Run(
-            str(context.path),
-            engine_of(context.engine),
+        run_of(
+            context,
             start,
             settings_for(
                 purpose,
@@ -140,7 +139,7 @@ def _without_thermostat(context: Context, case: Case) -> dict[str, Any]:
         ensemble="nve",
         warmup=1.0,
     )
-    run = Run(str(context.path), engine_of(context.engine), start, settings)
+    run = run_of(context, start, settings)
 
     def work() -> dict[str, Any]:
         outcome = carry_out(run)

@@ -8,16 +8,15 @@ import numpy as np
 from ase.calculators.calculator import Calculator
 
 from mlff_distiller.data import Structure
-from mlff_distiller.dynamics import engine_of
 from mlff_distiller.errors import InputError
 from mlff_distiller.evaluation.gates.choose import Case
 from mlff_distiller.evaluation.gates.context import Context
 from mlff_distiller.evaluation.gates.gate import Gate, unmeasured
 from mlff_distiller.evaluation.gates.runs import (
     Outcome,
-    Run,
     carry_out,
     in_box,
+    run_of,
     settings_for,
     temperatures_of,
 )
@@ -83,9 +82,8 @@ def visited(context: Context, case: Case) -> list[Gate]:
     start = in_box(case.structure)
     temperatures = temperatures_of(purpose)
     runs = [
-        Run(
-            str(context.path),
-            engine_of(context.engine),
+        run_of(
+            context,
             start,
             settings_for(
                 purpose,
