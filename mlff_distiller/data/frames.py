@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mlff_distiller.data.arrays import IN_MEMORY_BYTES
+from mlff_distiller.data.batch import NeighborMemory
 from mlff_distiller.data.hdf5 import HDF5Dataset, ensure_splits
 from mlff_distiller.data.structure import Structure
 from mlff_distiller.errors import InputError
@@ -100,7 +101,9 @@ class DataFiles:
             )
         places = [os.path.realpath(path) for path in files]
         if len(set(places)) < len(places):
-            twice = next(path for path, at in zip(files, places, strict=True) if places.count(at) > 1)
+            twice = next(
+                path for path, at in zip(files, places, strict=True) if places.count(at) > 1
+            )
             raise InputError(
                 f"data.path must name each file once, got {twice} twice; give it a weight instead"
             )
@@ -114,6 +117,8 @@ class DataFiles:
         self.datasets = [HDF5Dataset(path, in_memory=False) for path in files]
         if sum(data.held_bytes() for data in self.datasets) <= memory:
             self.datasets = [HDF5Dataset(path, in_memory=True) for path in files]
+        self.neighbors: NeighborMemory | None = None
+        """Of the neighbour lists of frames in memory; no limit when None."""
         self._stamps = [_stamp(data.path) for data in self.datasets]
 
     @property
@@ -177,6 +182,32 @@ def open_files(
     for path in files:
         ensure_splits(path, valid_fraction, test_fraction, split_seed)
     return DataFiles(files, memory)
+
+
+def weighted_files(texts: Sequence[str]) -> str | list[str] | dict[str, float] | None:
+    """``data.path`` of ``FILE`` or ``FILE=WEIGHT`` on a command line; None of nothing.
+
+    A file whose name ends like a weight is taken as that file where it exists.
+    """
+    files: dict[str, float] = {}
+    for text in texts:
+        name, _, number = text.rpartition("=")
+        weight = 1.0
+        if name and not Path(text).exists():
+            try:
+                weight = float(number)
+            except ValueError:
+                name = text
+        else:
+            name = text
+        if name in files:
+            raise InputError(f"--data must name each file once, got {name} twice; give it a weight")
+        files[name] = weight
+    if not files:
+        return None
+    if any(weight != 1.0 for weight in files.values()):
+        return files
+    return next(iter(files)) if len(files) == 1 else list(files)
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
