@@ -370,6 +370,16 @@ class TrainingConfig(Settings, path="training"):
         "count 0.",
         least=0,
     )
+    energy_huber: float = setting(
+        0.0, "Larger errors of the energy count linearly (Huber); 0 counts all by their squares.",
+        unit="eV/atom", least=0,
+    )  # fmt: skip
+    force_huber: float = setting(
+        0.0, "The same of the length of a force's error.", unit="eV/Å", least=0
+    )
+    stress_huber: float = setting(
+        0.0, "The same of the norm of a stress' error.", unit="eV/Å^3", least=0
+    )
     ema_decay: float = setting(
         0.995,
         "Decay of the exponential moving average that is validated and exported; 0 turns it off.",

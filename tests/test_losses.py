@@ -14,7 +14,7 @@ from mlff_distiller.errors import InputError
 from mlff_distiller.evaluation import accuracy, predict
 from mlff_distiller.models import StudentForceField
 from mlff_distiller.training import evaluate
-from mlff_distiller.training.losses import loss_weights, residuals, weighted_loss
+from mlff_distiller.training.losses import Loss, Residuals, residuals
 from mlff_distiller.units import EV_PER_ANGSTROM3_IN_GPA
 
 
@@ -39,6 +39,11 @@ def student(frames):
     return StudentForceField(TINY, elements, energies.tolist()).to(torch.float64)
 
 
+def of_residuals(config, found):
+    loss = Loss.of(config)
+    return loss.value(loss.sums(found), found.counts())
+
+
 def by_hand(frames, predicted):
     """Errors as flat numpy arrays, frame by frame: energy per atom, forces, stress."""
     energy, forces, stress = [], [], []
@@ -56,11 +61,57 @@ def test_loss_is_the_documented_sum_over_the_labels_that_exist(frames, student):
     config = TrainingConfig(energy_weight=2.0, force_weight=7.0, stress_weight=300.0)
     batch = collate(frames, student.cutoff, torch.float64)
     found = residuals(student.compute(batch), batch)
-    loss = weighted_loss(found.squared_sums(), found.counts(), loss_weights(config))
+    loss = of_residuals(config, found)
     energy, forces, stress = by_hand(frames, predict(student, frames, batch_size=1))
     assert found.counts().tolist() == [len(energy), len(forces), len(stress)] == [7, 28 * 3, 3 * 9]
     expected = 2.0 * (energy**2).mean() + 7.0 * (forces**2).mean() + 300.0 * (stress**2).mean()
     assert float(loss) == pytest.approx(expected, rel=1e-12)
+
+
+def test_huber_counts_lengths_of_vectors_linearly_beyond_delta(frames, student):
+    energy, forces, stress = by_hand(frames, predict(student, frames, batch_size=1))
+    lengths = (
+        abs(energy),
+        np.linalg.norm(forces.reshape(-1, 3), axis=1),
+        np.linalg.norm(stress.reshape(-1, 9), axis=1),
+    )
+    deltas = [float(x.mean()) for x in lengths]  # some are larger, some smaller
+    names = ("energy_huber", "force_huber", "stress_huber")
+    config = TrainingConfig(
+        energy_weight=2.0,
+        force_weight=7.0,
+        stress_weight=300.0,
+        **dict(zip(names, deltas, strict=True)),
+    )
+    batch = collate(frames, student.cutoff, torch.float64)
+    found = residuals(student.compute(batch), batch)
+    expected = 0.0
+    for x, delta, weight, n in zip(
+        lengths, deltas, (2.0, 7.0, 300.0), (7, 28 * 3, 3 * 9), strict=True
+    ):
+        expected += weight / n * np.where(x <= delta, x**2, delta * (2 * x - delta)).sum()
+    assert float(of_residuals(config, found)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_huber_has_one_slope_on_both_sides_of_delta_and_none_at_zero():
+    def slope(x):
+        rows = torch.tensor([[0.6 * x, 0.8 * x, 0.0]], dtype=torch.float64, requires_grad=True)
+        found = Residuals(rows[:0, 0], rows, rows[:0].reshape(0, 3, 3), torch.tensor([1]))
+        loss = Loss.of(TrainingConfig(force_huber=0.1))
+        (gradient,) = torch.autograd.grad(loss.sums(found).sum(), rows)
+        return gradient[0].tolist()
+
+    assert slope(0.1 - 1e-9) == pytest.approx([0.12, 0.16, 0.0], rel=1e-6)
+    assert slope(0.1 + 1e-9) == pytest.approx([0.12, 0.16, 0.0], rel=1e-6)
+    assert slope(5.0) == pytest.approx([0.12, 0.16, 0.0], rel=1e-12)
+    assert slope(0.0) == [0.0, 0.0, 0.0]
+
+
+def test_huber_with_a_wide_delta_is_the_squared_loss(frames, student):
+    batch = collate(frames, student.cutoff, torch.float64)
+    found = residuals(student.compute(batch), batch)
+    wide = TrainingConfig(energy_huber=1e9, force_huber=1e9, stress_huber=1e9)
+    assert float(of_residuals(wide, found)) == float(of_residuals(TrainingConfig(), found))
 
 
 def test_a_quantity_without_labels_drops_out(frames, student):
@@ -68,7 +119,7 @@ def test_a_quantity_without_labels_drops_out(frames, student):
     batch = collate(bare, student.cutoff, torch.float64)
     found = residuals(student.compute(batch, create_graph=True), batch)
     config = TrainingConfig()
-    loss = weighted_loss(found.squared_sums(), found.counts(), loss_weights(config))
+    loss = of_residuals(config, found)
     energy = np.array(
         [(p.energy - s.energy) / len(s) for s, p in zip(bare, predict(student, bare), strict=True)]
     )

@@ -387,7 +387,7 @@ def test_a_limit_in_minutes_ends_the_run_in_the_middle_of_an_epoch(data, tmp_pat
 
 def test_early_stop(data, tmp_path, monkeypatch):
     losses = iter([5.0, 3.0, 4.0, 2.0, 2.5, 2.0, 9.0, 1.0])
-    monkeypatch.setattr(trainer_module.ErrorSums, "loss", lambda self, weights: next(losses))
+    monkeypatch.setattr(trainer_module.ErrorSums, "loss", lambda self: next(losses))
     config = tiny_config(data, max_epochs=50, early_stop_patience=2)
     result = train(config, tmp_path / "run", progress=False)
     assert result["stopped"] == "early stop"

@@ -1,15 +1,21 @@
-"""What training minimises: squared errors of energy per atom, forces and stress.
+"""What training minimises: errors of energy per atom, forces and stress.
 
 With n_E, n_F, n_S the numbers of labelled energies, force components and stress components of a
 batch, and weights w from the configuration:
 
-    loss = w_E / n_E Σ (ΔE / n_atoms)²  +  w_F / n_F Σ ΔF²  +  w_S / n_S Σ ΔS²
+    loss = w_E / n_E Σ h(ΔE / n_atoms)  +  w_F / n_F Σ h(ΔF)  +  w_S / n_S Σ h(ΔS)
+
+The sums run over structures, atoms and structures. ``h(x) = |x|²`` up to ``|x| = δ`` and
+``δ (2 |x| - δ)`` beyond (Huber 1964, doi:10.1214/aoms/1177703732), with the length of a force
+vector and the Frobenius norm of a stress, so that the loss does not depend on how the axes lie.
+Small errors count as squares; a few frames with forces of tens of eV/Å do not decide the fit.
 
 A label that is missing counts neither in the sum nor in n; a quantity without any label drops out.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -75,12 +81,47 @@ def residuals(result: Mapping[str, Tensor], batch: Batch) -> Residuals:
     return Residuals(energy, forces, stress, numbers)
 
 
-def loss_weights(config: TrainingConfig, device: torch.device | str = "cpu") -> Tensor:
-    """Weights of energy, forces and stress, (3,) float64."""
-    weights = [config.energy_weight, config.force_weight, config.stress_weight]
-    return torch.tensor(weights, dtype=torch.float64, device=device)
+@dataclass(frozen=True)
+class Loss:
+    """The loss of the module's description.
+
+    Attributes:
+        weights: of energy, forces and stress, (3,) float64.
+        deltas: δ of each, in eV/atom, eV/Å and eV/Å^3; infinite for squares alone.
+    """
+
+    weights: Tensor
+    deltas: tuple[float, float, float] = (math.inf, math.inf, math.inf)
+
+    @staticmethod
+    def of(config: TrainingConfig, device: torch.device | str = "cpu") -> Loss:
+        """The loss that a configuration asks for."""
+        weights = [config.energy_weight, config.force_weight, config.stress_weight]
+        energy, force, stress = (
+            delta or math.inf
+            for delta in (config.energy_huber, config.force_huber, config.stress_huber)
+        )
+        tensor = torch.tensor(weights, dtype=torch.float64, device=device)
+        return Loss(tensor, (energy, force, stress))
+
+    def sums(self, found: Residuals) -> Tensor:
+        """Sums of h over the three residuals, (3,) float64, differentiable."""
+        parts = (found.energy.unsqueeze(-1), found.forces, found.stress.flatten(1))
+        return torch.stack([_huber(p, d) for p, d in zip(parts, self.deltas, strict=True)])
+
+    def value(self, sums: Tensor, counts: Tensor) -> Tensor:
+        """The loss, () float64, from :meth:`sums` and numbers of labels, each (3,)."""
+        return (self.weights * sums / counts.clamp(min=1.0)).sum()
 
 
-def weighted_loss(squared_sums: Tensor, counts: Tensor, weights: Tensor) -> Tensor:
-    """The loss, () float64, from sums of squares, numbers of labels and weights, each (3,)."""
-    return (weights * squared_sums / counts.clamp(min=1.0)).sum()
+def _huber(rows: Tensor, delta: float) -> Tensor:
+    """Sum of h over the lengths of rows (n, d), () float64."""
+    # Multiplied in their own type and summed in float64: the loss must not lose small terms.
+    squares = (rows * rows).sum(dim=-1)
+    if math.isinf(delta):
+        return squares.sum(dtype=torch.float64)
+    large = squares > delta * delta
+    # No root of zero, whose slope is infinite, is ever taken.
+    lengths = torch.sqrt(torch.where(large, squares, torch.ones_like(squares)))
+    values = torch.where(large, delta * (2.0 * lengths - delta), squares)
+    return values.sum(dtype=torch.float64)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from ase.data import chemical_symbols
-from torch import Tensor
 
 from mlff_distiller.data import Batch, Structure, collate
 from mlff_distiller.elements import MAX_Z
 from mlff_distiller.errors import InputError
 from mlff_distiller.students import StudentForceField
-from mlff_distiller.training.losses import QUANTITIES, Residuals, residuals, weighted_loss
+from mlff_distiller.training.losses import QUANTITIES, Loss, Residuals, residuals
 from mlff_distiller.units import EV_PER_ANGSTROM3_IN_GPA
 
 #: Name in the metrics and size of 1 eV/atom, 1 eV/Å, 1 eV/Å^3 in their units.
@@ -28,37 +28,47 @@ class ErrorSums:
     """Running sums from which mean absolute and root-mean-square errors follow.
 
     One table, so that several processes can add theirs up: rows are energy, forces, stress and
-    then the forces on each element; columns are Σ|r|, Σr² and the number of components.
+    then the forces on each element; columns are Σ|r|, Σr², the number of components and, of the
+    first three rows, the sum that the loss divides by it.
+
+    Args:
+        device: of the table.
+        loss: whose sums are gathered; None for none.
     """
 
-    def __init__(self, device: torch.device | str = "cpu") -> None:
-        self.table = torch.zeros(3 + MAX_Z + 1, 3, dtype=torch.float64, device=device)
+    def __init__(self, device: torch.device | str = "cpu", loss: Loss | None = None) -> None:
+        self.table = torch.zeros(3 + MAX_Z + 1, 4, dtype=torch.float64, device=device)
+        self._loss = loss
 
     def add(self, found: Residuals) -> None:
         """Take in the residuals of one batch."""
         for row, values in enumerate((found.energy, found.forces, found.stress)):
             flat = values.detach().to(torch.float64).reshape(-1)
-            self.table[row] += torch.stack(
+            self.table[row, :3] += torch.stack(
                 [flat.abs().sum(), (flat * flat).sum(), flat.new_tensor(float(flat.numel()))]
             )
+        if self._loss is not None:
+            self.table[:3, 3] += self._loss.sums(found).detach()
         forces = found.forces.detach().to(torch.float64)
         per_atom = torch.stack(
             [forces.abs().sum(1), (forces * forces).sum(1), torch.full_like(forces[:, 0], 3.0)], 1
         )
-        self.table.index_add_(0, found.force_numbers + 3, per_atom)
+        self.table[:, :3].index_add_(0, found.force_numbers + 3, per_atom)
 
-    def loss(self, weights: Tensor) -> float:
-        """The loss over everything taken in."""
-        return float(weighted_loss(self.table[:3, 1], self.table[:3, 2], weights))
+    def loss(self) -> float:
+        """The loss over everything taken in; NaN where none was given."""
+        if self._loss is None:
+            return math.nan
+        return float(self._loss.value(self.table[:3, 3], self.table[:3, 2]))
 
     def mae(self, quantity: str) -> float:
         """Mean absolute error of ``energy`` (eV/atom), ``forces`` or ``stress``; NaN without labels."""
-        total, _, count = self.table[QUANTITIES.index(quantity)].tolist()
+        total, _, count = self.table[QUANTITIES.index(quantity), :3].tolist()
         return total / count if count else float("nan")
 
     def rmse(self, quantity: str) -> float:
         """Root-mean-square error, as :meth:`mae`."""
-        _, total, count = self.table[QUANTITIES.index(quantity)].tolist()
+        _, total, count = self.table[QUANTITIES.index(quantity), :3].tolist()
         return (total / count) ** 0.5 if count else float("nan")
 
     def metrics(self) -> dict[str, Any]:
@@ -84,6 +94,7 @@ def error_sums(
     student: StudentForceField,
     batches: Iterable[Batch],
     *,
+    loss: Loss | None = None,
     after_batch: Callable[[], None] | None = None,
 ) -> ErrorSums:
     """Errors of a student over labelled batches in its own dtype and on its own device.
@@ -91,9 +102,10 @@ def error_sums(
     Args:
         student: the model.
         batches: labelled.
+        loss: gathered as well.
         after_batch: called after each; may raise to stop.
     """
-    sums = ErrorSums(student.reference_energies.device)
+    sums = ErrorSums(student.reference_energies.device, loss)
     for batch in batches:
         result = student.compute(batch, stress=bool(batch.has_stress.any()))
         sums.add(residuals(result, batch))

@@ -44,7 +44,7 @@ from mlff_distiller.training.display import Display
 from mlff_distiller.training.history import History
 from mlff_distiller.training.hooks import Hooks
 from mlff_distiller.training.interrupt import Interrupt
-from mlff_distiller.training.losses import QUANTITIES, loss_weights, residuals, weighted_loss
+from mlff_distiller.training.losses import QUANTITIES, Loss, residuals
 from mlff_distiller.training.metrics import ErrorSums, error_sums
 from mlff_distiller.training.resume import resumable
 from mlff_distiller.training.schedule import Schedule
@@ -181,12 +181,12 @@ class _Trainer:
         )
         self.batches_per_epoch = self.plan.batches_per_epoch
         self.schedule = Schedule(self.settings, self.batches_per_epoch)
-        self.weights = loss_weights(self.settings, fabric.device)
+        self.loss = Loss.of(self.settings, fabric.device)
         self.needs_stress = self.data.statistics.num_stress > 0
         self.valid_batches: list[Batch] | None = None
 
         self.epoch, self.batch, self.step = 0, 0, 0
-        self.train_sums = torch.zeros(2, 3, dtype=torch.float64)  # squares and counts
+        self.train_sums = torch.zeros(3, 3, dtype=torch.float64)  # of the loss, squares, counts
         self.best_loss, self.best_epoch, self.stagnation = math.inf, 0, 0
         self.best_metrics: dict[str, Any] = {}
         self.seconds_before = 0.0
@@ -271,7 +271,7 @@ class _Trainer:
         load_state(self.averaged.student, content["model"], name)
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        self.train_sums = state["train_sums"]
+        self.train_sums = _train_sums(state["train_sums"])
         self.epoch, self.batch, self.step = state["epoch"], state["batch"], state["step"]
         self.seconds_before = state["seconds"]
         self.best_loss, self.best_epoch = state["best_loss"], state["best_epoch"]
@@ -374,20 +374,20 @@ class _Trainer:
     def _train_step(self, batch: Batch | None) -> tuple[float, float]:
         """One step on this process' share of a batch; the loss of the batch and the seconds."""
         sums = torch.zeros(3, dtype=torch.float64, device=self.fabric.device)
-        counts = torch.zeros_like(sums)
+        squares, counts = torch.zeros_like(sums), torch.zeros_like(sums)
         if batch is not None:
             batch = batch.to(self.fabric.device)
             result = self.student.compute(batch, stress=self.needs_stress, create_graph=True)
             found = residuals(result, batch)
-            sums, counts = found.squared_sums(), found.counts()
+            sums, squares, counts = self.loss.sums(found), found.squared_sums(), found.counts()
         counts, seconds = self._agreed(counts, stop=self.interrupt.requested)
-        loss = weighted_loss(sums, counts, self.weights)
+        loss = self.loss.value(sums, counts)
         if batch is not None:
             # Only parameters: edge vectors require gradients too, for the forces.
             self.fabric.backward(loss, inputs=self.parameters)
         norm = self._reduce_gradients()
-        sums = self._sum_over_processes(sums.detach())
-        value = float(weighted_loss(sums, counts, self.weights))
+        sums, squares = self._sum_over_processes(torch.stack([sums.detach(), squares.detach()]))
+        value = float(self.loss.value(sums, counts))
         if not (math.isfinite(value) and math.isfinite(norm)):
             raise self._diverged("training loss", value if math.isfinite(norm) else norm)
         for group in self.optimizer.param_groups:
@@ -395,14 +395,16 @@ class _Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.averaged.update(self.step)
-        self.train_sums += torch.stack([sums, counts]).cpu()
+        self.train_sums += torch.stack([sums, squares, counts]).cpu()
         return value, seconds
 
     def _validate_epoch(self) -> None:
         with self._validation_batches() as batches:
-            errors = error_sums(self.averaged.student, batches, after_batch=self._stop_if_asked)
+            errors = error_sums(
+                self.averaged.student, batches, loss=self.loss, after_batch=self._stop_if_asked
+            )
         errors.table = self._sum_over_processes(errors.table)
-        loss = errors.loss(self.weights)
+        loss = errors.loss()
         if not math.isfinite(loss):
             raise self._diverged("validation loss", loss)
         row = self._history_row(errors, loss)
@@ -441,14 +443,15 @@ class _Trainer:
                 yield moved
 
     def _history_row(self, errors: ErrorSums, loss: float) -> dict[str, Any]:
-        squares, counts = self.train_sums
+        sums, squares, counts = self.train_sums
         means = (squares / counts).sqrt().tolist()  # 0 / 0 is NaN: no labels
+        device = self.fabric.device
         row: dict[str, Any] = {
             "epoch": self.epoch,
             "step": self.step,
             "seconds": round(self._seconds(), 3),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "train_loss": float(weighted_loss(squares, counts, self.weights.cpu())),
+            "train_loss": float(self.loss.value(sums.to(device), counts.to(device))),
             "valid_loss": loss,
         }
         for name, quantity, mean in zip(
@@ -498,3 +501,8 @@ class _Trainer:
             f"training.learning_rate (now {self.settings.learning_rate:g}) or look for wrong "
             f"labels; kept: {', '.join(kept) or 'nothing yet'}"
         )
+
+
+def _train_sums(stored: Tensor) -> Tensor:
+    # Older files have squares and counts: the loss was made of nothing else.
+    return stored if len(stored) == 3 else torch.cat([stored[:1], stored])
