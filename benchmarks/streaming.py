@@ -4,7 +4,7 @@
 
 Ethanol-sized frames (nine atoms of C, H, O in a box of random positions on a grid, labels by a
 harmonic toy energy) are written once per size and removed at the end. For each size a process of
-its own prints the time to open the file, the time of the one pass over it (the first start alone;
+its own prints wall and CPU time to open the file, the time of the one pass over it (the first start alone;
 later ones find its result beside the file), frames per second read and collated in the order of an
 epoch, the same inside of training with a tiny student, and the largest memory at each station.
 """
@@ -77,17 +77,21 @@ def memory() -> float:
 def measure(path: Path, steps: int, limit: float) -> dict[str, float]:
     """Times (s), rates (frames/s) and memory (MiB above that of the imports) for one file."""
     from mlff_distiller.training.batches import Loader, Plan
-    from mlff_distiller.training.setup import load_data
+    from mlff_distiller.training.setup import load_data, make_fabric
     from mlff_distiller.training.trainer import _Trainer
 
     found: dict[str, float] = {}
     base = memory()
 
-    def done(name: str, start: float) -> None:
-        found[name] = time.perf_counter() - start
+    def done(name: str, start: tuple[float, float]) -> None:
+        found[name] = time.perf_counter() - start[0]
+        found[f"{name} (CPU)"] = time.process_time() - start[1]
         found[f"{name} MiB"] = memory() - base
 
-    start = time.perf_counter()
+    def clock() -> tuple[float, float]:
+        return time.perf_counter(), time.process_time()
+
+    start = clock()
     data = HDF5Dataset(path, in_memory=False)
     data.take(data.splits["train"][:8])
     done("open", start)
@@ -95,21 +99,23 @@ def measure(path: Path, steps: int, limit: float) -> dict[str, float]:
     config = TrainConfig(
         data=DataConfig(path=str(path), memory=limit), model=_TINY, training=settings
     )
-    start = time.perf_counter()
+    start = clock()
     contents = load_data(config, _TINY.cutoff)
     done("first start", start)
-    start = time.perf_counter()
+    start = clock()
     contents = load_data(config, _TINY.cutoff)
     done("next start", start)
     found["streamed"] = float(not contents.train.in_memory)
 
     plan = Plan(contents.train.sizes, settings)
-    loader = Loader(contents.train, _TINY.cutoff, torch.float32, plan.window, contents.files.neighbors)
-    start = time.perf_counter()
+    loader = Loader(
+        contents.train, _TINY.cutoff, torch.float32, plan.window, contents.files.neighbors
+    )
+    start = clock()
     places = plan.epoch(0)
     done("order of an epoch", start)
     count = min(len(places), 6 * plan.window // 8)
-    start = time.perf_counter()
+    start = clock()
     with loader.batches(places[:count]) as batches:
         frames = sum(batch.num_structures for batch in batches if batch is not None)
     done("reading", start)
@@ -119,10 +125,10 @@ def measure(path: Path, steps: int, limit: float) -> dict[str, float]:
         pass
 
     class Hooks:
-        started = 0.0
+        started = (0.0, 0.0)
 
         def before_step(self, run: Any) -> None:
-            self.started = self.started or time.perf_counter()
+            self.started = self.started if any(self.started) else clock()
 
         def after_step(self, run: Any, loss: float) -> None:
             if run.step >= steps:
@@ -130,8 +136,6 @@ def measure(path: Path, steps: int, limit: float) -> dict[str, float]:
 
         def after_epoch(self, run: Any, row: dict[str, Any]) -> None:
             raise Enough
-
-    from mlff_distiller.training.setup import make_fabric
 
     hooks = Hooks()
     with tempfile.TemporaryDirectory() as run:

@@ -21,6 +21,7 @@ from mlff_distiller.lattice import FLAT_CELL
 
 # Edges as int32: half the memory of what the model takes. Structure -> {cutoff: (index, shifts)}
 _CACHE: WeakKeyDictionary[Structure, dict[float, tuple[Tensor, Tensor]]] = WeakKeyDictionary()
+_OPEN = np.eye(3)
 
 
 @dataclass(frozen=True)
@@ -126,9 +127,12 @@ def neighbors_of(
     known = _CACHE.get(structure, {}).get(cutoff)
     if known is not None:
         return known
+    pbc = structure.pbc.tolist()
+    # Rows of open directions are ignored, and those of periodic ones are there.
+    cell = structure.cell if all(pbc) else complete_cell(structure.cell) if any(pbc) else _OPEN
     edge_index, shifts = neighbor_list(
         torch.from_numpy(structure.positions),
-        torch.from_numpy(complete_cell(structure.cell)),
+        torch.from_numpy(cell),
         torch.from_numpy(structure.pbc),
         cutoff,
     )

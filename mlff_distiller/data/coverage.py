@@ -28,6 +28,8 @@ VOLUME_SLACK = 0.02
 _DYNAMICS = ("md", "student-md")
 #: Frames whose cell is a box around one or two atoms: no volume or energy of a phase.
 _VACUUM = ("isolated-atom", "dimer")
+# Lists of atomic numbers whose formula is remembered.
+_MOST_FORMULAS = 1024
 
 
 def coverage(structures: Sequence[Structure], cutoff: float) -> dict[str, Any]:
@@ -56,6 +58,7 @@ class CoverageSums:
         self._volumes: list[float] = []  # smallest, largest; empty before the first
         self._energies: dict[str, list[float]] = {}
         self._temperatures: list[float] = []
+        self._formulas: dict[bytes, str] = {}  # frames of one trajectory have the same
 
     def add(self, s: Structure) -> None:
         """Take in one frame, without its distances."""
@@ -65,7 +68,12 @@ class CoverageSums:
             volume = abs(float(np.linalg.det(s.cell))) / len(s)
             self._volumes = _range([*self._volumes, volume])
         if s.energy is not None:
-            formula = reduced_formula(s.atomic_numbers)
+            numbers = s.atomic_numbers.tobytes()
+            if numbers not in self._formulas:
+                if len(self._formulas) >= _MOST_FORMULAS:
+                    self._formulas.clear()
+                self._formulas[numbers] = reduced_formula(s.atomic_numbers)
+            formula = self._formulas[numbers]
             found = [*self._energies.get(formula, []), s.energy / len(s)]
             self._energies[formula] = _range(found)
         temperature = s.info.get("temperature")

@@ -32,6 +32,7 @@ _GAP_SAME_FORMULA, _GAP_ALL = 0.5, 15.0  # eV/atom
 _FEW = 20.0  # times that for one or two structures
 _CHARGES = ("charge", "total_charge", "tot_charge")
 _SPINS = ("spin", "multiplicity", "spin_multiplicity", "total_spin")
+_STATES = {*_CHARGES, *_SPINS}
 
 
 @dataclass
@@ -135,11 +136,9 @@ class States:
 
     def add(self, s: Structure) -> None:
         """Take in one structure."""
-        if not any(key in s.info for key in (*_CHARGES, *_SPINS)):
+        if _STATES.isdisjoint(s.info) or is_isolated(s.atomic_numbers, s.info):
             return
-        if is_isolated(s.atomic_numbers, s.info):
-            return
-        for key in (*_CHARGES, *_SPINS):
+        for key in _STATES:
             if key in s.info:
                 v = s.info[key]
                 self.values[key][f"{float(v):g}" if isinstance(v, (int, float)) else str(v)] += 1

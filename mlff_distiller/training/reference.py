@@ -78,7 +78,8 @@ class ReferenceFit:
     """
 
     def __init__(self) -> None:
-        self._groups: dict[bytes, list[Any]] = {}  # row, number, mean and Σ(t - mean)² of targets
+        # Atomic numbers -> row of the matrix, number of frames and mean of their targets.
+        self._groups: dict[bytes, list[Any]] = {}
         self._elements: list[int] = []
         self._factor = np.zeros((0, 1))  # (k, elements + 1), the last column are targets
         self._within = 0.0
@@ -88,14 +89,14 @@ class ReferenceFit:
 
     def add(self, atomic_numbers: np.ndarray, energy: float) -> None:
         """Take in a frame: its atomic numbers (n,) and its energy without repulsion, eV."""
-        numbers, counts = np.unique(atomic_numbers, return_counts=True)
-        shares = counts / len(atomic_numbers)
         target = energy / len(atomic_numbers)
-        key = numbers.tobytes() + shares.tobytes()
+        key = atomic_numbers.tobytes()
         if key not in self._groups:
             if len(self._groups) >= _COMPOSITIONS:
                 self._reduce()
-            self._groups[key] = [dict(zip(numbers.tolist(), shares.tolist(), strict=True)), 0, 0.0]
+            numbers, counts = np.unique(atomic_numbers, return_counts=True)
+            shares = (counts / len(atomic_numbers)).tolist()
+            self._groups[key] = [dict(zip(numbers.tolist(), shares, strict=True)), 0, 0.0]
         group = self._groups[key]
         group[1] += 1
         step = target - group[2]

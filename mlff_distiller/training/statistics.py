@@ -199,7 +199,7 @@ class _Pass:
                 result.unlabelled[split][0] += not labelled
                 result.unlabelled[split][1] += 1
             if labelled or split == "test":
-                result.elements[split].update(np.unique(s.atomic_numbers).tolist())
+                result.elements[split].update(s.atomic_numbers.tolist())
         if split != "test":
             for part in _by_atoms(rows, structures):
                 self._add_geometry(split, first, structures, part)
@@ -242,7 +242,8 @@ class _Pass:
         result.num_stress += s.stress is not None
         if s.forces is not None:
             squares = (s.forces * s.forces).sum(axis=1)
-            np.add.at(result.forces, s.atomic_numbers, np.stack([squares, np.full(len(s), 3)], 1))
+            result.forces[:, 0] += np.bincount(s.atomic_numbers, squares, MAX_Z + 1)
+            result.forces[:, 1] += np.bincount(s.atomic_numbers, None, MAX_Z + 1) * 3
 
 
 def _by_atoms(rows: list[int], structures: Sequence[Structure]) -> Iterator[list[int]]:
