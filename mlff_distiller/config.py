@@ -5,6 +5,7 @@ docs/configuration.md is this file for readers; :mod:`mlff_distiller.settings` l
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -262,7 +263,11 @@ class SamplingConfig(Settings, path="sampling"):
 class DataConfig(Settings, path="data"):
     """Where labelled data lies and how it is split."""
 
-    path: str | None = setting(None, "HDF5 file; `distill` makes it, `train --data` sets it.")
+    path: str | list[str] | dict[str, float] | None = setting(
+        None,
+        "HDF5 file; `distill` makes it, `train --data` sets it. Several: `[a.h5, b.h5]`, or with "
+        "weights `{a.h5: 1, b.h5: 0.2}`: how often a frame of the file is shown in an epoch.",
+    )
     valid_fraction: float = setting(
         0.1, "Share of the frames that chooses the best epoch.", least=0, below=1
     )
@@ -270,9 +275,43 @@ class DataConfig(Settings, path="data"):
         0.1, "Share of the frames that training never sees.", least=0, below=1
     )
     split_seed: int = seed_setting(advice="set data.split_seed")
+    memory: float = setting(
+        2.0,
+        "Files whose frames need less are held in memory; larger ones are read in blocks while "
+        "training goes on.",
+        unit="GiB",
+        least=0,
+    )
+    neighbor_memory: float = setting(
+        1.0,
+        "Neighbour lists of frames in memory are kept up to this; the rest is built anew in each "
+        "epoch.",
+        unit="GiB",
+        least=0,
+    )
+
+    @property
+    def files(self) -> dict[str, float]:
+        """Path -> weight of every file, in order."""
+        if self.path is None:
+            return {}
+        paths = [self.path] if isinstance(self.path, str) else self.path
+        return dict(paths) if isinstance(paths, dict) else dict.fromkeys(paths, 1.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.path, (list, dict)):
+            if not self.path or len(self.files) < len(self.path):
+                raise InputError(
+                    f"data.path must name at least one file, each once, got {self.path}; give a "
+                    "file that counts more a weight: {a.h5: 2, b.h5: 1}"
+                )
+            for name, weight in self.files.items():
+                if not (math.isfinite(weight) and weight > 0):
+                    raise InputError(
+                        f"the weight of {name} must be finite and > 0, got {weight:g}; set it in "
+                        "data.path, or leave the file out"
+                    )
         if self.valid_fraction + self.test_fraction >= 1:
             raise InputError(
                 "valid_fraction and test_fraction must be >= 0 and sum to less than 1, got "
@@ -285,7 +324,15 @@ class DataConfig(Settings, path="data"):
 class TrainingConfig(Settings, path="training"):
     """Optimisation of the student."""
 
-    batch_size: int = setting(8, "Structures in a step.", least=1)
+    batch_size: int | None = setting(
+        None, "Structures in a step; left out, their number follows from `batch_atoms`.", least=1
+    )
+    batch_atoms: int | None = setting(
+        None,
+        "Atoms in a step, as nearly as whole structures allow. Where neither is given: those of 8 "
+        "structures of mean size, at most 512, so one structure where they are larger.",
+        least=1,
+    )
     max_epochs: int = setting(500, "Stop after these passes over the training frames.", least=1)
     max_minutes: float | None = setting(
         None,
@@ -370,6 +417,12 @@ class TrainingConfig(Settings, path="training"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.batch_size is not None and self.batch_atoms is not None:
+            raise InputError(
+                "batch_size and batch_atoms exclude each other, got "
+                f"{self.batch_size} and {self.batch_atoms}; set training.batch_size or "
+                "training.batch_atoms"
+            )
         weights = [self.energy_weight, self.force_weight, self.stress_weight]
         if not any(weights):
             raise InputError(

@@ -81,6 +81,13 @@ def takes(f: dataclasses.Field[Any], hint: Any) -> str:
     if typing.get_origin(hint) is list:
         several = "list" if rule.length is None else f"list of {rule.length}"
         words = f"{words}, or a list of it" if rule.lone else f"{several}, each {words}"
+    if typing.get_origin(hint) is dict and kind is not hint:
+        words = f"mapping, each value {words}"
+    for origin in map(typing.get_origin, typing.get_args(hint)):
+        if origin is list:
+            words += ", or a list of it"
+        elif origin is dict:
+            words += ", or a mapping of it to numbers"
     if type(None) in typing.get_args(hint):
         words += ", or null"
     return words
@@ -104,6 +111,15 @@ def _property(f: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
     one: dict[str, Any] = {"type": _JSON_TYPES.get(kind_of(hint), "object")}
     if optional:
         one["type"] = [one["type"], "null"]
+    forms = [one]  # text, or a list of it, or a mapping
+    for member in typing.get_args(hint):
+        of = {"type": _JSON_TYPES.get(kind_of(member))}
+        if typing.get_origin(member) is list:
+            forms.append({"type": "array", "items": of})
+        elif typing.get_origin(member) is dict:
+            forms.append({"type": "object", "additionalProperties": of})
+    if len(forms) > 1:
+        one = {"anyOf": forms}
     limits = {
         "exclusiveMinimum": rule.above,
         "minimum": rule.least,
@@ -113,6 +129,8 @@ def _property(f: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
         "enum": list(rule.choices) or None,
     }
     one.update({key: limit for key, limit in limits.items() if limit is not None})
+    if typing.get_origin(hint) is dict and kind_of(hint) is not hint:
+        one = {"type": "object", "additionalProperties": one}
     if typing.get_origin(hint) is list:
         several: dict[str, Any] = {"type": "array", "items": one}
         if rule.length is not None:

@@ -29,6 +29,7 @@ def register(app: typer.Typer) -> None:
             "train --data data.h5 --preset base --max-minutes 20 -o runs/si",
             "train --data data.h5 -o runs/si train.yaml",
             "train --data more.h5 --from runs/si -o runs/si-more",
+            "train --data bulk.h5 --data surfaces.h5=2 -o runs/both",
         )
     )(train)
     app.command(
@@ -50,7 +51,9 @@ def train(
     config: Path | None = typer.Argument(
         None, help="YAML with the sections data, model and training."
     ),
-    data: Path | None = typer.Option(None, "--data", help="Labelled HDF5 file."),
+    data: list[str] = typer.Option(
+        [], "--data", help="Labelled HDF5 file; may be repeated, also with a weight: FILE=0.2."
+    ),
     preset: str | None = typer.Option(None, help="Size of the network: small, base or large."),
     max_minutes: float | None = typer.Option(None, help="Stop after this time."),
     max_epochs: int | None = typer.Option(None, help="Stop after this many epochs."),
@@ -75,6 +78,7 @@ def train(
 
     with user_errors(kept):
         from mlff_distiller.config import PRESETS, TrainConfig, from_dict, load_yaml, to_dict
+        from mlff_distiller.data.frames import weighted_files
 
         _refuse_to_replace(output, resume, overwrite)
         if resume and start_from:
@@ -89,7 +93,7 @@ def train(
 
             mapping["model"] = to_dict(read_student(start_from).config)
         given: dict[str, dict[str, Any]] = {
-            "data": {"path": str(data) if data else None},
+            "data": {"path": weighted_files(data)},
             "training": {
                 "max_minutes": max_minutes,
                 "max_epochs": max_epochs,

@@ -20,7 +20,15 @@ from mlff_distiller.units import energy_in_ev, length_in_angstrom
 
 #: Of the layout; raised when a reader of the old number could not use a new file.
 FORMAT_VERSION = 1
-_IN_MEMORY_BYTES = 2**30
+#: Files whose structures take less are held in memory unless that is settled otherwise.
+IN_MEMORY_BYTES = 2**31
+# Of a Structure in memory: its arrays twice (file's and own), and the objects around them.
+_BYTES_PER_ATOM, _BYTES_PER_STRUCTURE = 2 * 8 * 7, 3000
+# Texts of info are read one by one below this, which costs 0.1 ms each, and in blocks above.
+_FEW_INFOS = 20_000
+_INFO_BLOCK = 2048
+# Structures closer than this in the file are read together, though not more than so many.
+_READ_GAP, _READ_MOST = 64, 1024
 # Name in ArrayStore -> place in the file.
 _PLACES = {
     "atomic_numbers": "structures/atomic_numbers",
@@ -107,6 +115,7 @@ class ArrayStore:
         self.units: dict[str, str] = {}
         self._arrays: dict[str, Any] = {}
         self._infos: Any = None
+        self._info_block: tuple[int, Any] = (-1, None)
         self._count, self.offsets = 0, np.zeros(1, dtype=np.int64)
         names: set[str] = set()
         if path.exists() or header is None:
@@ -118,7 +127,7 @@ class ArrayStore:
         self._add_records(names)
         wanted = in_memory
         if wanted is None:
-            wanted = 8 * 7 * int(self.offsets[-1]) < _IN_MEMORY_BYTES
+            wanted = self.held_bytes() < IN_MEMORY_BYTES
         self.in_memory = wanted
         if wanted:
             self._read_all()
@@ -144,6 +153,24 @@ class ArrayStore:
         main = self._main().get("atomic_numbers")
         return np.concatenate([np.zeros(0, np.int64) if main is None else main[()], *parts])
 
+    def held_bytes(self) -> int:
+        """Memory that all structures would take, roughly, without neighbour lists."""
+        return _BYTES_PER_ATOM * int(self.offsets[-1]) + _BYTES_PER_STRUCTURE * self.num_structures
+
+    def labelled(self) -> np.ndarray:
+        """(S,) bool, which structures have an energy or forces."""
+        parts = [(self._count, self._main())]
+        parts += [(len(r.arrays["sizes"]), r.arrays) for r in self._records]
+        found = []
+        for count, source in parts:
+            has = np.zeros(count, dtype=bool)
+            for name in ("energy", "forces"):
+                if name in source:
+                    mask = source.get(f"has_{name}")
+                    has |= np.ones(count, dtype=bool) if mask is None else mask[()].astype(bool)
+            found.append(has)
+        return np.concatenate(found)
+
     def close(self) -> None:
         """Close the file; it opens again when it is read from."""
         if self._file is not None:
@@ -159,6 +186,7 @@ class ArrayStore:
     def _read_all(self) -> None:
         try:
             self._arrays = {k: v[()] for k, v in self._arrays.items()}
+            self._infos = self._arrays.get("info")
         except Exception as error:  # see _open_main
             raise _damaged(self.path, error) from None
         finally:
@@ -177,10 +205,24 @@ class ArrayStore:
     def info(self, index: int) -> dict[str, Any]:
         """``info`` of one structure. Raises InputError where it is no JSON."""
         record, local = self._locate(index)
-        infos = record.arrays["info"] if record is not None else self._infos
-        if infos is None:
-            return {}
-        text = infos[local]
+        text = record.arrays["info"][local] if record is not None else self._info_text(local)
+        return self._info_of(index, text)
+
+    def _info_text(self, local: int) -> Any:
+        if self._infos is not None:
+            return self._infos[local]
+        texts = self._main().get("info")
+        if texts is None:
+            return "{}"
+        start = local - local % _INFO_BLOCK
+        if self._info_block[0] != start:
+            try:
+                self._info_block = (start, texts[start : start + _INFO_BLOCK])
+            except Exception as error:  # see _open_main
+                raise _damaged(self.path, error) from None
+        return self._info_block[1][local - start]
+
+    def _info_of(self, index: int, text: Any) -> dict[str, Any]:
         try:
             return dict(json.loads(text.decode() if isinstance(text, bytes) else str(text)))
         except (TypeError, ValueError):
@@ -196,42 +238,59 @@ class ArrayStore:
         except OSError as error:  # a chunk with another checksum
             raise _damaged(self.path, error) from None
 
+    def read_many(self, indices: np.ndarray) -> list[Structure]:
+        """Structures in the order of ``indices``; those that lie close are read together.
+
+        Raises:
+            InputError: one is damaged.
+        """
+        chosen = np.asarray(indices, dtype=np.int64)
+        if self.in_memory or len(chosen) < 2 or chosen.max() >= self._count:
+            return [self.read(int(i)) for i in chosen]
+        order = np.argsort(chosen, kind="stable")
+        rows = chosen[order]
+        found: list[Any] = [None] * len(chosen)
+        start = 0
+        while start < len(rows):
+            near = rows[start : start + _READ_MOST]
+            gaps = np.flatnonzero(np.diff(near) > _READ_GAP)
+            near = near[: int(gaps[0]) + 1] if len(gaps) else near
+            near = near[near - near[0] < _READ_MOST]
+            for place, structure in zip(order[start:], self._read_block(near), strict=False):
+                found[place] = structure
+            start += len(near)
+        return found
+
+    def _read_block(self, rows: np.ndarray) -> list[Structure]:
+        """Structures of ascending rows of the main file from one slice of each array."""
+        first, stop = int(rows[0]), int(rows[-1]) + 1
+        begin, end = int(self.offsets[first]), int(self.offsets[stop])
+        try:
+            block = {
+                name: array[begin:end] if name in _PER_ATOM else array[first:stop]
+                for name, array in self._main().items()
+            }
+        except Exception as error:  # a chunk with another checksum, see _open_main
+            raise _damaged(self.path, error) from None
+        units = (self._length, self._energy)
+        found = []
+        for row in rows.tolist():
+            a, b = int(self.offsets[row]) - begin, int(self.offsets[row + 1]) - begin
+            info = self._info_of(row, block["info"][row - first]) if "info" in block else {}
+            found.append(_structure(block, row - first, a, b, info, *units))
+        return found
+
     def _read(self, index: int) -> Structure:
         record, local = self._locate(index)
         if record is None:
             source: Any = self._main()
             start, stop = self.offsets[index : index + 2]
-            length, energy = self._length, self._energy
-        else:
-            source = record.arrays
-            ends = np.cumsum(source["sizes"])
-            start, stop = ends[local] - source["sizes"][local], ends[local]
-            length = energy = 1.0
-
-        def has(name: str) -> bool:
-            given = source.get(f"has_{name}")
-            return name in source and (given is None or bool(given[local]))
-
-        stress = full_stress(source["stress"][local]) if "stress" in source else None
-        if stress is not None and np.all(np.isnan(stress)):
-            stress = None
-        cell = source["cells"][local] * length if "cells" in source else np.zeros((3, 3))
-        pbc = source["pbc"][local] if "pbc" in source else np.full(3, bool(np.any(cell)))
-        info = dict(self.info(index))
-        held = info.pop(_FIXED, None)
-        fixed = np.zeros((stop - start, 3), dtype=bool)
-        np.put(fixed, held or [], True)
-        return Structure(
-            atomic_numbers=source["atomic_numbers"][start:stop],
-            positions=source["positions"][start:stop] * length,
-            cell=cell,
-            pbc=pbc,
-            energy=float(source["energy"][local]) * energy if has("energy") else None,
-            forces=source["forces"][start:stop] * (energy / length) if has("forces") else None,
-            stress=None if stress is None else stress * (energy / length**3),
-            fixed=fixed if held else None,
-            info=info,
-        )
+            return _structure(
+                source, local, start, stop, self.info(index), self._length, self._energy
+            )
+        ends = np.cumsum(record.arrays["sizes"])
+        start, stop = ends[local] - record.arrays["sizes"][local], ends[local]
+        return _structure(record.arrays, local, start, stop, self.info(index), 1.0, 1.0)
 
     def _locate(self, index: int) -> tuple[Record | None, int]:
         if index < self._count:
@@ -262,8 +321,8 @@ class ArrayStore:
             self._arrays = {k: file[p] for k, p in _PLACES.items() if p in file}
             self._read_units(file)
             self._check_main(file)
-            # Read at once: one by one costs 0.1 ms each, which splits of large files would feel.
-            self._infos = self._arrays["info"][()] if "info" in self._arrays else None
+            if "info" in self._arrays and self._count <= _FEW_INFOS:
+                self._infos = self._arrays["info"][()]
             self.splits = self._read_splits(file)
         except InputError:
             self.close()
@@ -381,6 +440,44 @@ class ArrayStore:
             ends = np.cumsum(record.arrays["sizes"]) + self.offsets[-1]
             self.offsets = np.concatenate([self.offsets, ends])
         self._names = names
+
+
+def _structure(
+    source: Any,
+    local: int,
+    start: int,
+    stop: int,
+    info: dict[str, Any],
+    length: float,
+    energy: float,
+) -> Structure:
+    """Structure ``local`` of some arrays, with atoms ``start`` to ``stop``, in eV and Å."""
+
+    def has(name: str) -> bool:
+        given = source.get(f"has_{name}")
+        return name in source and (given is None or bool(given[local]))
+
+    stress = full_stress(source["stress"][local]) if "stress" in source else None
+    if stress is not None and np.all(np.isnan(stress)):
+        stress = None
+    cell = source["cells"][local] * length if "cells" in source else np.zeros((3, 3))
+    pbc = source["pbc"][local] if "pbc" in source else np.full(3, bool(np.any(cell)))
+    info = dict(info)
+    held = info.pop(_FIXED, None)
+    fixed = np.zeros((stop - start, 3), dtype=bool) if held else None
+    if fixed is not None:
+        np.put(fixed, held, True)
+    return Structure(
+        atomic_numbers=source["atomic_numbers"][start:stop],
+        positions=source["positions"][start:stop] * length,
+        cell=cell,
+        pbc=pbc,
+        energy=float(source["energy"][local]) * energy if has("energy") else None,
+        forces=source["forces"][start:stop] * (energy / length) if has("forces") else None,
+        stress=None if stress is None else stress * (energy / length**3),
+        fixed=fixed,
+        info=info,
+    )
 
 
 def open_hdf5(path: Path) -> h5py.File:

@@ -21,6 +21,7 @@ from mlff_distiller.lattice import FLAT_CELL
 
 # Edges as int32: half the memory of what the model takes. Structure -> {cutoff: (index, shifts)}
 _CACHE: WeakKeyDictionary[Structure, dict[float, tuple[Tensor, Tensor]]] = WeakKeyDictionary()
+_OPEN = np.eye(3)
 
 
 @dataclass(frozen=True)
@@ -90,34 +91,62 @@ class Batch:
         return replace(self, **pinned)
 
 
-def neighbors_of(structure: Structure, cutoff: float) -> tuple[Tensor, Tensor]:
+class NeighborMemory:
+    """How much memory neighbour lists may still take.
+
+    Args:
+        limit: bytes; lists beyond it are built each time that they are asked for.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self._left = limit
+
+    def take(self, size: int) -> bool:
+        """Whether a list of ``size`` bytes may be kept."""
+        if size > self._left:
+            return False
+        self._left -= size
+        return True
+
+
+def neighbors_of(
+    structure: Structure, cutoff: float, memory: NeighborMemory | None = None
+) -> tuple[Tensor, Tensor]:
     """Neighbour list of one structure, cached while the structure lives.
 
     Args:
         structure: a valid structure.
         cutoff: Å.
+        memory: where to ask whether a new list may be cached; always when left out.
 
     Returns:
         edge_index (2, E) and shifts (E, 3), both int32.
     """
     from mlff_distiller.ops import neighbor_list
 
-    lists = _CACHE.setdefault(structure, {})
-    if cutoff not in lists:
-        edge_index, shifts = neighbor_list(
-            torch.from_numpy(structure.positions),
-            torch.from_numpy(complete_cell(structure.cell)),
-            torch.from_numpy(structure.pbc),
-            cutoff,
-        )
-        lists[cutoff] = (edge_index.to(torch.int32), shifts.to(torch.int32))
-    return lists[cutoff]
+    known = _CACHE.get(structure, {}).get(cutoff)
+    if known is not None:
+        return known
+    pbc = structure.pbc.tolist()
+    # Rows of open directions are ignored, and those of periodic ones are there.
+    cell = structure.cell if all(pbc) else complete_cell(structure.cell) if any(pbc) else _OPEN
+    edge_index, shifts = neighbor_list(
+        torch.from_numpy(structure.positions),
+        torch.from_numpy(cell),
+        torch.from_numpy(structure.pbc),
+        cutoff,
+    )
+    lists = (edge_index.to(torch.int32), shifts.to(torch.int32))
+    if memory is None or memory.take(sum(t.numel() * t.element_size() for t in lists)):
+        _CACHE.setdefault(structure, {})[cutoff] = lists
+    return lists
 
 
 def collate(
     structures: Sequence[Structure],
     cutoff: float,
     dtype: torch.dtype = torch.float32,
+    memory: NeighborMemory | None = None,
 ) -> Batch:
     """Concatenate structures into a :class:`Batch` on the CPU.
 
@@ -125,6 +154,7 @@ def collate(
         structures: at least one.
         cutoff: Å, of the neighbour lists.
         dtype: of positions, cell, forces and stress.
+        memory: of the neighbour lists, see :func:`neighbors_of`.
 
     Raises:
         InputError: no structures.
@@ -133,17 +163,22 @@ def collate(
         raise InputError("a batch must hold at least one structure, got none; pass some")
     sizes = [len(s) for s in structures]
     starts = np.cumsum([0, *sizes])
-    edges, shifts = [], []
-    for start, s in zip(starts, structures, strict=False):
-        index, shift = neighbors_of(s, float(cutoff))
-        edges.append(index.to(torch.int64) + int(start))
-        shifts.append(shift.to(torch.int64))
+    lists = [neighbors_of(s, float(cutoff), memory) for s in structures]
+    edges = np.cumsum([0, *(len(shift) for _, shift in lists)])
+    # NumPy, not torch: it may run beside a training step and must not start threads of its own.
+    edge_index = np.empty((2, edges[-1]), dtype=np.int64)
+    shifts = np.empty((edges[-1], 3), dtype=np.int64)
+    for k, (index, shift) in enumerate(lists):
+        mine = slice(edges[k], edges[k + 1])
+        np.add(index.numpy(), starts[k], out=edge_index[:, mine])
+        shifts[mine] = shift.numpy()
+    types = np.float32 if dtype == torch.float32 else np.float64
 
     def stack(arrays: list[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.stack(arrays)).to(dtype)
+        return torch.from_numpy(np.stack(arrays).astype(types)).to(dtype)
 
     def rows(arrays: list[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.concatenate(arrays)).to(dtype)
+        return torch.from_numpy(np.concatenate(arrays).astype(types)).to(dtype)
 
     zero = np.zeros((3, 3))
     return Batch(
@@ -151,9 +186,9 @@ def collate(
         positions=rows([s.positions for s in structures]),
         cell=stack([s.cell for s in structures]),
         pbc=torch.from_numpy(np.stack([s.pbc for s in structures])),
-        structure_index=torch.repeat_interleave(torch.tensor(sizes)),
-        edge_index=torch.cat(edges, dim=1),
-        shifts=torch.cat(shifts),
+        structure_index=torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes)),
+        edge_index=torch.from_numpy(edge_index),
+        shifts=torch.from_numpy(shifts),
         energy=torch.tensor([s.energy or 0.0 for s in structures], dtype=torch.float64),
         forces=rows(
             [np.zeros_like(s.positions) if s.forces is None else s.forces for s in structures]

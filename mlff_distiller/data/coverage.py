@@ -28,6 +28,8 @@ VOLUME_SLACK = 0.02
 _DYNAMICS = ("md", "student-md")
 #: Frames whose cell is a box around one or two atoms: no volume or energy of a phase.
 _VACUUM = ("isolated-atom", "dimer")
+# Lists of atomic numbers whose formula is remembered.
+_MOST_FORMULAS = 1024
 
 
 def coverage(structures: Sequence[Structure], cutoff: float) -> dict[str, Any]:
@@ -37,26 +39,109 @@ def coverage(structures: Sequence[Structure], cutoff: float) -> dict[str, Any]:
         structures: training frames.
         cutoff: Å, of the student.
     """
-    volumes, temperatures = [], []
-    energies: dict[str, list[float]] = {}
+    sums = CoverageSums()
     for s in structures:
+        sums.add(s)
+        sums.pairs.add(*_distances(s, cutoff))
+    return sums.result()
+
+
+class CoverageSums:
+    """What :func:`coverage` tells, of frames that are taken in one by one.
+
+    Attributes:
+        pairs: shortest distances; whoever adds a frame adds its distances here.
+    """
+
+    def __init__(self) -> None:
+        self.pairs = ShortestPairs()
+        self._volumes: list[float] = []  # smallest, largest; empty before the first
+        self._energies: dict[str, list[float]] = {}
+        self._temperatures: list[float] = []
+        self._formulas: dict[bytes, str] = {}  # frames of one trajectory have the same
+
+    def add(self, s: Structure) -> None:
+        """Take in one frame, without its distances."""
         if s.info.get("source") in _VACUUM:
-            continue
+            return
         if s.pbc.all():
-            volumes.append(abs(float(np.linalg.det(s.cell))) / len(s))
+            volume = abs(float(np.linalg.det(s.cell))) / len(s)
+            self._volumes = _range([*self._volumes, volume])
         if s.energy is not None:
-            energies.setdefault(reduced_formula(s.atomic_numbers), []).append(s.energy / len(s))
+            numbers = s.atomic_numbers.tobytes()
+            if numbers not in self._formulas:
+                if len(self._formulas) >= _MOST_FORMULAS:
+                    self._formulas.clear()
+                self._formulas[numbers] = reduced_formula(s.atomic_numbers)
+            formula = self._formulas[numbers]
+            found = [*self._energies.get(formula, []), s.energy / len(s)]
+            self._energies[formula] = _range(found)
         temperature = s.info.get("temperature")
         if isinstance(temperature, (int, float)) and s.info.get("source") in _DYNAMICS:
-            temperatures.append(float(temperature))
-    result: dict[str, Any] = {"closest_pairs": closest_pairs(structures, cutoff)}
-    if volumes:
-        result["volume_per_atom"] = [min(volumes), max(volumes)]
-    if energies:
-        result["energy_per_atom"] = {k: [min(e), max(e)] for k, e in energies.items()}
-    if temperatures:
-        result["temperature"] = max(temperatures)
-    return result
+            self._temperatures = [max([*self._temperatures, float(temperature)])]
+
+    def state(self) -> dict[str, Any]:
+        """As plain JSON, numbers exactly."""
+        return {
+            "pairs": self.pairs.state(),
+            "volumes": self._volumes,
+            "energies": self._energies,
+            "temperatures": self._temperatures,
+        }
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Any]) -> CoverageSums:
+        """From :meth:`state`."""
+        sums = cls()
+        sums.pairs = ShortestPairs(state["pairs"])
+        sums._volumes, sums._energies = state["volumes"], state["energies"]
+        sums._temperatures = state["temperatures"]
+        return sums
+
+    def result(self) -> dict[str, Any]:
+        """The table at the top of this file."""
+        result: dict[str, Any] = {"closest_pairs": self.pairs.result()}
+        if self._volumes:
+            result["volume_per_atom"] = self._volumes
+        if self._energies:
+            result["energy_per_atom"] = self._energies
+        if self._temperatures:
+            result["temperature"] = self._temperatures[0]
+        return result
+
+
+class ShortestPairs:
+    """Shortest distance of each pair of elements."""
+
+    def __init__(self, state: Sequence[Sequence[float]] = ()) -> None:
+        self._shortest = np.full((len(chemical_symbols),) * 2, np.inf)
+        for a, b, distance in state:
+            self._shortest[int(a), int(b)] = distance
+
+    def add(self, numbers: np.ndarray, distances: np.ndarray) -> None:
+        """Take in pairs: atomic numbers (2, n_edges) and distances (n_edges,), Å."""
+        low, high = np.minimum(*numbers), np.maximum(*numbers)
+        np.minimum.at(self._shortest, (low, high), distances)
+
+    def state(self) -> list[list[float]]:
+        """Atomic numbers and distance of each pair that occurs."""
+        found = np.argwhere(np.isfinite(self._shortest)).tolist()
+        return [[a, b, float(self._shortest[a, b])] for a, b in found]
+
+    def result(self) -> dict[str, float]:
+        """Å of each pair that occurs, ``Na-Cl``."""
+        return {pair_name(int(a), int(b)): distance for a, b, distance in self.state()}
+
+
+def _range(values: Sequence[float]) -> list[float]:
+    return [min(values), max(values)]
+
+
+def _distances(s: Structure, cutoff: float) -> tuple[np.ndarray, np.ndarray]:
+    """Atomic numbers (2, n_edges) and distances (n_edges,) of the pairs within the cutoff."""
+    edge_index, shifts = (t.numpy() for t in neighbors_of(s, cutoff))
+    vectors = s.positions[edge_index[0]] - s.positions[edge_index[1]] + shifts @ s.cell
+    return s.atomic_numbers[edge_index], np.linalg.norm(vectors, axis=1)
 
 
 @dataclass
@@ -132,13 +217,7 @@ def closest_pair(structures: Sequence[Structure], cutoff: float) -> float:
 
 def closest_pairs(structures: Sequence[Structure], cutoff: float) -> dict[str, float]:
     """Shortest distance (images included) of each pair of elements within the cutoff, Å."""
-    shortest = np.full((len(chemical_symbols),) * 2, np.inf)
+    pairs = ShortestPairs()
     for s in structures:
-        edge_index, shifts = (t.numpy() for t in neighbors_of(s, cutoff))
-        vectors = s.positions[edge_index[0]] - s.positions[edge_index[1]] + shifts @ s.cell
-        z = np.sort(s.atomic_numbers[edge_index], axis=0)
-        np.minimum.at(shortest, (z[0], z[1]), np.linalg.norm(vectors, axis=1))
-    return {
-        pair_name(int(a), int(b)): float(shortest[a, b])
-        for a, b in np.argwhere(np.isfinite(shortest))
-    }
+        pairs.add(*_distances(s, cutoff))
+    return pairs.result()

@@ -58,7 +58,7 @@ class HDF5Dataset(Sequence[Structure]):
     Args:
         path: file.
         require_labels: refuse a file without energies.
-        in_memory: read all at once; by default when it takes less than 1 GiB. Structures are
+        in_memory: read all at once; by default when it takes less than 2 GiB. Structures are
             then kept too, so that their neighbour lists stay cached.
 
     Attributes:
@@ -111,14 +111,27 @@ class HDF5Dataset(Sequence[Structure]):
             self._kept[i] = structure
         return structure
 
+    def take(self, indices: Sequence[int] | np.ndarray) -> list[Structure]:
+        """Structures in the order of ``indices``, read in blocks where they lie close."""
+        if self._store.in_memory:
+            return [self[int(i)] for i in indices]
+        found = self._store.read_many(np.asarray(indices, dtype=np.int64))
+        return [
+            check_structure(_turned(s), f"{self.path}, structure {int(i)}")
+            for i, s in zip(indices, found, strict=True)
+        ]
+
+    def blocks(self, size: int = 256) -> Iterator[tuple[int, list[Structure]]]:
+        """All structures in order: index of the first, and up to ``size`` of them."""
+        for first in range(0, len(self), size):
+            yield first, self.take(range(first, min(first + size, len(self))))
+
     def unchecked(self) -> list[Structure]:
         """All structures as stored, bad ones included."""
         return [self._read(i) for i in range(len(self))]
 
     def _read(self, index: int) -> Structure:
-        structure = self._store.read(index)
-        cell, pbc = right_handed(structure.cell, structure.pbc)
-        return structure if cell is structure.cell else replace(structure, cell=cell, pbc=pbc)
+        return _turned(self._store.read(index))
 
     def __iter__(self) -> Iterator[Structure]:
         return (self[i] for i in range(len(self)))
@@ -130,6 +143,19 @@ class HDF5Dataset(Sequence[Structure]):
     def has_labels(self) -> bool:
         """Whether any energies are stored."""
         return self._store.has_energy
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether all structures are held in memory."""
+        return self._store.in_memory
+
+    def held_bytes(self) -> int:
+        """Memory that all structures would take, roughly."""
+        return self._store.held_bytes()
+
+    def labelled(self) -> np.ndarray:
+        """(S,) bool, which structures have an energy or forces."""
+        return self._store.labelled()
 
     def sizes(self) -> np.ndarray:
         """Atoms of each structure, (S,) int64."""
@@ -170,7 +196,7 @@ class HDF5Dataset(Sequence[Structure]):
             raise InputError(
                 f"{self.path} holds no split {split!r}; draw them with ensure_splits(path)"
             )
-        return [self[int(i)] for i in self.splits[split]]
+        return self.take(self.splits[split])
 
     def hash(self) -> str:
         """SHA-256 over atoms, cells and labels: the same for every way to store them."""
@@ -397,7 +423,7 @@ def ensure_splits(
         InputError: too few groups for the fractions that were asked for.
     """
     path = Path(path)
-    dataset = HDF5Dataset(path, require_labels=False)
+    dataset = HDF5Dataset(path, require_labels=False, in_memory=False)
     stored = {} if anew else dataset.splits
     if stored and sum(len(v) for v in stored.values()) >= len(dataset):
         return stored
@@ -437,18 +463,32 @@ def structures_hash(structures: Sequence[Structure]) -> str:
     Returns:
         64 hexadecimal digits.
     """
-    digest = hashlib.sha256()
+    digest = StructuresDigest()
     for s in structures:
-        digest.update(len(s).to_bytes(8, "little"))
-        digest.update(s.atomic_numbers.astype("<i8").tobytes())
-        for array in (s.positions, s.cell):
-            digest.update(array.astype("<f8").tobytes())
-        digest.update(s.pbc.astype("u1").tobytes())
-        for label in (s.energy, s.forces, s.stress):
-            digest.update(b"-" if label is None else np.asarray(label, dtype="<f8").tobytes())
-        if s.fixed is not None:
-            digest.update(b"fixed" + s.fixed.astype("u1").tobytes())
+        digest.add(s)
     return digest.hexdigest()
+
+
+class StructuresDigest:
+    """SHA-256 of structures that are taken in one by one, see :func:`structures_hash`."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def add(self, s: Structure) -> None:
+        """Take in the next structure."""
+        parts = [len(s).to_bytes(8, "little"), s.atomic_numbers.astype("<i8").tobytes()]
+        parts += [array.astype("<f8").tobytes() for array in (s.positions, s.cell)]
+        parts.append(s.pbc.astype("u1").tobytes())
+        for label in (s.energy, s.forces, s.stress):
+            parts.append(b"-" if label is None else np.asarray(label, dtype="<f8").tobytes())
+        if s.fixed is not None:
+            parts.append(b"fixed" + s.fixed.astype("u1").tobytes())
+        self._digest.update(b"".join(parts))
+
+    def hexdigest(self) -> str:
+        """64 hexadecimal digits."""
+        return self._digest.hexdigest()
 
 
 def _extend(file: h5py.File, arrays: dict[str, np.ndarray]) -> None:
@@ -524,6 +564,11 @@ def _store_splits(file: h5py.File, splits: dict[str, np.ndarray]) -> None:
 
 def _count_in(file: h5py.File) -> int:
     return int(file["structures/cells"].shape[0]) if "structures/cells" in file else 0
+
+
+def _turned(structure: Structure) -> Structure:
+    cell, pbc = right_handed(structure.cell, structure.pbc)
+    return structure if cell is structure.cell else replace(structure, cell=cell, pbc=pbc)
 
 
 def _as_mapping(value: Any) -> dict[str, str]:

@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -206,8 +207,8 @@ def check_structure(structure: Structure, name: str = "structure") -> Structure:
                 f"{name}: {label} must have shape ({n}, 3) to match {n} atomic numbers, got "
                 f"{array.shape}; correct the file"
             )
-    bad = np.flatnonzero((s.atomic_numbers < 1) | (s.atomic_numbers > MAX_Z))
-    if len(bad):
+    if s.atomic_numbers.min() < 1 or s.atomic_numbers.max() > MAX_Z:
+        bad = np.flatnonzero((s.atomic_numbers < 1) | (s.atomic_numbers > MAX_Z))
         ghost = " (a ghost atom or an unknown symbol)" if s.atomic_numbers[bad[0]] == 0 else ""
         raise InputError(
             f"{name}: atomic numbers must be 1..{MAX_Z}, got {int(s.atomic_numbers[bad[0]])} at "
@@ -302,6 +303,10 @@ def is_isolated(atomic_numbers: np.ndarray, info: Mapping[str, Any]) -> bool:
 
 
 def _check_finite(s: Structure, name: str) -> None:
+    arrays = (s.positions, s.cell, s.forces, s.stress, s.momenta)
+    total = sum((a.sum() for a in arrays if a is not None), s.energy or 0.0)
+    if math.isfinite(total):  # no NaN or infinity could have vanished from a sum
+        return
     for label, value in (
         ("positions", s.positions),
         ("cell", s.cell),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,7 @@ _GAP_SAME_FORMULA, _GAP_ALL = 0.5, 15.0  # eV/atom
 _FEW = 20.0  # times that for one or two structures
 _CHARGES = ("charge", "total_charge", "tot_charge")
 _SPINS = ("spin", "multiplicity", "spin_multiplicity", "total_spin")
+_STATES = {*_CHARGES, *_SPINS}
 
 
 @dataclass
@@ -116,25 +117,48 @@ def charge_and_spin(structures: Sequence[Structure]) -> str:
 
     A student sees neither. Isolated atoms are left out: their spins differ by nature.
     """
-    parts = []
-    frames = [s for s in structures if not is_isolated(s.atomic_numbers, s.info)]
-    for what, keys in (("charge", _CHARGES), ("spin", _SPINS)):
-        for key in keys:
-            values = Counter(
-                f"{float(v):g}" if isinstance(v := s.info[key], (int, float)) else str(v)
-                for s in frames
-                if key in s.info
-            )
-            if len(values) > 1:
-                counts = listed(f"{v} in {n}" for v, n in sorted(values.items()))
-                parts.append(f"{what} ({key}) is {counts}")
-                break
-    if not parts:
-        return ""
-    return (
-        f"several states of charge or spin: {'; '.join(parts)} structures; the student does not "
-        "see them and would learn their mean: keep one in a file"
-    )
+    states = States()
+    for s in structures:
+        states.add(s)
+    return states.warning()
+
+
+class States:
+    """Charges and spins of structures that are taken in one by one.
+
+    Attributes:
+        values: key of ``info`` -> value -> number of structures.
+    """
+
+    def __init__(self, values: Mapping[str, Mapping[str, int]] | None = None) -> None:
+        self.values: dict[str, Counter[str]] = defaultdict(Counter)
+        self.values.update({key: Counter(counts) for key, counts in (values or {}).items()})
+
+    def add(self, s: Structure) -> None:
+        """Take in one structure."""
+        if _STATES.isdisjoint(s.info) or is_isolated(s.atomic_numbers, s.info):
+            return
+        for key in _STATES:
+            if key in s.info:
+                v = s.info[key]
+                self.values[key][f"{float(v):g}" if isinstance(v, (int, float)) else str(v)] += 1
+
+    def warning(self) -> str:
+        """See :func:`charge_and_spin`."""
+        parts = []
+        for what, keys in (("charge", _CHARGES), ("spin", _SPINS)):
+            for key in keys:
+                values = self.values.get(key) or Counter()
+                if len(values) > 1:
+                    counts = listed(f"{v} in {n}" for v, n in sorted(values.items()))
+                    parts.append(f"{what} ({key}) is {counts}")
+                    break
+        if not parts:
+            return ""
+        return (
+            f"several states of charge or spin: {'; '.join(parts)} structures; the student does "
+            "not see them and would learn their mean: keep one in a file"
+        )
 
 
 def _invalid(structure: Structure) -> str:

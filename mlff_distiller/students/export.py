@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from mlff_distiller import __version__, checksums
-from mlff_distiller.config import to_dict
+from mlff_distiller.config import DataConfig, to_dict
 from mlff_distiller.constants import PRECISIONS
-from mlff_distiller.data import HDF5Dataset
+from mlff_distiller.data import Structure
+from mlff_distiller.data.frames import DataFiles, Frames
 from mlff_distiller.errors import InputError
 from mlff_distiller.files import atomic_path
 from mlff_distiller.ops.reference import neighbor_list_reference
@@ -30,6 +31,9 @@ from mlff_distiller.students.native_parameters import native_parameters
 from mlff_distiller.students.student import StudentForceField, load_student
 from mlff_distiller.students.terms import EnergyTerms
 from mlff_distiller.students.uncertainty import fit_uncertainty
+
+# Of a validation split that is not held in memory.
+_MOST_FRAMES = 10_000
 
 
 class ExportedStudent(EnergyTerms):
@@ -184,16 +188,23 @@ def export_run(
 
 
 def _fit_to_data(
-    student: StudentForceField, path: str | Path | None, data_hash: str | None
+    student: StudentForceField,
+    path: str | Path | list[str] | dict[str, float] | None,
+    data_hash: str | None,
 ) -> dict[str, Any]:
-    """Fit uncertainties to the training and validation splits of a file; how, for the metadata."""
+    """Fit uncertainties to the training and validation splits of files; how, for the metadata."""
     if path is None:
         raise InputError("the checkpoint names no training data; name them with --data")
-    dataset = HDF5Dataset(path)
-    if data_hash is not None and dataset.hash() != data_hash:
+    files = DataFiles(DataConfig(path=path if isinstance(path, (list, dict)) else str(path)).files)
+    if data_hash is not None and files.hash() != data_hash:
         raise InputError(
-            f"{path} must hold the data that the student was trained on, it holds other; name them "
-            "with --data"
+            f"{files.name} must hold the data that the student was trained on, it holds other; name "
+            "them with --data"
         )
-    calibration = fit_uncertainty(student, dataset.subset("train"), dataset.subset("valid"))
+    calibration = fit_uncertainty(student, files.frames("train"), _few(files.frames("valid")))
     return dataclasses.asdict(calibration)
+
+
+def _few(frames: Frames) -> Sequence[Structure]:
+    """Those that fit into memory in any case; the fit thins them further."""
+    return frames if frames.in_memory else frames[:: -(-len(frames) // _MOST_FRAMES) or 1]

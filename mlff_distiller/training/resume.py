@@ -13,6 +13,7 @@ from mlff_distiller.students.checkpoint import read_checkpoint
 EXECUTION = ("device", "devices", "threads", "tensorboard")
 #: Settings that say when it ends: with other ones a run goes on, unless it is past them already.
 LIMITS = ("max_epochs", "max_minutes", "early_stop_patience")
+_OF_THE_SPLITS = ("valid_fraction", "test_fraction", "split_seed")
 _OF_THE_DATA = ("data_hash", "num_train", "num_valid")
 
 
@@ -65,7 +66,7 @@ def _check_same(
         raise InputError(f"{last} holds no state to resume from; start without --resume")
     if any(content["metadata"].get(key) != data[key] for key in _OF_THE_DATA):
         raise InputError(
-            f"{last} was trained on other data than {config.data.path}; give the "
+            f"{last} was trained on other data than {', '.join(config.data.files)}; give the "
             "same data, or start without --resume in another directory"
         )
     here = {**to_dict(config.model), "precision": config.training.precision}
@@ -80,7 +81,8 @@ def _check_same(
 def _same_settings(content: dict[str, Any], config: TrainConfig) -> bool:
     there, training = content["config"].get("training", {}), config.training
     here = settings_of_the_result(training)
-    same_splits = {**content["config"]["data"], "path": config.data.path} == to_dict(config.data)
+    data = to_dict(config.data)
+    same_splits = all(content["config"]["data"].get(k) == data[k] for k in _OF_THE_SPLITS)
     if any(there.get(key) != value for key, value in here.items() if key not in LIMITS):
         return False
     done, minutes = content["training"], training.max_minutes

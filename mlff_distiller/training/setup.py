@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +12,17 @@ import torch
 from lightning_fabric import Fabric
 
 from mlff_distiller.config import TrainConfig, TrainingConfig, to_dict
-from mlff_distiller.data import HDF5Dataset, Structure, collate, elements_of, ensure_splits
-from mlff_distiller.data.coverage import closest_pair, coverage
-from mlff_distiller.data.survey import charge_and_spin
+from mlff_distiller.data import collate
+from mlff_distiller.data.batch import NeighborMemory
+from mlff_distiller.data.frames import DataFiles, Frames, open_files
 from mlff_distiller.elements import symbols, unknown_elements
 from mlff_distiller.errors import InputError
 from mlff_distiller.students import StudentForceField
 from mlff_distiller.students.student import load_student
-from mlff_distiller.training.reference import (
-    fit_reference_energies,
-    isolated_energies,
-    mean_binding,
-    repulsion_energies,
-    scale_readout,
-    undetermined_elements,
-)
+from mlff_distiller.training.reference import scale_readout
 from mlff_distiller.training.resume import difference
+from mlff_distiller.training.statistics import Statistics, gather
 
-# Forces of atoms that are closer have no meaning and no finite slope, Å.
-_OVERLAP = 0.01
 # Structures from which the first scale of the readout is estimated.
 _SCALE_SAMPLE = 8
 
@@ -46,13 +38,17 @@ class TrainingData:
         metadata: teacher, data_hash, min_distance (Å), coverage and numbers of frames, for the
             checkpoint.
         notes: lines for the user about the data.
+        files: that ``train`` and ``valid`` are read from, with their weights.
+        statistics: what one pass over them found.
     """
 
-    train: list[Structure]
-    valid: list[Structure]
+    train: Frames
+    valid: Frames
     elements: list[int]
     metadata: dict[str, Any]
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
+    files: DataFiles
+    statistics: Statistics
 
 
 def make_fabric(config: TrainingConfig) -> Fabric:
@@ -74,83 +70,109 @@ def make_fabric(config: TrainingConfig) -> Fabric:
     return Fabric(accelerator=accelerator, devices=config.devices, strategy=strategy)
 
 
-def load_data(config: TrainConfig, cutoff: float) -> TrainingData:
-    """Read the labelled file and its splits, drawn and stored if there are none.
+def load_data(
+    config: TrainConfig, cutoff: float, statistics: Statistics | None = None
+) -> TrainingData:
+    """Open the labelled files and their splits, drawn and stored where there are none.
+
+    Args:
+        config: files, splits and memory.
+        cutoff: Å.
+        statistics: of another process that has gone through the same files.
 
     Raises:
-        InputError: no file named, no labels, an empty training split, elements in the validation
-            split that the training split lacks, or atoms on top of each other.
+        InputError: no file named, a file missing or without labels, an empty training split,
+            elements in the validation split that the training split lacks, or atoms on top of each
+            other.
     """
-    if config.data.path is None:
-        raise InputError("training needs labelled data, got none; set data.path to an HDF5 file")
-    path = Path(config.data.path)
     c = config.data
-    HDF5Dataset(path)  # complain about missing labels before splits are drawn
-    ensure_splits(path, c.valid_fraction, c.test_fraction, c.split_seed)
-    dataset = HDF5Dataset(path)
-    notes: list[str] = []
-    train = _labelled(dataset, "train", notes)
-    if not train:
+    files = open_files(c.files, c.memory * 2**30, c.valid_fraction, c.test_fraction, c.split_seed)
+    files.neighbors = NeighborMemory(c.neighbor_memory * 2**30 if files.in_memory else 0.0)
+    train, valid = files.frames("train"), files.frames("valid")
+    for data, count in zip(files.datasets, train.counts, strict=True):
+        if not count and (len(files.datasets) == 1 or not len(data.splits.get("valid", []))):
+            raise InputError(
+                f"{data.path} has an empty training split of {len(data)} structures; add structures"
+            )
+    found = statistics or gather(
+        files, cutoff, zbl=config.model.zbl, switched=config.model.zbl_switched
+    )
+    notes = [
+        f"{missing} of {count} structures in the {split} split have no labels and are not used"
+        for split, (missing, count) in found.unlabelled.items()
+        if missing
+    ]
+    elements = sorted(found.elements["train"])
+    _check_elements(files, found, notes)
+    if text := found.states.warning():
+        notes.append(f"warning: {text}")
+    notes += _teachers(files)
+    if config.training.reference_energies != "none":
+        notes += _doubts(files, found)
+    for overlap in found.overlaps.values():
         raise InputError(
-            f"{path} has an empty training split of {len(dataset)} structures; add structures"
+            f"{overlap.path}, structure {overlap.structure} has two atoms at one point (images "
+            f"included, {overlap.distance:.2g} Å apart); leave it out with 'mlff-distiller convert "
+            f"{overlap.path} clean.h5 --drop-bad'"
         )
-    valid = _labelled(dataset, "valid", notes) or train
-    elements = elements_of(train)
-    for split, frames in (("validation", valid), ("test", dataset.subset("test"))):
-        unknown = unknown_elements(elements_of(frames), elements)
-        if not unknown:
-            continue
-        found = f"the {split} split holds {symbols(unknown, ', ')}, which the training split lacks"
-        remedy = f"draw the splits anew: mlff-distiller convert {path} new.h5 --new-splits"
-        if split == "validation":
-            raise InputError(f"{path}: {found}; {remedy}")
-        notes.append(f"warning: {found}, so the student will not know it; {remedy}")
-    if states := charge_and_spin(train):
-        notes.append(f"warning: {states}")
-    open_ones = undetermined_elements(train)
-    if open_ones and config.training.reference_energies == "least-squares":
+    if not train.in_memory:
         notes.append(
-            f"warning: the compositions in {path} do not tell the energies of {symbols(open_ones, ', ')} "
-            "apart: energies of other compositions and of lone atoms will be arbitrary; add frames "
-            "of lone atoms with info config_type=IsolatedAtom"
+            f"frames are read in blocks while training goes on: more than data.memory = {c.memory:g} "
+            "GiB"
         )
-    _refuse_overlaps(dataset, valid is not train, cutoff)
-    covered = coverage(train, cutoff)
+    covered = found.coverage.result()
     metadata = {
-        "teacher": dataset.teacher,
-        "data_hash": dataset.hash(),
+        "teacher": _teacher(files),
+        "data_hash": files.combined_hash(found.hashes),
         "min_distance": min(covered["closest_pairs"].values(), default=None),
         "coverage": covered,
         "num_train": len(train),
-        "num_valid": len(valid) if valid is not train else 0,
+        "num_valid": len(valid),
     }
-    return TrainingData(train, valid, elements, metadata, notes)
+    return TrainingData(
+        train, valid if len(valid) else train, elements, metadata, notes, files, found
+    )
 
 
-def _labelled(dataset: HDF5Dataset, split: str, notes: list[str]) -> list[Structure]:
-    frames = dataset.subset(split)
-    kept = [s for s in frames if s.energy is not None or s.forces is not None]
-    if len(kept) < len(frames):
-        notes.append(
-            f"{len(frames) - len(kept)} of {len(frames)} structures in the {split} split have no "
-            "labels and are not used"
-        )
-    return kept
-
-
-def _refuse_overlaps(dataset: HDF5Dataset, with_valid: bool, cutoff: float) -> None:
-    for split in ("train", "valid") if with_valid else ("train",):
-        frames = dataset.subset(split)
-        if closest_pair(frames, cutoff) > _OVERLAP:
+def _check_elements(files: DataFiles, found: Statistics, notes: list[str]) -> None:
+    for split, name in (("valid", "validation"), ("test", "test")):
+        unknown = unknown_elements(sorted(found.elements[split]), sorted(found.elements["train"]))
+        if not unknown:
             continue
-        for i, frame in zip(dataset.splits[split], frames, strict=True):
-            distance = closest_pair([frame], cutoff)
-            if distance <= _OVERLAP:
-                raise InputError(
-                    f"{dataset.path}, structure {int(i)} has two atoms at one point (images "
-                    f"included, {distance:.2g} Å apart); leave it out with 'mlff-distiller convert "
-                    f"{dataset.path} clean.h5 --drop-bad'"
-                )
+        text = f"the {name} split holds {symbols(unknown, ', ')}, which the training split lacks"
+        first = files.datasets[0].path
+        remedy = f"draw the splits anew: mlff-distiller convert {first} new.h5 --new-splits"
+        if split == "valid":
+            raise InputError(f"{files.name}: {text}; {remedy}")
+        notes.append(f"warning: {text}, so the student will not know it; {remedy}")
+
+
+def _teacher(files: DataFiles) -> str | None:
+    names = dict.fromkeys(data.teacher for data in files.datasets)
+    return " + ".join(name or "unknown" for name in names) if any(names) else None
+
+
+def _teachers(files: DataFiles) -> list[str]:
+    """A warning if the files were labelled by several teachers."""
+    if len({data.teacher for data in files.datasets}) < 2:
+        return []
+    found = ", ".join(f"{data.path}: {data.teacher or 'unknown'}" for data in files.datasets)
+    return [
+        f"warning: labels of several teachers, which need not agree in their level ({found}); the "
+        "student learns their mean: label all files with one of them, or leave files out"
+    ]
+
+
+def _doubts(files: DataFiles, found: Statistics) -> list[str]:
+    """Warnings about what reference energies cannot mean."""
+    open_ones = found.fit.undetermined()
+    if not open_ones:
+        return []
+    return [
+        f"warning: the compositions in {files.name} do not tell the energies of "
+        f"{symbols(open_ones, ', ')} apart: energies of other compositions and of lone atoms will be "
+        "arbitrary; add frames of lone atoms with info config_type=IsolatedAtom"
+    ]
 
 
 def first_student(
@@ -187,13 +209,12 @@ def new_student(config: TrainConfig, data: TrainingData) -> StudentForceField:
         torch.manual_seed(config.training.seed)
         student = StudentForceField(config.model, data.elements).to(dtype)
     binding = 0.0
-    if config.training.reference_energies == "least-squares":
-        repulsion = repulsion_energies(student, data.train)
-        isolated = isolated_energies(data.train)
-        energies = fit_reference_energies(data.train, data.elements, repulsion, isolated)
+    if config.training.reference_energies != "none":
+        fit, isolated = data.statistics.fit, data.statistics.isolated
+        energies = fit.solve(data.elements, isolated)
         student.set_reference_energies(energies.tolist())
         if isolated:  # the network has the binding energy to learn, and starts at its mean
-            binding = mean_binding(data.train, data.elements, energies, repulsion)
+            binding = fit.binding(data.elements, energies)
     stride = -(-len(data.train) // _SCALE_SAMPLE)
     scale_readout(student, collate(data.train[::stride], student.cutoff, dtype), binding)
     return student

@@ -4,7 +4,7 @@ A run directory holds ``best.ckpt`` (averaged weights of the best validation), `
 same of now, and all that resuming needs), ``config.yaml``, ``history.csv`` and ``tensorboard/``.
 
 Resuming repeats an uninterrupted run bit for bit on the CPU: the order of the structures is a
-function of seed and epoch, nothing else draws random numbers, and weights, averages, moments of
+function of seed and epoch (batches.py), nothing else draws random numbers, and weights, averages, moments of
 the optimiser, schedule and the place within the epoch are in ``last.ckpt``. A limit in minutes
 ties the learning rate to the clock; then resuming is only as reproducible as the clock is.
 
@@ -15,9 +15,10 @@ process up to rounding.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
 
@@ -28,7 +29,8 @@ from torch.multiprocessing import ProcessRaisedException
 
 from mlff_distiller.config import TrainConfig, from_dict, save_yaml, to_dict
 from mlff_distiller.cpus import usable_cpus
-from mlff_distiller.data import Batch, Structure, collate
+from mlff_distiller.data import Batch
+from mlff_distiller.data.frames import Frames
 from mlff_distiller.errors import InputError
 from mlff_distiller.students import StudentForceField
 from mlff_distiller.students.checkpoint import (
@@ -37,6 +39,7 @@ from mlff_distiller.students.checkpoint import (
     save_checkpoint,
 )
 from mlff_distiller.students.student import load_state
+from mlff_distiller.training.batches import WINDOW, Loader, Plan
 from mlff_distiller.training.display import Display
 from mlff_distiller.training.history import History
 from mlff_distiller.training.hooks import Hooks
@@ -173,10 +176,13 @@ class _Trainer:
             lr=self.settings.learning_rate,
             weight_decay=self.settings.weight_decay,
         )
-        self.batches_per_epoch = -(-len(self.data.train) // self.settings.batch_size)
+        self.plan = Plan(
+            self.data.train.sizes, self.settings, self.data.train.counts, self.data.files.weights
+        )
+        self.batches_per_epoch = self.plan.batches_per_epoch
         self.schedule = Schedule(self.settings, self.batches_per_epoch)
         self.loss = Loss.of(self.settings, fabric.device)
-        self.needs_stress = any(s.stress is not None for s in self.data.train)
+        self.needs_stress = self.data.statistics.num_stress > 0
         self.valid_batches: list[Batch] | None = None
 
         self.epoch, self.batch, self.step = 0, 0, 0
@@ -192,13 +198,15 @@ class _Trainer:
     # -- start ---------------------------------------------------------------------------------
 
     def _load_data(self) -> TrainingData:
-        # The first process draws and stores the splits, the others then read them.
+        # The first process draws and stores the splits and goes through the data, the others then
+        # read what it found.
+        data = None
         if self.fabric.is_global_zero:
             data = load_data(self.config, self.config.model.cutoff)
-        self.fabric.barrier()
-        if not self.fabric.is_global_zero:
-            data = load_data(self.config, self.config.model.cutoff)
-        return data
+        if self.fabric.world_size == 1 and data is not None:
+            return data
+        found = self.fabric.broadcast(data.statistics if data is not None else None)
+        return data or load_data(self.config, self.config.model.cutoff, found)
 
     def _open_output(self, resume: bool | str) -> None:
         last = self.output / LAST
@@ -227,7 +235,7 @@ class _Trainer:
         data, student = self.data, self.student
         for note in data.notes:
             self.display.note(note)
-        atoms = sum(len(s) for s in data.train)
+        atoms = int(data.train.sizes.sum())
         numbers = data.metadata
         valid = numbers["num_valid"] or "the same"
         self.display.note(
@@ -343,32 +351,38 @@ class _Trainer:
 
     def _train_epoch(self) -> None:
         """Train from batch ``self.batch`` to the end of the epoch or of the time."""
-        generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(len(self.data.train), generator=generator).tolist()
-        size = self.settings.batch_size
+        self.data.files.check_unchanged()
         rank, world = self.fabric.global_rank, self.fabric.world_size
+        places = self.plan.epoch(self.epoch)[self.batch :]
         seconds = 0.0
-        while self.batch < self.batches_per_epoch and self.schedule.progress(0, seconds) < 1.0:
-            chosen = order[self.batch * size : (self.batch + 1) * size][rank::world]
-            self.hooks.before_step(self)
-            loss, seconds = self._train_step([self.data.train[i] for i in chosen])
-            self.batch += 1
-            self.step += 1
-            self.hooks.after_step(self, loss)
-            self.display.step(self.epoch, self.schedule.progress(self.step, seconds), seconds, loss)
+        with self._loader(self.data.train).batches([p[rank::world] for p in places]) as batches:
+            for batch in batches:
+                if self.schedule.progress(0, seconds) >= 1.0:
+                    break
+                self.hooks.before_step(self)
+                loss, seconds = self._train_step(batch)
+                self.batch += 1
+                self.step += 1
+                self.hooks.after_step(self, loss)
+                done = self.schedule.progress(self.step, seconds)
+                self.display.step(self.epoch, done, seconds, loss)
 
-    def _train_step(self, structures: list[Structure]) -> tuple[float, float]:
+    def _loader(self, frames: Frames) -> Loader:
+        memory = self.data.files.neighbors
+        return Loader(frames, self.student.cutoff, self.dtype, self.plan.window, memory)
+
+    def _train_step(self, batch: Batch | None) -> tuple[float, float]:
         """One step on this process' share of a batch; the loss of the batch and the seconds."""
         sums = torch.zeros(3, dtype=torch.float64, device=self.fabric.device)
         squares, counts = torch.zeros_like(sums), torch.zeros_like(sums)
-        if structures:
-            batch = collate(structures, self.student.cutoff, self.dtype).to(self.fabric.device)
+        if batch is not None:
+            batch = batch.to(self.fabric.device)
             result = self.student.compute(batch, stress=self.needs_stress, create_graph=True)
             found = residuals(result, batch)
             sums, squares, counts = self.loss.sums(found), found.squared_sums(), found.counts()
         counts, seconds = self._agreed(counts, stop=self.interrupt.requested)
         loss = self.loss.value(sums, counts)
-        if structures:
+        if batch is not None:
             # Only parameters: edge vectors require gradients too, for the forces.
             self.fabric.backward(loss, inputs=self.parameters)
         norm = self._reduce_gradients()
@@ -385,14 +399,10 @@ class _Trainer:
         return value, seconds
 
     def _validate_epoch(self) -> None:
-        if self.valid_batches is None:
-            self.valid_batches = list(self._validation_batches())
-        errors = error_sums(
-            self.averaged.student,
-            self.valid_batches,
-            loss=self.loss,
-            after_batch=self._stop_if_asked,
-        )
+        with self._validation_batches() as batches:
+            errors = error_sums(
+                self.averaged.student, batches, loss=self.loss, after_batch=self._stop_if_asked
+            )
         errors.table = self._sum_over_processes(errors.table)
         loss = errors.loss()
         if not math.isfinite(loss):
@@ -416,12 +426,21 @@ class _Trainer:
         self.display.epoch(row, done, best, last=done >= 1.0)
         self.hooks.after_epoch(self, row)
 
-    def _validation_batches(self) -> Iterator[Batch]:
-        size, valid = self.settings.batch_size, self.data.valid
-        starts = range(0, len(valid), size)
-        for start in starts[self.fabric.global_rank :: self.fabric.world_size]:
-            batch = collate(valid[start : start + size], self.student.cutoff, self.dtype)
-            yield batch.to(self.fabric.device)
+    @contextlib.contextmanager
+    def _validation_batches(self) -> Iterator[Iterable[Batch]]:
+        """This process' share; what fits beside the neighbour lists is put together once."""
+        if self.valid_batches is not None:
+            yield self.valid_batches
+            return
+        places = self.plan.in_order(self.data.valid.sizes)
+        mine = places[self.fabric.global_rank :: self.fabric.world_size]
+        with self._loader(self.data.valid).batches(mine) as ahead:
+            moved = (b.to(self.fabric.device) for b in ahead if b is not None)
+            if self.data.valid.in_memory and len(self.data.valid) <= WINDOW:
+                self.valid_batches = list(moved)
+                yield self.valid_batches
+            else:
+                yield moved
 
     def _history_row(self, errors: ErrorSums, loss: float) -> dict[str, Any]:
         sums, squares, counts = self.train_sums
