@@ -81,6 +81,8 @@ def takes(f: dataclasses.Field[Any], hint: Any) -> str:
     if typing.get_origin(hint) is list:
         several = "list" if rule.length is None else f"list of {rule.length}"
         words = f"{words}, or a list of it" if rule.lone else f"{several}, each {words}"
+    if typing.get_origin(hint) is dict and kind is not hint:
+        words = f"mapping, each value {words}"
     if type(None) in typing.get_args(hint):
         words += ", or null"
     return words
@@ -113,6 +115,8 @@ def _property(f: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
         "enum": list(rule.choices) or None,
     }
     one.update({key: limit for key, limit in limits.items() if limit is not None})
+    if typing.get_origin(hint) is dict and kind_of(hint) is not hint:
+        one = {"type": "object", "additionalProperties": one}
     if typing.get_origin(hint) is list:
         several: dict[str, Any] = {"type": "array", "items": one}
         if rule.length is not None:

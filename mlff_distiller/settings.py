@@ -35,7 +35,7 @@ LARGEST_SEED = 2**32 - 1
 
 @dataclass(frozen=True)
 class Rule:
-    """What a field means and which values it takes; of lists, each of their members."""
+    """What a field means and which values it takes; of lists and mappings, each of their members."""
 
     meaning: str
     unit: str = ""
@@ -148,8 +148,12 @@ class Settings:
                     f"{f.name} must be a list of {length}, got {value}; set {place} to e.g. "
                     f"{list(range(2, 2 + length))}"
                 )
-            for i, member in enumerate(values):
-                name = f"{f.name}[{i}]" if values is value else f.name
+            named = {
+                f"{f.name}[{i}]" if values is value else f.name: v for i, v in enumerate(values)
+            }
+            if isinstance(value, dict) and kind_of(hint) is not hint:
+                named = {f"{f.name}[{key!r}]": member for key, member in value.items()}
+            for name, member in named.items():
                 self._check(f, hint, name, member)
 
     def _check(self, f: dataclasses.Field[Any], hint: Any, name: str, value: Any) -> None:
@@ -176,11 +180,13 @@ def fields_of(cls: type[Any]) -> list[tuple[dataclasses.Field[Any], Any]]:
 
 
 def kind_of(hint: Any) -> Any:
-    """The type of a value that is there: ``float`` of ``float | None`` and of ``list[float]``."""
+    """The type of a value: ``float`` of ``float | None``, ``list[float]``, ``dict[str, float]``."""
     if typing.get_origin(hint) in (Union, types.UnionType):
         return kind_of(next(m for m in typing.get_args(hint) if m is not type(None)))
     if typing.get_origin(hint) is list:
         return typing.get_args(hint)[0]
+    if typing.get_origin(hint) is dict and typing.get_args(hint)[1] is not Any:
+        return typing.get_args(hint)[1]
     return hint
 
 
@@ -279,7 +285,10 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if origin is dict:
         if not isinstance(value, Mapping):
             raise InputError(f"{path} must be a mapping, got {value!r}; write it as {{key: value}}")
-        return dict(value)
+        kind = kind_of(hint)
+        if kind is hint:
+            return dict(value)
+        return {str(key): _convert(kind, v, f"{path}[{key!r}]") for key, v in value.items()}
     return _convert_scalar(hint, value, path)
 
 

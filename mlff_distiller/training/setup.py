@@ -19,6 +19,7 @@ from mlff_distiller.elements import symbols, unknown_elements
 from mlff_distiller.errors import InputError
 from mlff_distiller.students import StudentForceField
 from mlff_distiller.students.student import load_student
+from mlff_distiller.training import fine_tune
 from mlff_distiller.training.reference import (
     fit_reference_energies,
     isolated_energies,
@@ -108,7 +109,7 @@ def load_data(config: TrainConfig, cutoff: float) -> TrainingData:
     if states := charge_and_spin(train):
         notes.append(f"warning: {states}")
     open_ones = undetermined_elements(train)
-    if open_ones and config.training.reference_energies == "least-squares":
+    if open_ones and config.training.reference_energies != "none":
         notes.append(
             f"warning: the compositions in {path} do not tell the energies of {symbols(open_ones, ', ')} "
             "apart: energies of other compositions and of lone atoms will be arbitrary; add frames "
@@ -159,7 +160,8 @@ def first_student(
     """The student whose weights training starts with: a new one, or that of a file.
 
     Raises:
-        InputError: a file that holds another network, or a student that lacks an element.
+        InputError: a file that holds another network, a student that lacks an element, or
+            reference energies to refit without energies.
     """
     if start_from is None:
         return new_student(config, data)
@@ -177,7 +179,13 @@ def first_student(
             "leave these structures out, or start without --from"
         )
     student.uncertainty = None  # of the weights that are about to change
-    return student.train().to(getattr(torch, config.training.precision))
+    student.train().to(getattr(torch, config.training.precision))
+    data.metadata["started_from"] = fine_tune.origin(student, start_from)
+    refit = config.training.reference_energies == "refit"
+    data.notes.extend(fine_tune.doubts(student, data.elements, data.train, kept=not refit))
+    if refit:
+        fine_tune.refit_reference_energies(student, data.train)
+    return student
 
 
 def new_student(config: TrainConfig, data: TrainingData) -> StudentForceField:
@@ -187,7 +195,7 @@ def new_student(config: TrainConfig, data: TrainingData) -> StudentForceField:
         torch.manual_seed(config.training.seed)
         student = StudentForceField(config.model, data.elements).to(dtype)
     binding = 0.0
-    if config.training.reference_energies == "least-squares":
+    if config.training.reference_energies != "none":
         repulsion = repulsion_energies(student, data.train)
         isolated = isolated_energies(data.train)
         energies = fit_reference_energies(data.train, data.elements, repulsion, isolated)
