@@ -9,6 +9,7 @@ the backward pass, what a loss of both has for gradients by the parameters. Wher
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from mlff_distiller.students.painn import PaiNN
 
 _enabled = True
+# Instruction set of the kernels, see ops/engine.py; tests set others.
+_isa = "auto"
 # Work spaces that no graph refers to; memory that is fresh costs more than what is computed in it.
 _free: list[Tensor] = []
 
@@ -42,8 +45,13 @@ def can_train(painn: PaiNN, device_type: str) -> bool:
         _enabled
         and not torch.compiler.is_compiling()
         and not any(True for _ in painn.bases.parameters())
-        and has_kernel("training_forward", device_type)
+        and _available(device_type)
     )
+
+
+@functools.cache
+def _available(device_type: str) -> bool:
+    return has_kernel("training_forward", device_type)
 
 
 def pairs_of(edge_index: Tensor, shifts: Tensor, num_atoms: int) -> list[Tensor] | None:
@@ -113,7 +121,7 @@ class _Step:
     ) -> None:
         self.inputs = (species, vectors, radials, scales, *norm)
         self.pairs = pairs
-        self.threads = threads
+        self.options = (threads, _isa)
         self.work = _free.pop() if _free else torch.empty(0, dtype=torch.uint8)
 
     def __del__(self) -> None:
@@ -122,13 +130,13 @@ class _Step:
 
     def forward(self, parameters: Sequence[Tensor], gradients: bool) -> tuple[Tensor, Tensor]:
         energies, gradient, self.work = torch.ops.mlff.training_forward(
-            self.pairs, parameters, *self.inputs, gradients, self.threads, self.work
+            self.pairs, parameters, *self.inputs, gradients, *self.options, self.work
         )
         return energies, gradient
 
     def backward(self, parameters: Sequence[Tensor], *weights: Tensor) -> list[Tensor]:
         return torch.ops.mlff.training_backward(
-            self.pairs, parameters, *self.inputs, self.threads, self.work, *weights
+            self.pairs, parameters, *self.inputs, *self.options, self.work, *weights
         )
 
 

@@ -58,7 +58,9 @@ void pack_dense(const Kernels<T>& kernels, const DenseShape& s, const T* w, bool
       } else {
         const T* from = w + s.order[b] * s.out * stride + block * s.in + first;
         for (int64_t i = 0; i < k_real; ++i, to += step, from += stride) {
-          std::memcpy(to, from, sizeof(T) * static_cast<size_t>(count));
+          int64_t c = 0;
+          for (; c + 4 <= count; c += 4) std::memcpy(to + c, from + c, 4 * sizeof(T));
+          for (; c < count; ++c) to[c] = from[c];
         }
       }
     }
