@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mlff_distiller.ops.library import has_kernel
 
@@ -44,7 +44,7 @@ def can_train(painn: PaiNN, device_type: str) -> bool:
     return (
         _enabled
         and not torch.compiler.is_compiling()
-        and not any(True for _ in painn.bases.parameters())
+        and not _parameters(painn.bases)
         and _available(device_type)
     )
 
@@ -103,7 +103,16 @@ def energies_and_gradients(
         norm=(first.norm_epsilon, first.norm_shift),
         threads=torch.get_num_threads(),
     )
-    return _EnergiesAndGradients.apply(step, *painn.parameters())
+    return _EnergiesAndGradients.apply(step, *_parameters(painn))
+
+
+def _parameters(module: nn.Module) -> list[Tensor]:
+    """``list(module.parameters())``, which takes as long as a fifth of a small step."""
+    found: list[Tensor] = [p for p in module._parameters.values() if p is not None]
+    for child in module._modules.values():
+        if child is not None:
+            found += _parameters(child)
+    return found
 
 
 class _Step:
