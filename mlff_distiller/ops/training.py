@@ -131,15 +131,16 @@ class _Step:
         self.inputs = (species, vectors, radials, scales, *norm)
         self.pairs = pairs
         self.options = (threads, _isa)
+        self.differentiable = torch.is_grad_enabled()
         self.work = _free.pop() if _free else torch.empty(0, dtype=torch.uint8)
 
     def __del__(self) -> None:
         if len(_free) < 2:
             _free.append(self.work)
 
-    def forward(self, parameters: Sequence[Tensor], gradients: bool) -> tuple[Tensor, Tensor]:
+    def forward(self, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         energies, gradient, self.work = torch.ops.mlff.training_forward(
-            self.pairs, parameters, *self.inputs, gradients, *self.options, self.work
+            self.pairs, parameters, *self.inputs, self.differentiable, *self.options, self.work
         )
         return energies, gradient
 
@@ -154,7 +155,7 @@ class _EnergiesAndGradients(torch.autograd.Function):
     def forward(ctx: Any, step: _Step, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         ctx.step = step
         ctx.save_for_backward(*parameters)
-        return step.forward(parameters, any(ctx.needs_input_grad))
+        return step.forward(parameters)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
