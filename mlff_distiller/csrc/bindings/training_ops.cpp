@@ -230,8 +230,17 @@ std::vector<Tensor> training_backward(at::TensorList graph, at::TensorList param
   const Tensor c = energy_weights.contiguous(), u = gradient_weights.contiguous();
   TORCH_CHECK_VALUE(c.numel() == step.pairs.num_atoms && u.numel() == 3 * step.pairs.num_pairs,
                     "expected weights of energies and of pair gradients");
+  // Parts of one allocation: many of middle size would be returned to the system every step.
+  const auto padded = [](const Tensor& p) { return (p.numel() + 15) / 16 * 16; };
+  int64_t total = 0;
+  for (const Tensor& p : step.parameters) total += padded(p);
+  const Tensor flat = at::empty({total}, step.vectors.options());
   std::vector<Tensor> out;
-  for (const Tensor& p : step.parameters) out.push_back(at::empty_like(p));
+  int64_t next = 0;
+  for (const Tensor& p : step.parameters) {
+    out.push_back(flat.narrow(0, next, p.numel()).view(p.sizes()));
+    next += padded(p);
+  }
   AT_DISPATCH_FLOATING_TYPES(step.vectors.scalar_type(), "training_backward", [&] {
     using T = scalar_t;
     mlff::TrainingInput<T> in = step.input<T>();
