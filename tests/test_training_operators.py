@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from torch import Tensor
 from mlff_distiller.config import ModelConfig
 from mlff_distiller.data import Structure
 from mlff_distiller.data.batch import Batch, collate
-from mlff_distiller.ops.training import can_train, native_training
+from mlff_distiller.ops import training
+from mlff_distiller.ops.engine import available_isas
+from mlff_distiller.ops.training import can_train, native_training, pairs_of
 from mlff_distiller.students.student import StudentForceField
 
 
@@ -148,3 +151,130 @@ def test_scales_of_imported_networks():
     student = student_of(torch.float64)
     student.painn.scales.copy_(torch.tensor([0.5, 2.0, -1.5]))
     check(student, collate(structures("mixed"), student.cutoff, torch.float64), 1e-11)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("isa", available_isas())
+def test_every_instruction_set(monkeypatch, isa, dtype):
+    monkeypatch.setattr(training, "_isa", isa)
+    student = student_of(dtype, hidden_dim=40, num_interactions=2)
+    batch = collate(structures("mixed"), student.cutoff, dtype)
+    check(student, batch, 1e-11 if dtype == torch.float64 else 3e-4)
+
+
+def test_an_unknown_instruction_set_is_refused(monkeypatch):
+    monkeypatch.setattr(training, "_isa", "sse9")
+    student = student_of(torch.float32)
+    batch = collate(structures("mixed"), student.cutoff)
+    with pytest.raises(ValueError, match="auto, portable, avx2 or avx512, got sse9"):
+        student.compute(batch)
+
+
+@pytest.mark.parametrize("name", ["interactions.1.filter.weight", "interactions.1.mix.weight"])
+def test_gradients_by_finite_differences(name):
+    student = student_of(torch.float64, num_interactions=2)
+    batch = collate(structures("mixed"), student.cutoff, torch.float64)
+    gradients(student, batch, True)
+    parameter = student.painn.get_parameter(name)
+    assert parameter.grad is not None
+    gradient = parameter.grad.clone()
+    direction = torch.randn(gradient.shape, dtype=torch.float64)
+    expected = float((gradient * direction).sum())
+    errors = []
+    for step in (1e-3, 1e-4, 1e-5):
+        values = []
+        for sign in (1.0, -1.0):
+            with torch.no_grad():
+                parameter.add_(sign * step * direction)
+                values.append(float(loss_of(student, batch)[0]))
+                parameter.sub_(sign * step * direction)
+        errors.append(abs((values[0] - values[1]) / (2 * step) / expected - 1.0))
+    # Second order: a step of a tenth has a hundredth of the error.
+    assert errors[1] < 0.05 * errors[0]
+    assert min(errors) < 1e-6
+
+
+def test_threads_change_rounding_only_and_runs_repeat_bit_for_bit():
+    student = student_of(torch.float32)
+    batch = collate(structures("mixed"), student.cutoff)
+    exact = student_of(torch.float32).to(torch.float64)
+    expected, _ = gradients(exact, batch.to(dtype=torch.float64), False)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found, values = gradients(student, batch, True)
+            again, _ = gradients(student, batch, True)
+            assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+            for a, b in zip(found, expected, strict=True):
+                assert float((a - b).abs().max()) <= 1e-4 * float(b.abs().max()) + 1e-3
+            with native_training(True):
+                without = student.compute(batch)
+            assert torch.equal(without["forces"], values["forces"])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_step_may_be_differentiated_late_and_twice():
+    student = student_of(torch.float64)
+    batch = collate(structures("mixed"), student.cutoff, torch.float64)
+    other = collate(structures("images"), student.cutoff, torch.float64)
+    expected, _ = gradients(student, batch, True)
+    loss, _ = loss_of(student, batch)
+    gradients(student, other, True)  # its work space is another
+    for _ in range(2):
+        student.zero_grad(set_to_none=True)
+        loss.backward(inputs=list(student.parameters()), retain_graph=True)
+        for parameter, gradient in zip(student.parameters(), expected, strict=True):
+            assert parameter.grad is not None
+            assert torch.equal(parameter.grad, gradient)
+
+
+def test_frozen_parameters_get_no_gradient():
+    student = student_of(torch.float64)
+    batch = collate(structures("mixed"), student.cutoff, torch.float64)
+    expected, _ = gradients(student, batch, True)
+    student.zero_grad(set_to_none=True)
+    student.painn.embedding.requires_grad_(False)
+    loss_of(student, batch)[0].backward()
+    assert student.painn.embedding.weight.grad is None
+    for parameter, gradient in list(zip(student.parameters(), expected, strict=True))[1:]:
+        assert parameter.grad is not None
+        assert torch.equal(parameter.grad, gradient)
+
+
+def test_what_is_not_known_goes_by_automatic_differentiation():
+    trainable = student_of(torch.float32, rbf_trainable=True)
+    assert not can_train(trainable.painn, "cpu")
+    assert not can_train(student_of(torch.float32).painn, "meta")
+    batch = collate(structures("mixed"), 4.0)
+    loss_of(trainable, batch)[0].backward()
+    centers = trainable.painn.bases[0].centers
+    assert isinstance(centers, Tensor)
+    assert centers.grad is not None
+
+
+def test_lists_without_pairs_are_left_to_automatic_differentiation():
+    batch = collate(structures("mixed"), 4.0)
+    atoms = len(batch.atomic_numbers)
+    pairs = pairs_of(batch.edge_index, batch.shifts, atoms)
+    assert pairs is not None
+    assert len(pairs[-1]) == batch.edge_index.shape[1] // 2
+    assert pairs_of(batch.edge_index.flip(1), batch.shifts.flip(0), atoms) is None
+    one_way = batch.edge_index[0] < batch.edge_index[1]
+    assert pairs_of(batch.edge_index[:, one_way], batch.shifts[one_way], atoms) is None
+    student = student_of(torch.float32)
+    turned = replace(batch, edge_index=batch.edge_index.flip(1), shifts=batch.shifts.flip(0))
+    for name, value in student.compute(batch).items():
+        assert torch.allclose(value, student.compute(turned)[name], rtol=1e-4, atol=1e-5)
+
+
+def test_wrong_arguments_are_refused():
+    batch = collate(structures("mixed"), 4.0)
+    atoms = len(batch.atomic_numbers)
+    with pytest.raises(ValueError, match=r"within 0\.\.9"):
+        pairs_of(batch.edge_index, batch.shifts, 10)
+    with pytest.raises(ValueError, match="shifts must be int64"):
+        pairs_of(batch.edge_index, batch.shifts[:-1], atoms)
+    with pytest.raises(ValueError, match="edge_index must be int64"):
+        pairs_of(batch.edge_index.to(torch.int32), batch.shifts, atoms)

@@ -9,11 +9,12 @@ the backward pass, what a loss of both has for gradients by the parameters. Wher
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mlff_distiller.ops.library import has_kernel
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from mlff_distiller.students.painn import PaiNN
 
 _enabled = True
+# Instruction set of the kernels, see ops/engine.py; tests set others.
+_isa = "auto"
 # Work spaces that no graph refers to; memory that is fresh costs more than what is computed in it.
 _free: list[Tensor] = []
 
@@ -41,9 +44,14 @@ def can_train(painn: PaiNN, device_type: str) -> bool:
     return (
         _enabled
         and not torch.compiler.is_compiling()
-        and not any(True for _ in painn.bases.parameters())
-        and has_kernel("training_forward", device_type)
+        and not _parameters(painn.bases)
+        and _available(device_type)
     )
+
+
+@functools.cache
+def _available(device_type: str) -> bool:
+    return has_kernel("training_forward", device_type)
 
 
 def pairs_of(edge_index: Tensor, shifts: Tensor, num_atoms: int) -> list[Tensor] | None:
@@ -95,7 +103,16 @@ def energies_and_gradients(
         norm=(first.norm_epsilon, first.norm_shift),
         threads=torch.get_num_threads(),
     )
-    return _EnergiesAndGradients.apply(step, *painn.parameters())
+    return _EnergiesAndGradients.apply(step, *_parameters(painn))
+
+
+def _parameters(module: nn.Module) -> list[Tensor]:
+    """``list(module.parameters())``, which takes as long as a fifth of a small step."""
+    found: list[Tensor] = [p for p in module._parameters.values() if p is not None]
+    for child in module._modules.values():
+        if child is not None:
+            found += _parameters(child)
+    return found
 
 
 class _Step:
@@ -113,22 +130,23 @@ class _Step:
     ) -> None:
         self.inputs = (species, vectors, radials, scales, *norm)
         self.pairs = pairs
-        self.threads = threads
+        self.options = (threads, _isa)
+        self.differentiable = torch.is_grad_enabled()
         self.work = _free.pop() if _free else torch.empty(0, dtype=torch.uint8)
 
     def __del__(self) -> None:
         if len(_free) < 2:
             _free.append(self.work)
 
-    def forward(self, parameters: Sequence[Tensor], gradients: bool) -> tuple[Tensor, Tensor]:
+    def forward(self, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         energies, gradient, self.work = torch.ops.mlff.training_forward(
-            self.pairs, parameters, *self.inputs, gradients, self.threads, self.work
+            self.pairs, parameters, *self.inputs, self.differentiable, *self.options, self.work
         )
         return energies, gradient
 
     def backward(self, parameters: Sequence[Tensor], *weights: Tensor) -> list[Tensor]:
         return torch.ops.mlff.training_backward(
-            self.pairs, parameters, *self.inputs, self.threads, self.work, *weights
+            self.pairs, parameters, *self.inputs, *self.options, self.work, *weights
         )
 
 
@@ -137,7 +155,7 @@ class _EnergiesAndGradients(torch.autograd.Function):
     def forward(ctx: Any, step: _Step, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         ctx.step = step
         ctx.save_for_backward(*parameters)
-        return step.forward(parameters, any(ctx.needs_input_grad))
+        return step.forward(parameters)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

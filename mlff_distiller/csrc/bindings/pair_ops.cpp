@@ -6,12 +6,14 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "core/isa.h"
 #include "core/radial.h"
 #include "core/repulsion.h"
 
@@ -61,14 +63,12 @@ Tensor radial_functions(const Tensor& vectors_, const std::string& basis, int64_
     const scalar_t* r = vectors.const_data_ptr<scalar_t>();
     scalar_t* to = out.mutable_data_ptr<scalar_t>();
     at::parallel_for(0, pairs, kPairsPerThread, [&](int64_t begin, int64_t end) {
-      std::vector<double> row(static_cast<size_t>(2 * size));
-      for (int64_t p = begin; p < end; ++p) {
-        const double d = length(r + 3 * p);
-        row.assign(row.size(), 0.0);
-        if (!(d >= cutoff)) functions.evaluate(d, row.data(), row.data() + size);
-        for (int64_t k = 0; k < 2 * size; ++k) {
-          to[2 * size * p + k] = static_cast<scalar_t>(row[static_cast<size_t>(k)]);
-        }
+      std::vector<double> distances(kPairsPerThread), rows(kPairsPerThread * 2 * size);
+      for (int64_t p = begin; p < end; p += kPairsPerThread) {
+        const int64_t count = std::min(kPairsPerThread, end - p);
+        for (int64_t k = 0; k < count; ++k) distances[k] = length(r + 3 * (p + k));
+        functions.evaluate(mlff::best_kernels<double>(), count, distances.data(), rows.data());
+        std::copy_n(rows.data(), 2 * size * count, to + 2 * size * p);
       }
     });
   });

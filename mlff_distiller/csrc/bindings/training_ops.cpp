@@ -7,9 +7,11 @@
 #include <torch/library.h>
 
 #include <cstdint>
+#include <string>
 #include <tuple>
 #include <vector>
 
+#include "core/error.h"
 #include "core/isa.h"
 #include "core/training.h"
 
@@ -179,6 +181,16 @@ struct Step {
   }
 };
 
+// The kernels of one step: weights are packed for them.
+template <typename T>
+const mlff::Kernels<T>& kernels_named(const std::string& isa) {
+  try {
+    return mlff::kernels_of<T>(mlff::choose_isa(mlff::isa_from_name(isa)));
+  } catch (const mlff::InputError& error) {
+    TORCH_CHECK_VALUE(false, error.what());
+  }
+}
+
 // Work space kept by the caller: `work`, if it is large enough, or a new one. Threads are those of
 // the first call of a step.
 std::tuple<Tensor, Tensor, Tensor> training_forward(at::TensorList graph, at::TensorList parameters,
@@ -186,7 +198,7 @@ std::tuple<Tensor, Tensor, Tensor> training_forward(at::TensorList graph, at::Te
                                                     at::TensorList radials, const Tensor& scales,
                                                     double norm_epsilon, double norm_shift,
                                                     bool gradients, int64_t threads,
-                                                    const Tensor& work) {
+                                                    const std::string& isa, const Tensor& work) {
   const Step step(graph, parameters, species, vectors, radials, scales, norm_epsilon, norm_shift);
   Tensor energies = at::empty({step.pairs.num_atoms}, step.vectors.options());
   Tensor pair_gradients = at::empty_like(step.vectors);
@@ -201,7 +213,7 @@ std::tuple<Tensor, Tensor, Tensor> training_forward(at::TensorList graph, at::Te
     }
     const auto read = [](const Tensor& t) { return t.const_data_ptr<T>(); };
     mlff::training_forward<T>(in, parameters_of<const T>(step.parameters, read),
-                              mlff::best_kernels<T>(), gradients, space.mutable_data_ptr(),
+                              kernels_named<T>(isa), gradients, space.mutable_data_ptr(),
                               energies.mutable_data_ptr<T>(), pair_gradients.mutable_data_ptr<T>());
   });
   return {energies, pair_gradients, space};
@@ -211,14 +223,24 @@ std::vector<Tensor> training_backward(at::TensorList graph, at::TensorList param
                                       const Tensor& species, const Tensor& vectors,
                                       at::TensorList radials, const Tensor& scales,
                                       double norm_epsilon, double norm_shift, int64_t threads,
-                                      const Tensor& work, const Tensor& energy_weights,
+                                      const std::string& isa, const Tensor& work,
+                                      const Tensor& energy_weights,
                                       const Tensor& gradient_weights) {
   const Step step(graph, parameters, species, vectors, radials, scales, norm_epsilon, norm_shift);
   const Tensor c = energy_weights.contiguous(), u = gradient_weights.contiguous();
   TORCH_CHECK_VALUE(c.numel() == step.pairs.num_atoms && u.numel() == 3 * step.pairs.num_pairs,
                     "expected weights of energies and of pair gradients");
+  // Parts of one allocation: many of middle size would be returned to the system every step.
+  const auto padded = [](const Tensor& p) { return (p.numel() + 15) / 16 * 16; };
+  int64_t total = 0;
+  for (const Tensor& p : step.parameters) total += padded(p);
+  const Tensor flat = at::empty({total}, step.vectors.options());
   std::vector<Tensor> out;
-  for (const Tensor& p : step.parameters) out.push_back(at::empty_like(p));
+  int64_t next = 0;
+  for (const Tensor& p : step.parameters) {
+    out.push_back(flat.narrow(0, next, p.numel()).view(p.sizes()));
+    next += padded(p);
+  }
   AT_DISPATCH_FLOATING_TYPES(step.vectors.scalar_type(), "training_backward", [&] {
     using T = scalar_t;
     mlff::TrainingInput<T> in = step.input<T>();
@@ -226,7 +248,7 @@ std::vector<Tensor> training_backward(at::TensorList graph, at::TensorList param
     TORCH_CHECK_VALUE(work.numel() >= static_cast<int64_t>(mlff::training_bytes(in, true)),
                       "expected the work space that training_forward has returned");
     const auto write = [](const Tensor& t) { return t.mutable_data_ptr<T>(); };
-    mlff::training_backward<T>(in, mlff::best_kernels<T>(), work.mutable_data_ptr(),
+    mlff::training_backward<T>(in, kernels_named<T>(isa), work.mutable_data_ptr(),
                                c.const_data_ptr<T>(), u.const_data_ptr<T>(),
                                parameters_of<T>(out, write));
   });
@@ -240,11 +262,11 @@ TORCH_LIBRARY_FRAGMENT(mlff, m) {
   m.def(
       "training_forward(Tensor[] graph, Tensor[] parameters, Tensor species, Tensor vectors, "
       "Tensor[] radials, Tensor scales, float norm_epsilon, float norm_shift, bool gradients, "
-      "int threads, Tensor work) -> (Tensor, Tensor, Tensor)");
+      "int threads, str isa, Tensor work) -> (Tensor, Tensor, Tensor)");
   m.def(
       "training_backward(Tensor[] graph, Tensor[] parameters, Tensor species, Tensor vectors, "
       "Tensor[] radials, Tensor scales, float norm_epsilon, float norm_shift, int threads, "
-      "Tensor(a!) work, Tensor energy_weights, Tensor gradient_weights) -> Tensor[]");
+      "str isa, Tensor(a!) work, Tensor energy_weights, Tensor gradient_weights) -> Tensor[]");
 }
 
 TORCH_LIBRARY_IMPL(mlff, CPU, m) {

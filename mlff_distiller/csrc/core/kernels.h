@@ -222,6 +222,8 @@ struct Kernels {
   void (*message_backward)(const MessageCall<T>&) = nullptr;
   void (*message_double_backward)(const MessageCall<T>&) = nullptr;
   void (*outer)(const OuterCall<T>&) = nullptr;
+  // y = exp(x) for x <= 0; count a multiple of the vector length.
+  void (*exponentials)(int64_t count, const T* x, T* y) = nullptr;
   TrainingKernels<T> training[2];  // primal and dual pass
   // n distinct keys in ascending order.
   void (*rank_sort)(const int64_t* keys, int64_t n, int64_t* sorted) = nullptr;

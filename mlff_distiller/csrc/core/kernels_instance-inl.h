@@ -54,6 +54,7 @@ static constexpr Kernels<T> make_table() {
   k.message_backward = message_backward<T>;
   k.message_double_backward = message_double_backward<T>;
   k.outer = outer<T>;
+  k.exponentials = exponentials<T>;
   k.training[0] = training_kernels<T, false>();
   k.training[1] = training_kernels<T, true>();
   k.rank_sort = rank_sort;

@@ -328,6 +328,15 @@ static void training_backward(const TrainingEdges<T>& e) {
   }
 }
 
+template <typename T>
+static void exponentials(int64_t count, const T* x, T* y) {
+  const Vec<T> least = broadcast<T>(sizeof(T) == 4 ? T(-87) : T(-700));
+  for (int64_t i = 0; i < count; i += Simd<T>::kLanes) {
+    const Vec<T> value = load(x + i);
+    store(y + i, exp_clamped(value < least ? least : value));
+  }
+}
+
 template <typename T, int kRows, int kVectors>
 static __attribute__((noinline)) void outer_tile(const OuterCall<T>& g, const T* __restrict a,
                                                  const T* __restrict b, T* __restrict c) {

@@ -1,8 +1,11 @@
 #include "core/radial.h"
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <utility>
+
+#include "core/memory.h"
 
 namespace mlff {
 namespace {
@@ -91,6 +94,41 @@ void RadialFunctions::evaluate(double d, double* values, double* derivatives) co
   }
   values[last] = cut.value;
   derivatives[last] = cut.slope;
+}
+
+void RadialFunctions::evaluate(const Kernels<double>& kernels, int64_t count, const double* d,
+                               double* rows) const {
+  std::fill(rows, rows + 2 * size_ * count, 0.0);
+  if (spec_.basis != "gaussian") {
+    for (int64_t i = 0; i < count; ++i, rows += 2 * size_) {
+      if (d[i] < cutoff_) evaluate(d[i], rows, rows + size_);
+    }
+    return;
+  }
+  const int64_t lanes = kernels.lanes, n = spec_.num_rbf;
+  const int64_t width = (n + lanes - 1) / lanes * lanes;
+  Buffer<double> exponents, values;
+  std::fill_n(exponents.require(count * width), count * width, 0.0);
+  values.require(count * width);
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t k = 0; k < n; ++k) {
+      const double x = (d[i] - first_[static_cast<size_t>(k)]) * second_[static_cast<size_t>(k)];
+      exponents.data()[i * width + k] = -0.5 * x * x;
+    }
+  }
+  kernels.exponentials(count * width, exponents.data(), values.data());
+  for (int64_t i = 0; i < count; ++i, rows += 2 * size_) {
+    if (!(d[i] < cutoff_)) continue;
+    const Value cut = cutoff_function(spec_, d[i], cutoff_);
+    for (int64_t k = 0; k < n; ++k) {
+      const double inverse_width = second_[static_cast<size_t>(k)];
+      const double x = (d[i] - first_[static_cast<size_t>(k)]) * inverse_width;
+      const double value = values.data()[i * width + k];
+      rows[k] = value * cut.value;
+      rows[size_ + k] = value * (cut.slope - x * inverse_width * cut.value);
+    }
+    rows[n] = cut.value, rows[size_ + n] = cut.slope;
+  }
 }
 
 void RadialFunctions::basis(double d, double* values, double* derivatives) const {

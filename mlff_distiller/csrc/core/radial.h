@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/kernels.h"
 #include "core/model_file.h"
 
 namespace mlff {
@@ -20,6 +21,8 @@ class RadialFunctions {
   int64_t size() const { return size_; }  // num_rbf + 1
   // values and derivatives [size] at d, Angstrom, within [0, cutoff].
   void evaluate(double d, double* values, double* derivatives) const;
+  // The same for `count` distances, zero from the cutoff on: rows [count][2][size].
+  void evaluate(const Kernels<double>& kernels, int64_t count, const double* d, double* rows) const;
 
  private:
   void basis(double d, double* values, double* derivatives) const;

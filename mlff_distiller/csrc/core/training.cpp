@@ -14,7 +14,7 @@ namespace mlff {
 namespace {
 
 // Atoms whose rows stay in L2 through a chain of dense layers; a multiple of the kernels' rows.
-constexpr int64_t kTile = 48;
+constexpr int64_t kTile = 96;
 // Pairs whose filters' adjoints are kept in L2 on their way into the gradient.
 constexpr int64_t kPairs = 192;
 

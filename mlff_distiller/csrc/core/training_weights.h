@@ -4,6 +4,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__SSE2__)
+#include <xmmintrin.h>
+#endif
+
 #include "core/kernels.h"
 
 namespace mlff {
@@ -30,6 +34,23 @@ int64_t packed_at(const Kernels<T>& kernels, int64_t k, int64_t n, int64_t i, in
   return single * k + i * lanes + j - single;
 }
 
+// to[i * step + c] = from[c * stride + i] for four i and four c.
+template <typename T>
+void transpose4(const T* from, int64_t stride, T* to, int64_t step) {
+  for (int64_t i = 0; i < 4; ++i) {
+    for (int64_t c = 0; c < 4; ++c) to[i * step + c] = from[c * stride + i];
+  }
+}
+#if defined(__SSE2__)
+inline void transpose4(const float* from, int64_t stride, float* to, int64_t step) {
+  __m128 a = _mm_loadu_ps(from), b = _mm_loadu_ps(from + stride);
+  __m128 c = _mm_loadu_ps(from + 2 * stride), d = _mm_loadu_ps(from + 3 * stride);
+  _MM_TRANSPOSE4_PS(a, b, c, d);
+  _mm_storeu_ps(to, a), _mm_storeu_ps(to + step, b);
+  _mm_storeu_ps(to + 2 * step, c), _mm_storeu_ps(to + 3 * step, d);
+}
+#endif
+
 // For products with the transpose (x W^T, forward) or with W itself (backward).
 template <typename T>
 void pack_dense(const Kernels<T>& kernels, const DenseShape& s, const T* w, bool transpose,
@@ -52,13 +73,21 @@ void pack_dense(const Kernels<T>& kernels, const DenseShape& s, const T* w, bool
       T* to = packed + packed_at(kernels, k, n, b * k_padded, j);
       if (transpose) {
         const T* from = w + (s.order[block] * s.out + first) * stride + b * s.in;
-        for (int64_t i = 0; i < k_real; ++i, to += step) {
-          for (int64_t c = 0; c < count; ++c) to[c] = from[c * stride + i];
+        int64_t i = 0;
+        for (; i + 4 <= k_real && count % 4 == 0; i += 4) {
+          for (int64_t c = 0; c < count; c += 4) {
+            transpose4(from + c * stride + i, stride, to + i * step + c, step);
+          }
+        }
+        for (; i < k_real; ++i) {
+          for (int64_t c = 0; c < count; ++c) to[i * step + c] = from[c * stride + i];
         }
       } else {
         const T* from = w + s.order[b] * s.out * stride + block * s.in + first;
         for (int64_t i = 0; i < k_real; ++i, to += step, from += stride) {
-          std::memcpy(to, from, sizeof(T) * static_cast<size_t>(count));
+          int64_t c = 0;
+          for (; c + 4 <= count; c += 4) std::memcpy(to + c, from + c, 4 * sizeof(T));
+          for (; c < count; ++c) to[c] = from[c];
         }
       }
     }
