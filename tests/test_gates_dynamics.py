@@ -90,6 +90,27 @@ def test_a_crystal_has_its_shells() -> None:
     assert distance([0, 2, 1], [1, 1, 1]) == pytest.approx(2 / 3)
 
 
+def test_pairs_within_a_molecule_are_left_out() -> None:
+    """Pairs of points without any order: only the bond stands out, unless it is left out."""
+    rng = np.random.default_rng(2)
+    cell, labels = 12.0 * np.eye(3), np.repeat(np.arange(40), 2)
+    frames = []
+    for _ in range(60):
+        arms = rng.normal(size=(40, 3))
+        arms /= np.linalg.norm(arms, axis=1, keepdims=True)
+        centres = 12.0 * rng.random((40, 3))
+        frames.append(np.stack([centres, centres + arms], axis=1).reshape(-1, 3))
+    numbers = np.tile([8, 1], 40)
+    found = radial_distribution(np.array(frames), cell, numbers, 6.0, labels)
+    r, g = np.array(found["r"]), np.array(found["pairs"]["H-O"])
+    assert np.average(g, weights=r**2) == pytest.approx(1.0, abs=0.02)
+    assert g[r < 1.5].max() < 6
+    whole = radial_distribution(np.array(frames), cell, numbers, 6.0)["pairs"]["H-O"]
+    assert max(whole) > 20
+    # One molecule alone leaves no pair at all.
+    assert radial_distribution(np.array(frames), cell, numbers, 6.0, 0 * labels)["pairs"] == {}
+
+
 def test_diffusion_of_a_random_walk() -> None:
     rng = np.random.default_rng(1)
     steps = rng.normal(0.0, 0.3, (400, 500, 3))

@@ -16,6 +16,7 @@ from mlff_distiller.config import SamplingConfig
 from mlff_distiller.data import Structure, structures_hash
 from mlff_distiller.data.splits import draw_splits
 from mlff_distiller.errors import InputError
+from mlff_distiller.evaluation.gates.runs import in_box
 from mlff_distiller.sampling import builtin, rattled, sample, water_box
 from mlff_distiller.sampling.dynamics import HOT
 from mlff_distiller.sampling.geometry import closest_ratio, random_strain, strained
@@ -221,6 +222,8 @@ def test_calculator_that_fails_in_dynamics_is_counted() -> None:
         ("silicon", "Si64"),
         ("silicon-8", "Si8"),
         ("water", "H128O64"),
+        ("water-32", "H64O32"),
+        ("water-8", "H16O8"),
         ("ethanol", "C2H6O"),
         ("aspirin", "C9H8O4"),
         ("alanine-dipeptide", "C6H12N2O2"),
@@ -256,6 +259,18 @@ def test_water_has_its_density() -> None:
         assert mass / (np.linalg.det(s.cell) * 1e-24) == pytest.approx(0.997, rel=1e-3)
         d = s.to_atoms().get_all_distances(mic=True)
         np.testing.assert_allclose(d[0::3, 1::3].min(axis=1), 0.9572, atol=1e-9)
+
+
+def test_the_small_water_boxes_can_run() -> None:
+    large, small = builtin("water-32")[0], builtin("water-8")[0]
+    # Gates repeat what is narrower than two usual cutoffs: eight times the calls' cost.
+    assert len(in_box(large)) == len(large)
+    for s in (large, small):
+        mass = s.to_atoms().get_masses().sum() / units.kg * 1000  # g
+        assert mass / (np.linalg.det(s.cell) * 1e-24) == pytest.approx(0.95, rel=1e-3)
+        d = s.to_atoms().get_all_distances(mic=True)
+        apart = np.arange(len(s))[:, None] // 3 != np.arange(len(s)) // 3
+        assert d[apart].min() > 1.5
 
 
 def test_unknown_builtin_names_the_nearest() -> None:

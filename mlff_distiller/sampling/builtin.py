@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from ase.build import bulk
@@ -83,6 +83,10 @@ _ALANINE_DIPEPTIDE = """
 """
 
 
+# Oxygen atoms of a face-centred lattice: neighbours are farther apart than on a simple one.
+_FACES = ((0.0, 0.0, 0.0), (0.0, 0.5, 0.5), (0.5, 0.0, 0.5), (0.5, 0.5, 0.0))
+
+
 def starting_structures(
     source: str, note: Callable[[str], None] = logger.warning
 ) -> list[Structure]:
@@ -111,6 +115,8 @@ def builtin(name: str) -> list[Structure]:
     ``silicon``               64 atoms, diamond, a = 5.43 Å, periodic
     ``silicon-8``             the conventional cell of it
     ``water``                 64 molecules at 0.997 g/cm^3 on a lattice, turned at random
+    ``water-32``              32 at 0.95 g/cm^3: with 10.0 Å, the smallest box of two usual cutoffs
+    ``water-8``               8 at 0.95 g/cm^3, 6.3 Å: labels of it cost a tenth
     ``ethanol``               9 atoms, the trans conformer
     ``aspirin``               21 atoms
     ``alanine-dipeptide``     22 atoms, C7eq
@@ -124,6 +130,8 @@ def builtin(name: str) -> list[Structure]:
         "silicon": lambda: _silicon(2),
         "silicon-8": lambda: _silicon(1),
         "water": lambda: water_box(4),
+        "water-32": lambda: water_box(2, density=0.95, basis=_FACES),
+        "water-8": lambda: water_box(2, density=0.95),
         "ethanol": lambda: _molecule(_ETHANOL),
         "aspirin": lambda: _molecule(_ASPIRIN),
         "alanine-dipeptide": lambda: _molecule(_ALANINE_DIPEPTIDE),
@@ -137,18 +145,29 @@ def builtin(name: str) -> list[Structure]:
     return [structure]
 
 
-def water_box(per_side: int, seed: int = 0) -> Structure:
-    """Water on a simple cubic lattice at 0.997 g/cm^3, molecules turned at random.
+def water_box(
+    per_side: int,
+    seed: int = 0,
+    *,
+    density: float = 0.997,
+    basis: Sequence[Sequence[float]] = ((0.0, 0.0, 0.0),),
+) -> Structure:
+    """Water on a cubic lattice, molecules turned at random.
 
     Args:
-        per_side: molecules along each edge; ``per_side**3`` in all.
+        per_side: cells of the lattice along each edge.
         seed: of the orientations.
+        density: g/cm^3.
+        basis: fractional coordinates of the oxygen atoms in each cell; by default one,
+            ``per_side**3`` molecules in all.
     """
     bond, angle = 0.9572, np.radians(104.52)  # Å; the molecule in the gas phase
-    spacing = (18.01528 / (0.997 * 0.602214076)) ** (1 / 3)  # Å
+    # g/mol over g/cm^3 and Avogadro's number, in Å^3
+    spacing = (len(basis) * 18.01528 / (density * 0.602214076)) ** (1 / 3)
     arm = bond * np.array([[np.cos(angle / 2), s * np.sin(angle / 2), 0.0] for s in (1, -1)])
     rng = np.random.default_rng(seed)
-    sites = np.indices((per_side,) * 3).reshape(3, -1).T * spacing
+    corners = np.indices((per_side,) * 3).reshape(3, -1).T
+    sites = (corners[:, None] + np.array(basis)).reshape(-1, 3) * spacing
     positions = []
     for site in sites:
         turn, _ = np.linalg.qr(rng.standard_normal((3, 3)))

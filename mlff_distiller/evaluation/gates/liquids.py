@@ -12,6 +12,7 @@ from ase.data import chemical_symbols
 from ase.md.verlet import VelocityVerlet
 
 from mlff_distiller.data import Structure
+from mlff_distiller.data.bonds import find_molecules
 from mlff_distiller.errors import InputError
 from mlff_distiller.evaluation.gates.choose import Case
 from mlff_distiller.evaluation.gates.context import Context
@@ -26,7 +27,11 @@ _DENSITY_FRAMES = 10
 
 
 def radial_distribution(
-    positions: np.ndarray, cell: np.ndarray, numbers: np.ndarray, reach: float
+    positions: np.ndarray,
+    cell: np.ndarray,
+    numbers: np.ndarray,
+    reach: float,
+    molecules: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """g(r) of each pair of elements; 1 everywhere in an ideal gas.
 
@@ -35,6 +40,8 @@ def radial_distribution(
         cell: (3, 3), Å, of all of them.
         numbers: (n,).
         reach: Å, at most half of the narrowest width of the cell.
+        molecules: (n,), the molecule of each atom; pairs within one are left out. Their bonds are
+            peaks so high that nothing else would count. None: all pairs.
 
     Returns:
         ``r``, Å, middles of the bins; ``pairs``: ``O-H`` -> g.
@@ -44,20 +51,25 @@ def radial_distribution(
     volume = abs(float(np.linalg.det(cell)))
     inverse = np.linalg.inv(cell)
     elements = np.unique(numbers)
-    counts = {(a, b): np.zeros(_BINS) for a in elements for b in elements if a <= b}
+    labels = np.arange(len(numbers)) if molecules is None else np.asarray(molecules)
+    apart = labels[:, None] != labels
+    between = {
+        (a, b): apart[np.ix_(numbers == a, numbers == b)]
+        for a in elements
+        for b in elements
+        if a <= b
+    }
+    counts = {pair: np.zeros(_BINS) for pair in between}
     for frame in positions:
         for a, b in counts:
             one, other = frame[numbers == a], frame[numbers == b]
             vectors = (one[:, None] - other) @ inverse
             vectors = (vectors - np.round(vectors)) @ cell
             distances = np.linalg.norm(vectors, axis=2)
-            if a == b:
-                distances = distances[~np.eye(len(one), dtype=bool)]
-            counts[a, b] += np.histogram(distances.ravel(), edges)[0]
+            counts[a, b] += np.histogram(distances[between[a, b]], edges)[0]
     pairs = {}
     for (a, b), count in counts.items():
-        na, nb = int((numbers == a).sum()), int((numbers == b).sum())
-        number = na * (na - 1) if a == b else na * nb
+        number = int(between[a, b].sum())
         if number:
             name = f"{chemical_symbols[a]}-{chemical_symbols[b]}"
             pairs[name] = (count / len(positions) * volume / number / shells).tolist()
@@ -92,7 +104,12 @@ def diffusion_coefficient(times: np.ndarray, positions: np.ndarray, masses: np.n
 
 
 def dynamics(
-    calculator: Calculator, atoms: Atoms, velocities: list[list[float]], step: float, time: float
+    calculator: Calculator,
+    atoms: Atoms,
+    velocities: list[list[float]],
+    step: float,
+    time: float,
+    molecules: list[int] | None = None,
 ) -> dict[str, Any]:
     """What a run without thermostat says: radial distribution and diffusion.
 
@@ -102,6 +119,7 @@ def dynamics(
         velocities: (n, 3), ASE's unit.
         step: fs.
         time: ps.
+        molecules: of :func:`radial_distribution`.
 
     Returns:
         of :func:`radial_distribution`, ``diffusion`` in Å^2/ps and ``temperature``, K, the mean.
@@ -127,8 +145,9 @@ def dynamics(
         raise InputError("the run of the liquid blew up")
     cell = moved.cell.array
     width = float((1.0 / np.linalg.norm(np.linalg.inv(cell), axis=0)).min())
+    labels = None if molecules is None else np.array(molecules)
     return {
-        **radial_distribution(positions, cell, moved.numbers, min(_REACH, 0.5 * width)),
+        **radial_distribution(positions, cell, moved.numbers, min(_REACH, 0.5 * width), labels),
         "diffusion": diffusion_coefficient(np.array(times), positions, moved.get_masses()),
         "temperature": float(np.mean(heat[len(heat) // 2 :])),
     }
@@ -242,9 +261,12 @@ def _both(context: Context, case: Case) -> tuple[dict[str, Any], dict[str, Any]]
 
     what = ["start of a liquid", structure.positions.round(4).tolist(), temperature, step]
     start = context.teacher.remember(what, begin)
-    numbers = in_box(structure).atomic_numbers
-    atoms = Atoms(numbers, start["positions"], cell=start["cell"], pbc=True)
-    return context.both(dynamics, atoms, start["velocities"], step, time)
+    box = in_box(structure)
+    atoms = Atoms(box.atomic_numbers, start["positions"], cell=start["cell"], pbc=True)
+    # In melts of crystals bonds come and go.
+    molecular = phase_of(structure) == "liquid"
+    molecules = find_molecules(box).labels.tolist() if molecular else None
+    return context.both(dynamics, atoms, start["velocities"], step, time, molecules)
 
 
 def _liquid(context: Context, structure: Structure) -> Structure:

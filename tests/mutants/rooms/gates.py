@@ -126,10 +126,18 @@ MUTATIONS = [
     Mutation(
         "ideal gases have half the neighbours",
         "evaluation/gates/liquids.py",
-        "number = na * (na - 1) if a == b",
-        "number = na * (na - 1) // 2 if a == b",
+        "number = int(between[a, b].sum())",
+        "number = int(between[a, b].sum()) // (1 + (a == b))",
         "test_gates_dynamics.py -k shells",
         "g(r) goes to two",
+    ),
+    Mutation(
+        "bonds count as neighbours in a liquid",
+        "evaluation/gates/liquids.py",
+        "apart = labels[:, None] != labels",
+        "apart = ~np.eye(len(labels), dtype=bool)",
+        "test_gates_dynamics.py -k within_a_molecule",
+        "the peaks of bonds hide the shells",
     ),
     Mutation(
         "a refused student ends well",
