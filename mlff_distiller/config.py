@@ -392,8 +392,21 @@ class TrainingConfig(Settings, path="training"):
     )
     reference_energies: str = setting(
         "least-squares",
-        "Energy of each element: fitted to the training labels, or `none`.",
-        choices=("least-squares", "none"),
+        "Energy of each element: fitted to the training labels (training from a student keeps "
+        "that of the student), fitted there, too (`refit`: for labels with another zero of energy), "
+        "or `none`.",
+        choices=("least-squares", "refit", "none"),
+    )
+    frozen: list[str] = setting(
+        [],
+        "Names of parameters that training leaves as they are; patterns such as `embedding*` or "
+        "`interactions.0` (all of it).",
+    )
+    learning_rate_factors: dict[str, float] = setting(
+        {},
+        "Pattern of names -> factor of the learning rate; the last that fits counts.",
+        above=0,
+        advice="freeze what shall not move with training.frozen",
     )
     precision: str = setting(
         "float32", "Arithmetic of training and of the exported student.",

@@ -30,6 +30,7 @@ def register(app: typer.Typer) -> None:
             "train --data data.h5 -o runs/si train.yaml",
             "train --data more.h5 --from runs/si -o runs/si-more",
             "train --data bulk.h5 --data surfaces.h5=2 -o runs/both",
+            "train --data dft.h5 --from student.pt --refit-energies -o runs/si-dft tune.yaml",
         )
     )(train)
     app.command(
@@ -63,6 +64,11 @@ def train(
     start_from: Path | None = typer.Option(
         None, "--from", help="Start with the weights of this run directory, checkpoint or student."
     ),
+    refit_energies: bool = typer.Option(
+        False,
+        "--refit-energies",
+        help="With --from: fit the reference energies to the new labels, which have another zero.",
+    ),
     resume: bool = typer.Option(False, "--resume", help="Go on from the last checkpoint."),
     overwrite: bool = typer.Option(
         False, "--overwrite", help="Start anew where a run is; its checkpoints move to *.old."
@@ -83,6 +89,10 @@ def train(
         _refuse_to_replace(output, resume, overwrite)
         if resume and start_from:
             raise InputError("--resume and --from exclude each other, got both; give one")
+        if refit_energies and not start_from:
+            raise InputError(
+                "--refit-energies goes with --from, got it alone; new students are fitted anyway"
+            )
         mapping = load_yaml(config) if config else {}
         if preset is not None:
             if preset not in PRESETS:
@@ -99,6 +109,7 @@ def train(
                 "max_epochs": max_epochs,
                 "device": device,
                 "seed": seed,
+                "reference_energies": "refit" if refit_energies else None,
             },
         }
         for section, values in given.items():

@@ -8,11 +8,14 @@ keeps the very numbers it was trained with; ``trainable`` makes them parameters.
 """
 
 import math
+from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from mlff_distiller.config import ModelConfig
+from mlff_distiller.ops.library import has_kernel
 
 
 class _RadialBasis(nn.Module):
@@ -220,3 +223,59 @@ def make_cutoff(config: ModelConfig) -> nn.Module:
         assert config.cutoff_onset is not None  # checked by ModelConfig
         return SwitchCutoff(config.cutoff, config.cutoff_onset)
     return PolynomialCutoff(config.cutoff, config.cutoff_exponent)
+
+
+def values_and_slopes(
+    bases: Iterable[nn.Module], cutoff_function: nn.Module, vectors: Tensor
+) -> list[Tensor]:
+    """What filters are linear in, and the derivatives by the distance, without a graph.
+
+    Args:
+        bases: radial basis functions.
+        cutoff_function: of all of them.
+        vectors: (n_pairs, 3), Å.
+
+    Returns:
+        (n_pairs, 2, num_rbf + 1) for each basis: basis functions times the cutoff function and,
+        last, the cutoff function itself.
+    """
+    kinds = [_kind(basis) for basis in bases]
+    kind, parameter = _cutoff_kind(cutoff_function)
+    if kind and all(kinds) and has_kernel("radial_functions", vectors.device.type):
+        cutoff = cast(float, cutoff_function.cutoff)
+        with torch.no_grad():
+            return [
+                torch.ops.mlff.radial_functions(vectors, *basis, kind, parameter, cutoff)
+                for basis in kinds
+                if basis
+            ]
+    distances = torch.sqrt((vectors * vectors).sum(dim=-1))
+
+    def values(d: Tensor) -> list[Tensor]:
+        envelope = cutoff_function(d).unsqueeze(-1)
+        return [torch.cat([basis(d) * envelope, envelope], dim=-1) for basis in bases]
+
+    found = torch.func.jvp(values, (distances,), (torch.ones_like(distances),))
+    return [torch.stack(pair, dim=1).detach() for pair in zip(found[0], found[1], strict=True)]
+
+
+def _kind(basis: nn.Module) -> tuple[str, int, list[Tensor]] | None:
+    """A basis in the words of the engine: name, number of functions, their numbers."""
+    if isinstance(basis, GaussianBasis):
+        return "gaussian", len(basis.centers), [basis.centers, basis.widths]
+    if isinstance(basis, BesselBasis):
+        return "bessel", len(basis.frequencies), [basis.frequencies]
+    if isinstance(basis, ChebyshevBasis):
+        return "chebyshev", basis.num_rbf, []
+    return None
+
+
+def _cutoff_kind(function: nn.Module) -> tuple[str, float]:
+    """A cutoff function in the words of the engine: name and number."""
+    if isinstance(function, PolynomialCutoff):
+        return "polynomial", float(function.exponent)
+    if isinstance(function, SwitchCutoff):
+        return "switch", function.onset
+    if isinstance(function, CosineCutoff):
+        return "cosine", 0.0
+    return ("mollifier", 0.0) if isinstance(function, MollifierCutoff) else ("", 0.0)

@@ -11,6 +11,7 @@ import torch
 from ase.data import covalent_radii
 from torch import Tensor, nn
 
+from mlff_distiller.ops.library import has_kernel
 from mlff_distiller.students.radial import PolynomialCutoff
 
 COULOMB = 14.399645  # e^2 / (4 π ε0) in eV Å
@@ -81,6 +82,36 @@ class PairRepulsion(nn.Module):
         pair = self.charge[receiving, sending] / distances * screening * switch
         energies = torch.zeros(species.shape[0], dtype=pair.dtype, device=pair.device)
         return energies.index_add(0, edge_index[1], 0.5 * pair).to(edge_vectors.dtype)
+
+    def pairs(
+        self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Energies where each edge stands for both of its pair, and their gradient by its vector.
+
+        Args:
+            species: (n_atoms,) int64.
+            edge_index: (2, n_pairs) int64.
+            edge_vectors: (n_pairs, 3), Å.
+
+        Returns:
+            (n_atoms,) in eV and (n_pairs, 3) in eV/Å, without a graph.
+        """
+        if has_kernel("pair_repulsion", edge_vectors.device.type):
+            with torch.no_grad():
+                energies, gradient = torch.ops.mlff.pair_repulsion(
+                    species,
+                    edge_index,
+                    edge_vectors,
+                    [self.charge, self.inverse_length, self.range, self.amplitudes, self.decays],
+                    self.switched,
+                )
+            return energies, gradient
+        with torch.enable_grad():
+            vectors = edge_vectors.detach().requires_grad_(True)
+            there = self(species, edge_index, vectors)
+            energies = there + self(species, edge_index.flip(0), vectors)
+            (gradient,) = torch.autograd.grad([energies.sum()], [vectors])
+        return energies.detach(), gradient
 
     def jump(self) -> float:
         """Largest step of a pair's energy at its range, eV; 0 when switched."""

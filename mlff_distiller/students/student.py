@@ -28,8 +28,10 @@ from mlff_distiller.config import ModelConfig
 from mlff_distiller.elements import MAX_Z, symbols
 from mlff_distiller.errors import InputError
 from mlff_distiller.ops.neighbors import edge_vectors, neighbor_list
+from mlff_distiller.ops.training import can_train, energies_and_gradients, pairs_of
 from mlff_distiller.students.load import read_student
 from mlff_distiller.students.painn import PaiNN
+from mlff_distiller.students.radial import values_and_slopes
 from mlff_distiller.students.repulsion import PairRepulsion
 from mlff_distiller.students.rigidity import LastLayerUncertainty
 from mlff_distiller.students.stored import StoredStudent
@@ -161,28 +163,66 @@ class StudentForceField(EnergyTerms):
             ``energy`` (B,), ``energies`` (n_atoms,) and, when asked for, ``forces``
             (n_atoms, 3) and ``stress`` (B, 3, 3).
         """
+        found = None
+        if forces or stress:
+            with torch.set_grad_enabled(create_graph):
+                found = self._compute_pairs(batch)
         with torch.enable_grad():
-            vectors = edge_vectors(
-                batch.positions, batch.cell, batch.edge_index, batch.shifts, batch.structure_index
-            )
-            if forces or stress:
-                vectors = vectors.detach().requires_grad_(True)
-            energies = self.atomic_energies(batch.atomic_numbers, batch.edge_index, vectors)
+            if found is not None:
+                energies, edge_index, vectors, gradient = found
+            else:
+                edge_index = batch.edge_index
+                vectors = edge_vectors(
+                    batch.positions, batch.cell, edge_index, batch.shifts, batch.structure_index
+                )
+                if forces or stress:
+                    vectors = vectors.detach().requires_grad_(True)
+                energies = self.atomic_energies(batch.atomic_numbers, edge_index, vectors)
+                if forces or stress:
+                    (gradient,) = torch.autograd.grad(
+                        [energies.sum()], [vectors], create_graph=create_graph
+                    )
             energy = torch.zeros(
                 batch.num_structures, dtype=energies.dtype, device=energies.device
             ).index_add(0, batch.structure_index, energies)
             result = {"energy": energy, "energies": energies}
-            if forces or stress:
-                (gradient,) = torch.autograd.grad(
-                    [energies.sum()], [vectors], create_graph=create_graph
-                )
-                if forces:
-                    result["forces"] = _forces(batch, gradient)
-                if stress:
-                    result["stress"] = _stress(batch, vectors.detach(), gradient)
+            if forces:
+                result["forces"] = _forces(batch, edge_index, gradient)
+            if stress:
+                result["stress"] = _stress(batch, edge_index, vectors.detach(), gradient)
         if not create_graph:
             result = {key: value.detach() for key, value in result.items()}
         return result
+
+    def _compute_pairs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """Energies and their gradients by the operators of training, where these can do it.
+
+        Returns:
+            Energies as :meth:`atomic_energies`, and the edges that stand for pairs of edges, which
+            have opposite vectors: their edge_index, vectors and gradients.
+        """
+        if not can_train(self.painn, batch.positions.device.type):
+            return None
+        pairs = pairs_of(batch.edge_index, batch.shifts, batch.positions.shape[0])
+        if pairs is None:
+            return None
+        chosen = pairs[-1]
+        edge_index = batch.edge_index.index_select(1, chosen)
+        vectors = edge_vectors(
+            batch.positions,
+            batch.cell,
+            edge_index,
+            batch.shifts.index_select(0, chosen),
+            batch.structure_index,
+        ).to(self.painn.embedding.weight.dtype)
+        species = self.species(batch.atomic_numbers)
+        radials = values_and_slopes(self.painn.bases, self.painn.cutoff_function, vectors)
+        energies, gradient = energies_and_gradients(self.painn, species, pairs, vectors, radials)
+        if self.repulsion is not None:
+            repulsion, more = self.repulsion.pairs(species, edge_index, vectors)
+            energies, gradient = energies + repulsion, gradient + more
+        energies = energies.to(torch.float64) + self.reference_energies[species]
+        return energies, edge_index, vectors, gradient
 
     @staticmethod
     def load(path: str | Path) -> StudentForceField:
@@ -227,18 +267,18 @@ def load_state(student: StudentForceField, state: dict[str, Tensor], name: str |
         ) from None
 
 
-def _forces(batch: Batch, gradient: Tensor) -> Tensor:
+def _forces(batch: Batch, edge_index: Tensor, gradient: Tensor) -> Tensor:
     # r_edge = r_sender - r_receiver, so -dE/dr collects + at the receiver and - at the sender.
     forces = gradient.new_zeros(batch.positions.shape)
-    forces = forces.index_add(0, batch.edge_index[1], gradient)
-    return forces.index_add(0, batch.edge_index[0], -gradient)
+    forces = forces.index_add(0, edge_index[1], gradient)
+    return forces.index_add(0, edge_index[0], -gradient)
 
 
-def _stress(batch: Batch, vectors: Tensor, gradient: Tensor) -> Tensor:
+def _stress(batch: Batch, edge_index: Tensor, vectors: Tensor, gradient: Tensor) -> Tensor:
     # dE/dε = Σ_edges r ⊗ dE/dr; symmetric because the energy is invariant under rotation.
     per_edge = vectors.unsqueeze(2) * gradient.unsqueeze(1)
     strain_gradient = gradient.new_zeros(batch.num_structures, 3, 3).index_add(
-        0, batch.structure_index[batch.edge_index[1]], per_edge
+        0, batch.structure_index[edge_index[1]], per_edge
     )
     strain_gradient = 0.5 * (strain_gradient + strain_gradient.transpose(1, 2))
     volume = torch.linalg.det(batch.cell).abs()

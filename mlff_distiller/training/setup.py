@@ -19,6 +19,7 @@ from mlff_distiller.elements import symbols, unknown_elements
 from mlff_distiller.errors import InputError
 from mlff_distiller.students import StudentForceField
 from mlff_distiller.students.student import load_student
+from mlff_distiller.training import fine_tune
 from mlff_distiller.training.reference import scale_readout
 from mlff_distiller.training.resume import difference
 from mlff_distiller.training.statistics import Statistics, gather
@@ -181,7 +182,8 @@ def first_student(
     """The student whose weights training starts with: a new one, or that of a file.
 
     Raises:
-        InputError: a file that holds another network, or a student that lacks an element.
+        InputError: a file that holds another network, a student that lacks an element, or
+            reference energies to refit without energies.
     """
     if start_from is None:
         return new_student(config, data)
@@ -199,7 +201,13 @@ def first_student(
             "leave these structures out, or start without --from"
         )
     student.uncertainty = None  # of the weights that are about to change
-    return student.train().to(getattr(torch, config.training.precision))
+    student.train().to(getattr(torch, config.training.precision))
+    data.metadata["started_from"] = fine_tune.origin(student, start_from)
+    refit = config.training.reference_energies == "refit"
+    data.notes.extend(fine_tune.doubts(student, data.elements, data.train, kept=not refit))
+    if refit:
+        fine_tune.refit_reference_energies(student, data.train)
+    return student
 
 
 def new_student(config: TrainConfig, data: TrainingData) -> StudentForceField:

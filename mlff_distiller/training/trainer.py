@@ -38,9 +38,10 @@ from mlff_distiller.students.checkpoint import (
     LAST,
     save_checkpoint,
 )
-from mlff_distiller.students.student import load_state
+from mlff_distiller.students.student import load_state, load_student
 from mlff_distiller.training.batches import WINDOW, Loader, Plan
 from mlff_distiller.training.display import Display
+from mlff_distiller.training.fine_tune import parameter_groups
 from mlff_distiller.training.history import History
 from mlff_distiller.training.hooks import Hooks
 from mlff_distiller.training.interrupt import Interrupt
@@ -112,7 +113,8 @@ def train(
             data, network and optimisation, and starts anew otherwise. Other limits (more epochs)
             or another way to compute (threads, device) are no reason to start anew.
         start_from: run directory, checkpoint or exported file whose weights are the first ones,
-            reference energies included; the optimiser and its schedule start anew. A run that
+            reference energies included unless ``training.reference_energies`` is ``refit``; the
+            optimiser and its schedule start anew. A run that
             is resumed has them behind it.
         hooks: called while the run goes on.
         progress: show progress on stderr.
@@ -169,12 +171,18 @@ class _Trainer:
         self.display = Display(progress and fabric.is_global_zero)
         self.data = self._load_data()
         self.dtype = getattr(torch, self.settings.precision)
-        self.student: StudentForceField = first_student(config, self.data, start_from)
+        state = self._resumed(resume)
+        self.student: StudentForceField = (
+            first_student(config, self.data, start_from)
+            if state is None
+            else load_student(output / LAST).train()  # it may know more elements than the data hold
+        )
         self.student.to(fabric.device)
-        self.parameters = list(self.student.parameters())
+        groups, self.factors = parameter_groups(self.student, self.settings)
+        self.parameters = [p for group in groups for p in group["params"]]
         self.averaged = AveragedStudent(self.student, self.settings.ema_decay)
         self.optimizer = torch.optim.AdamW(
-            self.parameters,
+            groups,
             lr=self.settings.learning_rate,
             weight_decay=self.settings.weight_decay,
         )
@@ -195,7 +203,7 @@ class _Trainer:
         self.started = time.monotonic()
         self.saved_at = -math.inf
         self._reason: str | None = None
-        self._open_output(resume)
+        self._open_output(state)
 
     # -- start ---------------------------------------------------------------------------------
 
@@ -210,15 +218,19 @@ class _Trainer:
         found = self.fabric.broadcast(data.statistics if data is not None else None)
         return data or load_data(self.config, self.config.model.cutoff, found)
 
-    def _open_output(self, resume: bool | str) -> None:
-        last = self.output / LAST
-        state = None
-        if resume:
-            metadata = self.data.metadata
-            state = resumable(last, self.config, metadata, auto=resume == "auto")
+    def _resumed(self, resume: bool | str) -> dict[str, Any] | None:
+        """Content of the checkpoint to go on from, if any."""
+        if not resume:
+            return None
+        metadata = self.data.metadata
+        return resumable(self.output / LAST, self.config, metadata, auto=resume == "auto")
+
+    def _open_output(self, state: dict[str, Any] | None) -> None:
         self.fabric.barrier()
         if state is not None:
-            self._restore(state, last)
+            self._restore(state, self.output / LAST)
+            if "started_from" in state["metadata"]:
+                self.data.metadata["started_from"] = state["metadata"]["started_from"]
         if self.fabric.is_global_zero:
             self.output.mkdir(parents=True, exist_ok=True)
             if state is None:
@@ -245,8 +257,10 @@ class _Trainer:
             f"structures, {atoms:,} atoms, validated on {valid}; {student.num_parameters:,} "
             f"parameters, {self.fabric.device}, {self.settings.precision}"
         )
+        if frozen := student.num_parameters - sum(p.numel() for p in self.parameters):
+            self.display.note(f"{frozen:,} of the parameters are frozen")
         energies = student.reference_energies.tolist()
-        text = ", ".join(f"Z={z} {e:.4f}" for z, e in zip(data.elements, energies, strict=True))
+        text = ", ".join(f"Z={z} {e:.4f}" for z, e in zip(student.elements, energies, strict=True))
         self.display.note(f"reference energies, eV: {text}")
 
     # -- state ---------------------------------------------------------------------------------
@@ -394,8 +408,9 @@ class _Trainer:
         value = float(self.loss.value(sums, counts))
         if not (math.isfinite(value) and math.isfinite(norm)):
             raise self._diverged("training loss", value if math.isfinite(norm) else norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.learning_rate(self.step, seconds)
+        rate = self.schedule.learning_rate(self.step, seconds)
+        for group, factor in zip(self.optimizer.param_groups, self.factors, strict=True):
+            group["lr"] = rate * factor
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.averaged.update(self.step)
@@ -454,7 +469,7 @@ class _Trainer:
             "epoch": self.epoch,
             "step": self.step,
             "seconds": round(self._seconds(), 3),
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": self.optimizer.param_groups[0]["lr"] / self.factors[0],
             "train_loss": float(self.loss.value(sums.to(device), counts.to(device))),
             "valid_loss": loss,
         }

@@ -129,6 +129,76 @@ struct MessageCall {
   T *w_out = nullptr, *r_out = nullptr;
 };
 
+// An array of the training pass and its tangent. Kernels of the primal pass read and write v; those
+// of the dual pass read both and write d.
+template <typename T>
+struct DualArray {
+  T* v = nullptr;
+  T* d = nullptr;
+};
+
+// C [m, n] = or += A^T B with A [k, m] and B [k, n], both row-major: gradients of weights.
+template <typename T>
+struct OuterCall {
+  int64_t m = 0, n = 0, k = 0;  // n a multiple of the vector length
+  const T *a = nullptr, *b = nullptr;
+  int64_t lda = 0, ldb = 0, ldc = 0;
+  T* c = nullptr;
+  bool accumulate = false;
+};
+
+// Rows of m atoms for the element-wise parts of training; see kernels_training-inl.h. All dense.
+template <typename T>
+struct TrainingRows {
+  int64_t m = 0, channels = 0;  // F, padded
+  bool last = false;            // last interaction: vectors end here, a has no a_vv, no gv
+  T norm_epsilon = 0, norm_shift = 0;
+  DualArray<T> x, v0, features;  // [3F] x0 | x1 | x2, [3][F], [5F] x0 | x1 | x2 v
+  DualArray<T> cat, v1, vu, a;   // [2F] s | norm, [3][F], [3][2F] V v | U v, [3F] ss | sv | vv
+  DualArray<T> s, v;             // [F], [3][F] after the update
+  DualArray<T> gs, gv, ga;       // [F], [3][F] adjoints of s and v, [3F] of a
+  DualArray<T> gcat, gvu, gv1;   // [2F], [3][2F], [3][F] adjoint of v1 through U and V alone
+  DualArray<T> adjoints;         // [4F] gs | gv after the messages
+};
+
+// Messages to and from a run of centres. The edges of a centre are sorted: pairs that it owns come
+// first, and these are numbered in this order; a pair's vector points from its owner.
+template <typename T>
+struct TrainingEdges {
+  int64_t begin = 0, end = 0;                            // centres
+  int64_t channels = 0;                                  // F, padded
+  const int64_t *offsets = nullptr, *middles = nullptr;  // first edge, end of the owned ones
+  const int32_t *neighbors = nullptr, *pairs = nullptr;
+  const T* geometry = nullptr;   // [pairs][8] r, 1/d, and the tangents of r and d
+  const T* filters = nullptr;    // [pairs][2][3F or 2F] values and slopes
+  DualArray<T> features;         // rows [5F]; first interaction: [2F], no tangent
+  DualArray<T> adjoints;         // rows [4F]
+  DualArray<T> s0, v0;           // rows [F], [3F]: before the messages; first: neither v0 nor s0.d
+  DualArray<T> cat, v1;          // forward: rows [2F] (the first half), [3F]
+  DualArray<T> x, gx, gv;        // backward: rows [3F or 2F]; [3F] the adjoint of v0
+  bool sums = true;              // backward: gx and gv are wanted
+  T* gradients = nullptr;        // backward, primal: [pairs][4] added to: dE/dd, dE/dr
+  T* filter_adjoints = nullptr;  // backward, dual: [pairs][2][3F or 2F] from pair first_pair on
+  int64_t first_pair = 0;
+};
+
+template <typename T>
+struct TrainingKernels {
+  void (*silu)(int64_t count, DualArray<T> z, DualArray<T> a) = nullptr;
+  // ga *= silu'(z), to gz
+  void (*silu_adjoint)(int64_t count, DualArray<T> z, DualArray<T> ga, DualArray<T> gz) = nullptr;
+  void (*features)(const TrainingRows<T>&) = nullptr;         // x, v0 -> features
+  void (*norms)(const TrainingRows<T>&) = nullptr;            // vu -> cat's norms
+  void (*combine)(const TrainingRows<T>&) = nullptr;          // cat, a, vu, v1 -> s, v
+  void (*adjoint_a)(const TrainingRows<T>&) = nullptr;        // gs, gv, vu -> ga
+  void (*adjoint_vu)(const TrainingRows<T>&) = nullptr;       // gs, gv, a, vu, cat, gcat -> gvu
+  void (*adjoint_message)(const TrainingRows<T>&) = nullptr;  // gs, gv, gcat, gv1 -> adjoints
+  void (*forward_first)(const TrainingEdges<T>&) = nullptr;
+  void (*forward)(const TrainingEdges<T>&) = nullptr;
+  void (*backward_first)(const TrainingEdges<T>&) = nullptr;
+  void (*backward)(const TrainingEdges<T>&) = nullptr;
+};
+
 template <typename T>
 struct Kernels {
   int lanes = 0;         // numbers per vector
@@ -151,6 +221,8 @@ struct Kernels {
   void (*message_forward)(const MessageCall<T>&) = nullptr;
   void (*message_backward)(const MessageCall<T>&) = nullptr;
   void (*message_double_backward)(const MessageCall<T>&) = nullptr;
+  void (*outer)(const OuterCall<T>&) = nullptr;
+  TrainingKernels<T> training[2];  // primal and dual pass
   // n distinct keys in ascending order.
   void (*rank_sort)(const int64_t* keys, int64_t n, int64_t* sorted) = nullptr;
   double (*fma_rounds)(int64_t rounds) = nullptr;         // ceilings.h

@@ -9,10 +9,29 @@
 #include "core/kernels_gemm-inl.h"
 #include "core/kernels_messages-inl.h"
 #include "core/kernels_sort-inl.h"
+#include "core/kernels_training-inl.h"
 #include "core/kernels_update-inl.h"
 
 namespace mlff {
 namespace MLFF_ISA_NAMESPACE {
+
+template <typename T, bool dual>
+static constexpr TrainingKernels<T> training_kernels() {
+  TrainingKernels<T> k;
+  k.silu = training_silu<T, dual>;
+  k.silu_adjoint = training_silu_adjoint<T, dual>;
+  k.features = training_features<T, dual>;
+  k.norms = training_norms<T, dual>;
+  k.combine = training_combine<T, dual>;
+  k.adjoint_a = training_adjoint_a<T, dual>;
+  k.adjoint_vu = training_adjoint_vu<T, dual>;
+  k.adjoint_message = training_adjoint_message<T, dual>;
+  k.forward_first = training_forward<T, dual, true>;
+  k.forward = training_forward<T, dual, false>;
+  k.backward_first = training_backward<T, dual, true>;
+  k.backward = training_backward<T, dual, false>;
+  return k;
+}
 
 template <typename T>
 static constexpr Kernels<T> make_table() {
@@ -34,6 +53,9 @@ static constexpr Kernels<T> make_table() {
   k.message_forward = message_forward<T>;
   k.message_backward = message_backward<T>;
   k.message_double_backward = message_double_backward<T>;
+  k.outer = outer<T>;
+  k.training[0] = training_kernels<T, false>();
+  k.training[1] = training_kernels<T, true>();
   k.rank_sort = rank_sort;
   k.fma_rounds = fma_rounds<T>;
   k.read_sum = read_sum<T>;

@@ -6,9 +6,6 @@
 namespace mlff {
 namespace MLFF_ISA_NAMESPACE {
 
-MLFF_INLINE float square_root(float x) { return __builtin_sqrtf(x); }
-MLFF_INLINE double square_root(double x) { return __builtin_sqrt(x); }
-
 // norm = sqrt(sum_xyz (V v)^2 + epsilon) - shift
 template <typename T>
 static void update_norms(const UpdateCall<T>& u) {

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <string>
+#include <utility>
 
 namespace mlff {
 namespace {
@@ -68,6 +69,16 @@ RadialFunctions::RadialFunctions(const ModelFile& model, int64_t interaction)
   } else if (spec_.basis == "bessel") {
     first_ = model.tensor(at + "frequencies").values;
   }
+}
+
+RadialFunctions::RadialFunctions(const FilterSpec& spec, double cutoff, std::vector<double> first,
+                                 std::vector<double> second)
+    : spec_(spec),
+      size_(spec.num_rbf + 1),
+      cutoff_(cutoff),
+      first_(std::move(first)),
+      second_(std::move(second)) {
+  for (double& width : second_) width = 1.0 / width;
 }
 
 void RadialFunctions::evaluate(double d, double* values, double* derivatives) const {

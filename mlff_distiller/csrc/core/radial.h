@@ -13,6 +13,9 @@ namespace mlff {
 class RadialFunctions {
  public:
   RadialFunctions(const ModelFile& model, int64_t interaction);
+  // `first`: centres or frequencies; `second`: widths; of a Chebyshev basis neither.
+  RadialFunctions(const FilterSpec& spec, double cutoff, std::vector<double> first,
+                  std::vector<double> second);
 
   int64_t size() const { return size_; }  // num_rbf + 1
   // values and derivatives [size] at d, Angstrom, within [0, cutoff].

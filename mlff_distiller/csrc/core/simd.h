@@ -41,6 +41,9 @@ MLFF_INLINE Vec<T> broadcast(T x) {
   return x - Vec<T>{};  // x - 0 keeps the sign of zero and compiles to one broadcast
 }
 
+MLFF_INLINE float square_root(float x) { return __builtin_sqrtf(x); }
+MLFF_INLINE double square_root(double x) { return __builtin_sqrt(x); }
+
 template <typename T>
 MLFF_INLINE T sum_lanes(Vec<T> v) {
   T total = 0;

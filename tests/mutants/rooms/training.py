@@ -142,7 +142,7 @@ MUTATIONS = [
     Mutation(
         "the learning rate never reaches the optimiser",
         "training/trainer.py",
-        'group["lr"] = self.schedule.learning_rate(self.step, seconds)',
+        'group["lr"] = rate * factor',
         'group["lr"] = self.settings.learning_rate',
         "test_training_steps.py",
         "no warm-up, no decay, and the history shows it wrongly",
