@@ -13,6 +13,8 @@ from mlff_distiller.students.checkpoint import read_checkpoint
 EXECUTION = ("device", "devices", "threads", "tensorboard")
 #: Settings that say when it ends: with other ones a run goes on, unless it is past them already.
 LIMITS = ("max_epochs", "max_minutes", "early_stop_patience")
+#: The loss before there was a choice.
+_SQUARES = {"energy_huber": 0.0, "force_huber": 0.0, "stress_huber": 0.0}
 _OF_THE_SPLITS = ("valid_fraction", "test_fraction", "split_seed")
 #: What decides which parameters are trained, as it was before there was a choice.
 _ALL_TRAINED: dict[str, Any] = {"frozen": [], "learning_rate_factors": {}}
@@ -95,7 +97,7 @@ def _check_same_parameters(last: Path, content: dict[str, Any], training: Traini
 
 def _same_settings(content: dict[str, Any], config: TrainConfig) -> bool:
     training = config.training
-    there = {**_ALL_TRAINED, **content["config"].get("training", {})}
+    there = {**_ALL_TRAINED, **_SQUARES, **content["config"].get("training", {})}
     here = settings_of_the_result(training)
     data = to_dict(config.data)
     same_splits = all(content["config"]["data"].get(k) == data[k] for k in _OF_THE_SPLITS)

@@ -70,6 +70,8 @@ COLUMNS = [
 # last.ckpt is written after an epoch unless it is younger than this many seconds; short epochs
 # would otherwise spend their time on writing. The end of a run and Ctrl-C always write it.
 _SAVE_INTERVAL = 5.0
+# Within an epoch it is written this often: one over a million frames takes hours.
+_SAVE_WITHIN = 300.0
 
 
 class TrainingResult(TypedDict):
@@ -381,6 +383,8 @@ class _Trainer:
                 self.hooks.after_step(self, loss)
                 done = self.schedule.progress(self.step, seconds)
                 self.display.step(self.epoch, done, seconds, loss)
+                if time.monotonic() - max(self.saved_at, self.started) > _SAVE_WITHIN:
+                    self._save(LAST, self.best_metrics)
 
     def _loader(self, frames: Frames) -> Loader:
         memory = self.data.files.neighbors
