@@ -1,6 +1,8 @@
 # make demo | make test | make mutants | make install | make lint | make format | make docs | make cuda
 # make openmm-torch | make clean
 #
+# Which demo:   make demo DEMO=molecule   (silicon, molecule, water: examples/demo_*.yaml)
+#
 # Everything is installed into .venv; nothing outside this folder is touched. To use another
 # Python or torch:   make demo PYTHON=python3.12 TORCH=torch==2.14.1
 

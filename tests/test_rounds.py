@@ -234,6 +234,7 @@ def test_each_kind_of_training_frame_starts_runs_in_turn() -> None:
     kinds = ["strain", "defect", "student-md"]
     known = [replace(copper(), info={"source": kinds[i % 3], "n": i}) for i in range(30)]
     known.append(replace(copper(), info={"source": "dimer"}))
+    known.append(replace(copper(), info={"source": "molecule", "kind": "bond"}))  # flies apart
     slab = replace(copper(), pbc=[True, True, False], info={"source": "slab"})
     seen = set()
     for k in range(1, 4):

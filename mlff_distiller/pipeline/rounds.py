@@ -343,12 +343,13 @@ def _starts(start: Sequence[Structure], known: Sequence[Structure]) -> list[list
     """Training frames that dynamics can start from, by kind: strained, vacancies, slabs, melts ...
 
     They are at least half as large as the smallest of ``start``. Pairs that were pushed together only
-    explode.
+    explode, and molecules with a broken bond fly apart: no purpose asks for either.
     """
     least = min(len(s) for s in start) // 2
     kinds: dict[str, list[Structure]] = {}
     for s in known:
-        if len(s) > max(1, least) and s.info.get("source") != "dimer":
+        apart = s.info.get("source") == "molecule" and s.info.get("kind") == "bond"
+        if len(s) > max(1, least) and s.info.get("source") != "dimer" and not apart:
             kind = f"{s.info.get('source')} {s.info.get('kind', '')}"
             kinds.setdefault(kind, []).append(s)
     return [kinds[kind] for kind in sorted(kinds)]
