@@ -51,6 +51,10 @@ class EnergyModel(Protocol):
         if self.elements is not None:
             check_elements(elements_of(structures), sorted(self.elements), self.name)
 
+    def announce(self, structures: Sequence[Structure]) -> None:
+        """These will be labelled next, in this order: a model may work ahead."""
+        return
+
     def label(self, structures: Sequence[Structure]) -> list[Structure]:
         """The same structures in the same order, with labels.
 

@@ -15,6 +15,16 @@ class MismatchError(InputError):
     """A file holds the work of other inputs, so that going on with it would mix the two."""
 
 
+class LostProcessError(InputError):
+    """Another process of the same run has ended, and its share of the work with it.
+
+    Attributes:
+        told: another process says so, and this one need not.
+    """
+
+    told = False
+
+
 class DeviceError(RuntimeError):
     """A GPU failed at good input: its memory is full, it is lost, or its driver is.
 

@@ -14,6 +14,7 @@ import typer
 
 from mlff_distiller.errors import DeviceError, InputError
 from mlff_distiller.files import jsonable
+from mlff_distiller.launch import launched, speaks
 
 #: Exit status of a student that an acceptance gate refuses.
 REFUSED = 1
@@ -28,16 +29,27 @@ def example(text: str, *commands: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def user_errors(interrupted: str | Callable[[], str] = "nothing was written") -> Iterator[None]:
+def user_errors(
+    interrupted: str | Callable[[], str] = "nothing was written", *, together: bool = False
+) -> Iterator[None]:
     """Turn errors that a user can mend into one red line and exit status 2 (1: a GPU failed).
 
     Args:
         interrupted: what Ctrl-C leaves behind and how to go on; printed with exit status 130.
+        together: the command knows what to do when torchrun or srun start it several times. One of
+            the processes then speaks for all.
     """
     try:
+        launch = launched()
+        if launch is not None and not together:
+            raise InputError(
+                f"this command runs in one process, got {launch.total} of {launch.by}; start it once"
+            )
         with _terminate_like_ctrl_c():
             yield
     except InputError as error:
+        if getattr(error, "told", not speaks()):
+            raise typer.Exit(2) from None
         fail(str(error))
     except DeviceError as error:
         fail(str(error), status=1)
@@ -48,7 +60,8 @@ def user_errors(interrupted: str | Callable[[], str] = "nothing was written") ->
         fail(f"cannot use the file{where}: {os.strerror(error.errno)}; check the path and the disk")
     except KeyboardInterrupt:
         kept = interrupted if isinstance(interrupted, str) else interrupted()
-        _red("interrupted", kept, "yellow")
+        if speaks():
+            _red("interrupted", kept, "yellow")
         raise typer.Exit(130) from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ def register(app: typer.Typer) -> None:
             "go on; with more structures, those that are not in the file yet are added.",
             "label frames.extxyz --teacher sevennet-0 -o data.h5",
             "label more.extxyz --teacher sevennet-0 -o data.h5",
+            "label frames.extxyz --teacher sevennet-0 -o data.h5 --scheduler tcp://node1:8786",
             "label frames.extxyz --teacher 'ase.calculators.lj:LennardJones(sigma=3.4)' -o lj.h5",
         )
     )(label)
@@ -164,6 +166,12 @@ def label(
     option: list[str] = typer.Option(
         [], "-O", "--option", metavar="KEY=VALUE", help="Keyword argument of the teacher."
     ),
+    scheduler: str | None = typer.Option(
+        None,
+        "--scheduler",
+        metavar="ADDRESS",
+        help="Label on the workers of this Dask scheduler (docs/processes.md).",
+    ),
     max_force: float = typer.Option(30.0, help="eV/Å; frames with a larger force are left out."),
     resume: bool = typer.Option(True, help="Go on with an existing file, or start anew."),
     as_json: bool = JSON,
@@ -178,21 +186,30 @@ def label(
     with user_errors(kept):
         from mlff_distiller.data import HDF5Dataset
         from mlff_distiller.sampling import starting_structures
-        from mlff_distiller.teachers import get_teacher, label_dataset
+        from mlff_distiller.teachers import Teacher, get_teacher, label_dataset
 
         frames = starting_structures(structures, note)
         if output.is_dir():
             raise InputError(f"--output must be a file, got the directory {output}; name another")
-        labeller = get_teacher(teacher, device=device, **parse_options(option))
-        report = label_dataset(
-            frames,
-            labeller,
-            output,
-            batch_size=batch_size,
-            resume=resume,
-            extend=True,
-            max_force=max_force,
-        )
+        options = parse_options(option)
+        with contextlib.ExitStack() as stack:
+            labeller: Teacher
+            if scheduler is None:
+                labeller = get_teacher(teacher, device=device, **options)
+            else:
+                from mlff_distiller.teachers.cluster import ClusterTeacher
+
+                cluster = ClusterTeacher(teacher, scheduler, device, options, say=note)
+                labeller = stack.enter_context(cluster)
+            report = label_dataset(
+                frames,
+                labeller,
+                output,
+                batch_size=batch_size,
+                resume=resume,
+                extend=True,
+                max_force=max_force,
+            )
         data = HDF5Dataset(output)
         result = {
             "path": output,

@@ -19,6 +19,7 @@ from mlff_distiller.cli.common import (
     wrote,
 )
 from mlff_distiller.errors import InputError
+from mlff_distiller.launch import leads
 
 
 def register(app: typer.Typer) -> None:
@@ -82,7 +83,7 @@ def train(
             return f"the state is kept in {output}; go on with the same command and --resume"
         return "stopped before the first checkpoint; nothing is kept"
 
-    with user_errors(kept):
+    with user_errors(kept, together=True):
         from mlff_distiller.config import PRESETS, TrainConfig, from_dict, load_yaml, to_dict
         from mlff_distiller.data.frames import weighted_files
 
@@ -128,7 +129,8 @@ def train(
             wrote(output / "best.ckpt", f"{result['num_parameters']:,} parameters"),
             f"next: mlff-distiller export {output} -o student.pt",
         ]
-        emit(dict(result), as_json, "\n".join(lines))
+        if leads():
+            emit(dict(result), as_json, "\n".join(lines))
 
 
 def _refuse_to_replace(output: Path, resume: bool, overwrite: bool) -> None:

@@ -18,7 +18,7 @@ from mlff_distiller.data.journal import journal_path
 from mlff_distiller.data.structure import Structure, check_structure
 from mlff_distiller.data.survey import geometry_key
 from mlff_distiller.energy_model import EnergyModel
-from mlff_distiller.errors import InputError, MismatchError
+from mlff_distiller.errors import InputError, LostProcessError, MismatchError
 from mlff_distiller.progress import Progress
 
 _REMEDY = "write to another file, or start anew with resume=False (--no-resume)"
@@ -97,6 +97,7 @@ def label_dataset(
     Raises:
         InputError: structures that the teacher cannot label, no structure that could be labelled,
             a full disk.
+        LostProcessError: workers on other machines cannot go on; what was committed stays.
         MismatchError: a file that belongs to other inputs, see ``on_mismatch``.
         KeyboardInterrupt: after everything that was committed is in the file.
     """
@@ -137,14 +138,19 @@ def label_dataset(
             raise
         _set_aside(output)
         writer, known = open_writer()
+
+    def unknown(frames: Sequence[Structure]) -> list[Structure]:
+        return [s for s in frames if not known or geometry_key(s) not in known]
+
     fresh = 0
     with writer:
         done = report.num_resumed
         with _shown(progress, console, f"label with {teacher.name}", len(structures)) as update:
             update(done)
+            teacher.announce(unknown(structures[done:]))
             while done < len(structures):
                 inputs_of_batch = structures[done : done + batch_size]
-                batch = [s for s in inputs_of_batch if not known or geometry_key(s) not in known]
+                batch = unknown(inputs_of_batch)
                 labelled = _label(teacher, batch, max_force, report) if batch else []
                 done += len(inputs_of_batch)
                 fresh += len(batch)
@@ -264,6 +270,8 @@ def _label(
 ) -> list[Structure]:
     try:
         labelled = teacher.label(batch)
+    except LostProcessError:
+        raise  # says nothing about the structures
     except InputError as error:
         if len(batch) == 1:
             _count(report, f"the teacher failed ({_shorten(str(error))})")

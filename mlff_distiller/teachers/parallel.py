@@ -13,6 +13,9 @@ from mlff_distiller.teachers.base import Teacher
 from mlff_distiller.teachers.registry import get_teacher
 from mlff_distiller.workers import run_all
 
+#: Name, device and options (JSON) of a teacher, for other processes.
+Recipe = tuple[str, str, str]
+
 
 class ParallelTeacher(Teacher):
     """Labels by worker processes of one thread each; everything else by this process.
@@ -35,7 +38,7 @@ class ParallelTeacher(Teacher):
         options: dict[str, Any] | None = None,
     ) -> None:
         self._recipe = (name, device, json.dumps(options or {}, sort_keys=True))
-        self._one = _teacher(*self._recipe)
+        self._one = teacher_of(*self._recipe)
         self.workers = workers if device == "cpu" else 1
         self.name, self.versions, self.elements = (
             self._one.name,
@@ -68,11 +71,11 @@ class ParallelTeacher(Teacher):
 
 
 @functools.lru_cache(maxsize=1)
-def _teacher(name: str, device: str, options: str) -> Teacher:
-    """Loaded once for all rounds."""
+def teacher_of(name: str, device: str, options: str) -> Teacher:
+    """Of a recipe; loaded once for all rounds."""
     return get_teacher(name, device=device, **json.loads(options))
 
 
-def _label(argument: tuple[tuple[str, str, str], Structure]) -> Labels:
+def _label(argument: tuple[Recipe, Structure]) -> Labels:
     recipe, structure = argument
-    return _teacher(*recipe).compute(structure)
+    return teacher_of(*recipe).compute(structure)

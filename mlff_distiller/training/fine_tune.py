@@ -23,7 +23,7 @@ from mlff_distiller.elements import symbols
 from mlff_distiller.errors import InputError
 from mlff_distiller.students import StudentForceField
 from mlff_distiller.students.load import read_training_metadata
-from mlff_distiller.training.reference import fit_reference_energies, isolated_energies
+from mlff_distiller.training.reference import ReferenceFit, note_isolated
 
 # eV/atom; a step between old and new labels that composition explains and that is larger than
 # this would bend the network before it is learned.
@@ -107,24 +107,22 @@ def refit_reference_energies(student: StudentForceField, structures: Sequence[St
 
 def _shift(student: StudentForceField, structures: Sequence[Structure]) -> Tensor:
     """What the reference energies lack, (n_elements,) float64, eV."""
-    rest = []
+    fit, isolated = ReferenceFit(), dict[int, float]()
     for start in range(0, len(structures), _BATCH):
         frames = structures[start : start + _BATCH]
         batch = collate(frames, student.cutoff, student.painn.embedding.weight.dtype)
         batch = batch.to(student.reference_energies.device)
         found = student.compute(batch, forces=False, stress=False)["energy"].tolist()
-        rest += [
-            s.with_labels(s.energy - energy)
-            for s, energy in zip(frames, found, strict=True)
-            if s.energy is not None
-        ]
-    if not rest:
+        for s, energy in zip(frames, found, strict=True):
+            if s.energy is not None:
+                fit.add(s.atomic_numbers, s.energy - energy)
+                note_isolated(isolated, s.with_labels(s.energy - energy))
+    if not fit.num_energies:
         raise InputError(
             "refitting reference energies needs structures with an energy, got none; label them, or "
             "leave training.reference_energies out to keep those of the student"
         )
-    shift = fit_reference_energies(rest, student.elements, None, isolated_energies(rest))
-    return torch.from_numpy(shift)
+    return torch.from_numpy(fit.solve(student.elements, isolated))
 
 
 def doubts(

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from typing import Any
 
 
 class Interrupt:
-    """Remembers that the user pressed Ctrl-C or that a batch system sent SIGTERM."""
+    """Remembers that the user pressed Ctrl-C or that a batch system sent SIGTERM.
 
-    def __init__(self) -> None:
+    Args:
+        leader: process that passes Ctrl-C on as SIGTERM: while it lives, SIGINT is its business.
+            The keyboard sends SIGINT to all.
+    """
+
+    def __init__(self, leader: int | None = None) -> None:
         self.requested = False
+        self._leader = leader
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
@@ -22,7 +29,9 @@ class Interrupt:
         Outside of the main thread nothing is caught: signals do not arrive there.
         """
 
-        def note(*_: Any) -> None:
+        def note(number: int, _: Any) -> None:
+            if number == signal.SIGINT and self._leader == os.getppid():
+                return
             if self.requested:
                 raise KeyboardInterrupt
             self.requested = True

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 
-from mlff_distiller.config import TrainConfig, TrainingConfig, to_dict
+from mlff_distiller.config import TrainConfig, to_dict
 from mlff_distiller.data import collate
 from mlff_distiller.data.batch import NeighborMemory
 from mlff_distiller.data.frames import DataFiles, Frames, open_files
@@ -50,25 +48,6 @@ class TrainingData:
     notes: list[str]
     files: DataFiles
     statistics: Statistics
-
-
-def make_fabric(config: TrainingConfig) -> Fabric:
-    """Fabric for the device and the number of processes. Raises InputError without the device."""
-    available = torch.cuda.is_available()
-    if config.device == "cuda" and not available:
-        raise InputError(
-            "device is cuda, but this torch finds no CUDA device; set training.device to cpu"
-        )
-    on_gpu = available and config.device != "cpu"
-    most = torch.cuda.device_count() if on_gpu else os.cpu_count() or 1
-    if config.devices > most:
-        raise InputError(
-            f"devices must be 1..{most} ({'GPUs' if on_gpu else 'cores'} of this machine), got "
-            f"{config.devices}; set training.devices"
-        )
-    accelerator = "cuda" if available and config.device != "cpu" else "cpu"
-    strategy = "ddp_spawn" if config.devices > 1 else "auto"
-    return Fabric(accelerator=accelerator, devices=config.devices, strategy=strategy)
 
 
 def load_data(

@@ -8,7 +8,7 @@ function of seed and epoch (batches.py), nothing else draws random numbers, and 
 the optimiser, schedule and the place within the epoch are in ``last.ckpt``. A limit in minutes
 ties the learning rate to the clock; then resuming is only as reproducible as the clock is.
 
-With several processes each takes every n-th structure of a batch. Sums of squares are divided by
+With several processes (``training.devices``, torchrun or srun; processes.py) each takes every n-th structure of a batch. Sums of squares are divided by
 the numbers of labels of the whole batch and gradients are added up, so the result is that of one
 process up to rounding.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -25,13 +26,12 @@ from typing import Any, Literal, TypedDict, cast
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
-from torch.multiprocessing import ProcessRaisedException
 
-from mlff_distiller.config import TrainConfig, from_dict, save_yaml, to_dict
-from mlff_distiller.cpus import usable_cpus
+from mlff_distiller.config import TrainConfig, save_yaml, to_dict
 from mlff_distiller.data import Batch
 from mlff_distiller.data.frames import Frames
-from mlff_distiller.errors import InputError
+from mlff_distiller.errors import InputError, LostProcessError
+from mlff_distiller.launch import Launch, launched
 from mlff_distiller.students import StudentForceField
 from mlff_distiller.students.checkpoint import (
     BEST,
@@ -47,15 +47,20 @@ from mlff_distiller.training.hooks import Hooks
 from mlff_distiller.training.interrupt import Interrupt
 from mlff_distiller.training.losses import QUANTITIES, Loss, residuals
 from mlff_distiller.training.metrics import ErrorSums, error_sums
+from mlff_distiller.training.processes import (
+    Processes,
+    check_devices,
+    make_fabric,
+    threads_of_each,
+)
 from mlff_distiller.training.resume import resumable
 from mlff_distiller.training.schedule import Schedule
 from mlff_distiller.training.setup import (
     AveragedStudent,
-    TrainingData,
     first_student,
     load_data,
-    make_fabric,
 )
+from mlff_distiller.training.spawn import spawn
 
 COLUMNS = [
     "epoch",
@@ -125,32 +130,48 @@ def train(
     Raises:
         InputError: data that cannot be used, nothing to resume, a student to start from that is
             another network or lacks an element, a loss that is not finite.
+        LostProcessError: a process of several was killed; ``last.ckpt`` holds the state.
         KeyboardInterrupt: Ctrl-C (or SIGTERM), after ``last.ckpt`` was written.
     """
-    fabric = make_fabric(config.training)
-    try:
-        run: Any = _run  # Fabric's annotation leaves out the arguments that it passes on
-        return cast(
-            TrainingResult,
-            fabric.launch(
-                run, to_dict(config), Path(output), resume, start_from, hooks or Hooks(), progress
-            ),
+    arguments = (config, Path(output), resume, start_from, hooks or Hooks(), progress)
+    launch, wanted = launched(), config.training.devices
+    if launch is not None and wanted not in (1, launch.processes):
+        raise InputError(
+            f"training.devices must be 1 or as many as {launch.by} starts on each machine, got "
+            f"{wanted} and {launch.processes}; leave training.devices out"
         )
-    except ProcessRaisedException as error:  # several processes: the text holds a traceback
-        *_, last = str(error).strip().splitlines()
-        _, found, message = last.partition(f"{InputError.__name__}: ")
-        if found:
-            raise InputError(message) from None
+    try:
+        if launch is None and wanted > 1:
+            check_devices(config.training, wanted)
+            return cast(TrainingResult, spawn(wanted, _run, *arguments))
+        return _run(launch, *arguments)
+    except LostProcessError as error:
+        last = Path(output) / LAST
+        kept = f"go on with --resume from {last}" if last.exists() else "nothing was saved yet"
+        error.args = (f"{error}; {kept}",)
         raise
 
 
-def _run(fabric: Fabric, plain: dict[str, Any], *arguments: Any) -> TrainingResult:
-    config = from_dict(TrainConfig, plain)  # Fabric hands no frozen dataclass to other processes
+def _run(
+    launch: Launch | None, config: TrainConfig, output: Path, *arguments: Any
+) -> TrainingResult:
+    fabric = make_fabric(config.training, launch)
+    fabric.launch()  # where somebody else started the processes, they meet here
     threads = torch.get_num_threads()
-    torch.set_num_threads(min(config.training.threads, usable_cpus()))
+    torch.set_num_threads(threads_of_each(config.training.threads, launch))
+    processes = Processes(fabric, output)
+    leader = os.getppid() if launch is not None and launch.by == "train" else None
+    well = False
     try:
-        return _Trainer(fabric, config, *arguments).run()
+        trainer = _Trainer(fabric, processes, Interrupt(leader), config, output, *arguments)
+        result = trainer.run()
+        well = True
+        return result
+    except KeyboardInterrupt:
+        well = True
+        raise
     finally:
+        processes.leave(well=well)
         torch.set_num_threads(threads)
 
 
@@ -158,6 +179,8 @@ class _Trainer:
     def __init__(
         self,
         fabric: Fabric,
+        processes: Processes,
+        interrupt: Interrupt,
         config: TrainConfig,
         output: Path,
         resume: bool | str,
@@ -166,10 +189,15 @@ class _Trainer:
         progress: bool,
     ) -> None:
         self.fabric, self.config, self.settings = fabric, config, config.training
+        self.processes, self.interrupt = processes, interrupt
         self.output, self.hooks = output, hooks
-        self.interrupt = Interrupt()
         self.display = Display(progress and fabric.is_global_zero)
-        self.data = self._load_data()
+        # The first process draws and stores the splits and goes through the data, the others then
+        # read what it found.
+        self.data = processes.first_then_others(
+            lambda found: load_data(config, config.model.cutoff, found),
+            lambda data: data.statistics,
+        )
         self.dtype = getattr(torch, self.settings.precision)
         state = self._resumed(resume)
         self.student: StudentForceField = (
@@ -178,6 +206,7 @@ class _Trainer:
             else load_student(output / LAST).train()  # it may know more elements than the data hold
         )
         self.student.to(fabric.device)
+        processes.make_equal(self.student.state_dict().values())
         groups, self.factors = parameter_groups(self.student, self.settings)
         self.parameters = [p for group in groups for p in group["params"]]
         self.averaged = AveragedStudent(self.student, self.settings.ema_decay)
@@ -208,17 +237,6 @@ class _Trainer:
 
     # -- start ---------------------------------------------------------------------------------
 
-    def _load_data(self) -> TrainingData:
-        # The first process draws and stores the splits and goes through the data, the others then
-        # read what it found.
-        data = None
-        if self.fabric.is_global_zero:
-            data = load_data(self.config, self.config.model.cutoff)
-        if self.fabric.world_size == 1 and data is not None:
-            return data
-        found = self.fabric.broadcast(data.statistics if data is not None else None)
-        return data or load_data(self.config, self.config.model.cutoff, found)
-
     def _resumed(self, resume: bool | str) -> dict[str, Any] | None:
         """Content of the checkpoint to go on from, if any."""
         if not resume:
@@ -227,13 +245,14 @@ class _Trainer:
         return resumable(self.output / LAST, self.config, metadata, auto=resume == "auto")
 
     def _open_output(self, state: dict[str, Any] | None) -> None:
-        self.fabric.barrier()
+        self.processes.barrier()
         if state is not None:
             self._restore(state, self.output / LAST)
             if "started_from" in state["metadata"]:
                 self.data.metadata["started_from"] = state["metadata"]["started_from"]
         if self.fabric.is_global_zero:
             self.output.mkdir(parents=True, exist_ok=True)
+            self.processes.begin()
             if state is None:
                 for name in (BEST, LAST):
                     if (self.output / name).exists():
@@ -294,8 +313,8 @@ class _Trainer:
         self.best_loss, self.best_epoch = state["best_loss"], state["best_epoch"]
         self.best_metrics, self.stagnation = state["best_metrics"], state["stagnation"]
 
-    def _save(self, name: str, validation: dict[str, Any]) -> None:
-        if not self.fabric.is_global_zero:
+    def _save(self, name: str, validation: dict[str, Any], *, anywhere: bool = False) -> None:
+        if not self.fabric.is_global_zero and not anywhere:
             return
         metadata = {
             **self.data.metadata,
@@ -330,6 +349,11 @@ class _Trainer:
                 self._save(LAST, self.best_metrics)
                 self.display.note(f"stopped; {self.output / LAST} holds the state")
                 raise KeyboardInterrupt from None
+            except LostProcessError as lost:
+                # Sums over processes come before anything that changes the state.
+                if not lost.told:
+                    self._save(LAST, self.best_metrics, anywhere=True)
+                raise
             finally:
                 if self.fabric.is_global_zero:
                     self.history.close()
@@ -405,7 +429,7 @@ class _Trainer:
             # Only parameters: edge vectors require gradients too, for the forces.
             self.fabric.backward(loss, inputs=self.parameters)
         norm = self._reduce_gradients()
-        sums, squares = self._sum_over_processes(torch.stack([sums.detach(), squares.detach()]))
+        sums, squares = self.processes.sum(torch.stack([sums.detach(), squares.detach()]))
         value = float(self.loss.value(sums, counts))
         if not (math.isfinite(value) and math.isfinite(norm)):
             raise self._diverged("training loss", value if math.isfinite(norm) else norm)
@@ -423,7 +447,7 @@ class _Trainer:
             errors = error_sums(
                 self.averaged.student, batches, loss=self.loss, after_batch=self._stop_if_asked
             )
-        errors.table = self._sum_over_processes(errors.table)
+        errors.table = self.processes.sum(errors.table)
         loss = errors.loss()
         if not math.isfinite(loss):
             raise self._diverged("validation loss", loss)
@@ -484,16 +508,11 @@ class _Trainer:
 
     # -- several processes, and the end ----------------------------------------------------------
 
-    def _sum_over_processes(self, value: Tensor) -> Tensor:
-        if self.fabric.world_size == 1:
-            return value
-        return cast(Tensor, self.fabric.all_reduce(value, reduce_op="sum"))
-
     def _agreed(self, counts: Tensor, *, stop: bool) -> tuple[Tensor, float]:
         """Counts of all processes and the clock of the first; raises _Stopped on Ctrl-C in any."""
         clock = self._seconds() if self.fabric.is_global_zero else 0.0
         own = torch.tensor([float(stop), clock], dtype=torch.float64, device=self.fabric.device)
-        together = self._sum_over_processes(torch.cat([counts.to(own), own]))
+        together = self.processes.sum(torch.cat([counts.to(own), own]))
         if together[3] > 0:
             raise _Stopped
         return together[:3], float(together[4])
@@ -502,7 +521,7 @@ class _Trainer:
         """Add up the gradients of all processes, clip them, and return their norm before that."""
         if self.fabric.world_size > 1:
             parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-            flat = self._sum_over_processes(torch.cat([p.reshape(-1) for p in parts]))
+            flat = self.processes.sum(torch.cat([p.reshape(-1) for p in parts]))
             pieces = flat.split([p.numel() for p in parts])
             for parameter, piece in zip(self.parameters, pieces, strict=True):
                 parameter.grad = piece.view_as(parameter)
@@ -510,6 +529,7 @@ class _Trainer:
         return float(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
 
     def _stop_if_asked(self) -> None:
+        self.processes.check()
         # Several processes stop together in the next training step instead.
         if self.interrupt.requested and self.fabric.world_size == 1:
             raise _Stopped

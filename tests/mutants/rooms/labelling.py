@@ -110,8 +110,8 @@ MUTATIONS = [
     Mutation(
         "label ignores --no-resume",
         "cli/data.py",
-        "            resume=resume,\n            extend",
-        "            extend",
+        "                resume=resume,\n                extend",
+        "                extend",
         "test_options.py",
         "an option that does nothing",
     ),

@@ -375,7 +375,7 @@ MUTATIONS = [
     Mutation(
         "the threads of training are ignored",
         "training/trainer.py",
-        "torch.set_num_threads(min(config.training.threads, usable_cpus()))",
+        "torch.set_num_threads(threads_of_each(config.training.threads, launch))",
         "torch.set_num_threads(1)",
         "test_training_steps.py",
         "an option that does nothing",
