@@ -24,7 +24,7 @@ from mlff_distiller.config import to_dict
 from mlff_distiller.errors import InputError
 from mlff_distiller.files import atomic_path
 from mlff_distiller.students.stored import StoredStudent
-from mlff_distiller.students.versions import upgrade_config, upgrade_state
+from mlff_distiller.students.versions import upgrade_config, upgrade_state, upgrade_training
 
 FORMAT = "mlff-distiller checkpoint"
 #: Raised when a reader of the old number could not use a new file; versions.py reads old ones.
@@ -145,8 +145,11 @@ def _upgrade(content: dict[str, Any]) -> dict[str, Any]:
     version, elements = content["format_version"], content["elements"]
     content["model_config"] = upgrade_config(content["model_config"], version)
     content["model"] = upgrade_state(content["model"], elements, version)
-    if isinstance(content.get("config"), dict) and "model" in content["config"]:
-        content["config"]["model"] = upgrade_config(content["config"]["model"], version)
+    config = content.get("config")
+    if isinstance(config, dict) and "model" in config:
+        config["model"] = upgrade_config(config["model"], version)
+    if isinstance(config, dict) and "training" in config:
+        config["training"] = upgrade_training(config["training"])
     if content.get("training"):
         student = content["training"]["student"]
         content["training"]["student"] = upgrade_state(student, elements, version)

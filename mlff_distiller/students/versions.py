@@ -4,6 +4,7 @@
 |---|---|---|
 | 2 | model_config | norm, cutoff_function and their numbers; 1 had the paper's of both |
 | 2 | model_config | since then ``zbl_reach``; 1 where it is missing |
+| | config.training | what later versions added, as it was before: squared errors, all trained |
 | 2 | state | ``painn.rbf`` became ``painn.bases.0``; ``painn.scales``; ``zbl`` became ``repulsion`` |
 """
 
@@ -17,6 +18,14 @@ import torch
 from mlff_distiller.config import ModelConfig, from_dict, to_dict
 from mlff_distiller.students.repulsion import PairRepulsion
 
+# Added without a new version: files that lack these keys were written before there was a choice.
+_BEFORE_THE_CHOICE: dict[str, Any] = {
+    "energy_huber": 0.0,
+    "force_huber": 0.0,
+    "stress_huber": 0.0,
+    "frozen": [],
+    "learning_rate_factors": {},
+}
 _PAPER = {"norm": "paper", "norm_epsilon": 1e-8, "cutoff_function": "cosine"}
 
 
@@ -27,6 +36,11 @@ def upgrade_config(config: dict[str, Any], version: int) -> dict[str, Any]:
     # Where a file does not say it, the repulsion ends at the sum of the covalent radii.
     config = {"zbl_reach": 1.0, **config}
     return to_dict(from_dict(ModelConfig, config, where="model_config"))
+
+
+def upgrade_training(settings: dict[str, Any]) -> dict[str, Any]:
+    """``config.training`` of an older checkpoint, with what it was trained with."""
+    return {**_BEFORE_THE_CHOICE, **settings}
 
 
 def upgrade_state(state: dict[str, Any], elements: Sequence[int], version: int) -> dict[str, Any]:

@@ -13,11 +13,9 @@ from mlff_distiller.students.checkpoint import read_checkpoint
 EXECUTION = ("device", "devices", "threads", "tensorboard")
 #: Settings that say when it ends: with other ones a run goes on, unless it is past them already.
 LIMITS = ("max_epochs", "max_minutes", "early_stop_patience")
-#: The loss before there was a choice.
-_SQUARES = {"energy_huber": 0.0, "force_huber": 0.0, "stress_huber": 0.0}
 _OF_THE_SPLITS = ("valid_fraction", "test_fraction", "split_seed")
-#: What decides which parameters are trained, as it was before there was a choice.
-_ALL_TRAINED: dict[str, Any] = {"frozen": [], "learning_rate_factors": {}}
+#: What decides which parameters are trained.
+_TRAINED = ("frozen", "learning_rate_factors")
 _OF_THE_DATA = ("data_hash", "num_train", "num_valid")
 
 
@@ -86,8 +84,8 @@ def _check_same(
 def _check_same_parameters(last: Path, content: dict[str, Any], training: TrainingConfig) -> None:
     """The optimiser's state belongs to groups of parameters."""
     given = to_dict(training)
-    there = {**_ALL_TRAINED, **content["config"].get("training", {})}
-    for key in _ALL_TRAINED:
+    there = content["config"]["training"]
+    for key in _TRAINED:
         if there[key] != given[key]:
             raise InputError(
                 f"{last} was trained with training.{key} {there[key]}, got {given[key]}; give what "
@@ -97,7 +95,7 @@ def _check_same_parameters(last: Path, content: dict[str, Any], training: Traini
 
 def _same_settings(content: dict[str, Any], config: TrainConfig) -> bool:
     training = config.training
-    there = {**_ALL_TRAINED, **_SQUARES, **content["config"].get("training", {})}
+    there = content["config"].get("training", {})
     here = settings_of_the_result(training)
     data = to_dict(config.data)
     same_splits = all(content["config"]["data"].get(k) == data[k] for k in _OF_THE_SPLITS)
