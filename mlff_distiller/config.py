@@ -116,6 +116,13 @@ class ModelConfig(Settings, path="model"):
         "Add Ziegler-Biersack-Littmark repulsion, so that atoms cannot fuse where there are no "
         "training data; training learns the difference to it.",
     )
+    zbl_reach: float = setting(
+        0.8,
+        "Where the repulsion ends, as a share of the sum of covalent radii. Bonds begin at about 0.8; "
+        "a repulsion that reaches into them must be cancelled by the network.",
+        above=0,
+        most=2,
+    )
     zbl_switched: bool = setting(
         True, "The repulsion falls smoothly to zero; imported ones may be cut off with a jump."
     )

@@ -17,6 +17,7 @@ from mlff_distiller.data import Structure, collate
 from mlff_distiller.errors import InputError
 from mlff_distiller.models import PaiNN, StudentForceField
 from mlff_distiller.students.repulsion import PairRepulsion
+from mlff_distiller.students.versions import upgrade_config
 
 ELEMENTS = [1, 6, 8, 14]
 ENERGIES = [-13.6, -1030.0, -2042.0, -150.0]
@@ -398,6 +399,20 @@ def test_zbl_equals_the_formula(pair):
         energies = repulsion(species, edges, vectors)
         assert float(energies.sum()) == pytest.approx(expected, rel=1e-12, abs=1e-12)
         assert float(energies[0]) == float(energies[1])
+
+
+def test_zbl_of_a_student_ends_below_the_bonds():
+    student = StudentForceField(ModelConfig(hidden_dim=8, num_interactions=1, num_rbf=4), [1, 6, 8])
+    pairs = {(6, 6): 1.39, (6, 8): 1.20, (1, 6): 1.09, (1, 8): 0.96, (1, 1): 0.74}
+    for (z1, z2), length in pairs.items():
+        species = student.species(torch.tensor([z1, z2]))
+        edges, axis = torch.tensor([[1, 0], [0, 1]]), torch.tensor([1.0, 0.0, 0.0])
+        for stretch, expected in ((0.97, 0.0), (0.5, 1.0)):
+            vectors = stretch * length * torch.stack([axis, -axis]).to(torch.float64)
+            energy = float(student.repulsion(species, edges, vectors).sum())
+            assert energy == 0.0 if not expected else energy > expected, (z1, z2, stretch)
+    old = upgrade_config({"hidden_dim": 8, "zbl": True}, 2)
+    assert old["zbl_reach"] == 1.0  # files that do not say it are what they were
 
 
 def test_zbl_derivatives_and_smooth_switch():

@@ -61,7 +61,9 @@ class StudentForceField(EnergyTerms):
         elements = [int(z) for z in elements]
         _check_elements(elements, config.max_z)
         painn = PaiNN(len(elements), config)
-        zbl = PairRepulsion(elements, switched=config.zbl_switched) if config.zbl else None
+        zbl = None
+        if config.zbl:
+            zbl = PairRepulsion(elements, reach=config.zbl_reach, switched=config.zbl_switched)
         super().__init__(painn, zbl)
         self.config = config
         self.elements = elements

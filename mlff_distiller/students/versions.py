@@ -3,6 +3,7 @@
 | version | of | change |
 |---|---|---|
 | 2 | model_config | norm, cutoff_function and their numbers; 1 had the paper's of both |
+| 2 | model_config | since then ``zbl_reach``; 1 where it is missing |
 | 2 | state | ``painn.rbf`` became ``painn.bases.0``; ``painn.scales``; ``zbl`` became ``repulsion`` |
 """
 
@@ -23,6 +24,8 @@ def upgrade_config(config: dict[str, Any], version: int) -> dict[str, Any]:
     """``model_config`` of a file of format ``version`` with all of today's keys."""
     if version < 2:
         config = {**_PAPER, **config}
+    # Where a file does not say it, the repulsion ends at the sum of the covalent radii.
+    config = {"zbl_reach": 1.0, **config}
     return to_dict(from_dict(ModelConfig, config, where="model_config"))
 
 
