@@ -172,7 +172,7 @@ def visited_gates(
                 errors["force_mae"],
                 limit,
                 "meV/Å",
-                reason=f"mean |F| {size:.0f} meV/Å, {errors['frames']} frames",
+                reason=f"the teacher's components: {size:.0f} meV/Å, {errors['frames']} frames",
                 advice=advice,
             )
         )
