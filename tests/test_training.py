@@ -581,7 +581,8 @@ def test_readout_starts_small_and_centred():
 def test_repulsion_energies_and_closest_pair():
     frames = emt_crystals(3) + emt_molecules(2)
     elements = sorted({int(z) for s in frames for z in s.atomic_numbers})
-    student = StudentForceField(ModelConfig(hidden_dim=8, zbl=True), elements).to(torch.float64)
+    model = ModelConfig(hidden_dim=8, zbl=True, zbl_reach=1.0)
+    student = StudentForceField(model, elements).to(torch.float64)
     with torch.no_grad():
         student.painn.readout[-1].weight.zero_()
         student.painn.readout[-1].bias.zero_()

@@ -363,7 +363,7 @@ def test_reference_energies_leave_out_the_repulsion(tmp_path):
     config = whole(path, max_epochs=1)
     fitted = []
     for zbl in (False, True):
-        config = replace(config, model=replace(TINY, zbl=zbl))
+        config = replace(config, model=replace(TINY, zbl=zbl, zbl_reach=1.0))
         student = new_student(config, load_data(config, TINY.cutoff))
         hydrogen, oxygen = student.reference_energies.tolist()
         fitted.append(2 * hydrogen + oxygen)
