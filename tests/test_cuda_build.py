@@ -54,6 +54,16 @@ def test_code_for_every_card(name: str) -> None:
         assert architectures(file.read()) >= EXPECTED
 
 
+#: Training on a GPU is left to automatic differentiation, see ops/training.py.
+ON_CPUS_ALONE = {
+    "mlff::pair_repulsion",
+    "mlff::radial_functions",
+    "mlff::training_backward",
+    "mlff::training_forward",
+    "mlff::training_graph",
+}
+
+
 def test_every_operator_has_a_cuda_kernel() -> None:
     load_library()
     names = [
@@ -65,7 +75,7 @@ def test_every_operator_has_a_cuda_kernel() -> None:
     missing = [
         name for name in names if not torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA")
     ]
-    assert not missing
+    assert set(missing) == ON_CPUS_ALONE
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
