@@ -357,13 +357,14 @@ def test_reference_energies_can_be_left_at_zero(data, tmp_path):
         assert bool((energies == 0).all()) == (choice == "none")
 
 
-def test_reference_energies_leave_out_the_repulsion(tmp_path):
+@pytest.mark.parametrize("reach", [1.0, 1.3])
+def test_reference_energies_leave_out_the_repulsion(tmp_path, reach):
     frames = [s for i, s in enumerate(emt_molecules(48)) if i % 6 == 0]  # water only
     path = write(tmp_path / "w.h5", frames)
     config = whole(path, max_epochs=1)
     fitted = []
     for zbl in (False, True):
-        config = replace(config, model=replace(TINY, zbl=zbl, zbl_reach=1.0))
+        config = replace(config, model=replace(TINY, zbl=zbl, zbl_reach=reach))
         student = new_student(config, load_data(config, TINY.cutoff))
         hydrogen, oxygen = student.reference_energies.tolist()
         fitted.append(2 * hydrogen + oxygen)

@@ -14,6 +14,7 @@ import torch
 from ase.data import covalent_radii
 from torch import Tensor, nn
 
+from mlff_distiller.config import ModelConfig
 from mlff_distiller.ops.library import has_kernel
 from mlff_distiller.students.radial import PolynomialCutoff
 
@@ -132,4 +133,11 @@ class PairRepulsion(nn.Module):
         return float((self.charge.to(torch.float64) / self.range * screening).max())
 
 
-__all__ = ["PairRepulsion"]
+def make_repulsion(config: ModelConfig, elements: Sequence[int]) -> PairRepulsion | None:
+    """The repulsion that a configuration asks for, between these elements; None if there is none."""
+    if not config.zbl:
+        return None
+    return PairRepulsion(elements, reach=config.zbl_reach, switched=config.zbl_switched)
+
+
+__all__ = ["PairRepulsion", "make_repulsion"]

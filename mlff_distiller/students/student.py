@@ -32,7 +32,7 @@ from mlff_distiller.ops.training import can_train, energies_and_gradients, pairs
 from mlff_distiller.students.load import read_student
 from mlff_distiller.students.painn import PaiNN
 from mlff_distiller.students.radial import values_and_slopes
-from mlff_distiller.students.repulsion import PairRepulsion
+from mlff_distiller.students.repulsion import make_repulsion
 from mlff_distiller.students.rigidity import LastLayerUncertainty
 from mlff_distiller.students.stored import StoredStudent
 from mlff_distiller.students.terms import EnergyTerms
@@ -63,10 +63,7 @@ class StudentForceField(EnergyTerms):
         elements = [int(z) for z in elements]
         _check_elements(elements, config.max_z)
         painn = PaiNN(len(elements), config)
-        zbl = None
-        if config.zbl:
-            zbl = PairRepulsion(elements, reach=config.zbl_reach, switched=config.zbl_switched)
-        super().__init__(painn, zbl)
+        super().__init__(painn, make_repulsion(config, elements))
         self.config = config
         self.elements = elements
         self.cutoff = float(config.cutoff)

@@ -74,9 +74,7 @@ def load_data(
             raise InputError(
                 f"{data.path} has an empty training split of {len(data)} structures; add structures"
             )
-    found = statistics or gather(
-        files, cutoff, zbl=config.model.zbl, switched=config.model.zbl_switched
-    )
+    found = statistics or gather(files, cutoff, config.model)
     notes = [
         f"{missing} of {count} structures in the {split} split have no labels and are not used"
         for split, (missing, count) in found.unlabelled.items()

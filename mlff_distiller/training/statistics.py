@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mlff_distiller.config import ModelConfig
 from mlff_distiller.data import Batch, HDF5Dataset, Structure, collate
 from mlff_distiller.data.batch import NeighborMemory
 from mlff_distiller.data.coverage import CoverageSums
@@ -30,7 +31,7 @@ from mlff_distiller.data.journal import journal_path
 from mlff_distiller.data.survey import States
 from mlff_distiller.elements import MAX_Z
 from mlff_distiller.files import atomic_write_text
-from mlff_distiller.students.repulsion import PairRepulsion
+from mlff_distiller.students.repulsion import PairRepulsion, make_repulsion
 from mlff_distiller.training.reference import ReferenceFit, note_isolated, repulsion_of, vectors_of
 
 #: Forces of atoms that are closer have no meaning and no finite slope, Å.
@@ -116,24 +117,23 @@ class Statistics:
         )
 
 
-def gather(files: DataFiles, cutoff: float, *, zbl: bool, switched: bool) -> Statistics:
+def gather(files: DataFiles, cutoff: float, model: ModelConfig) -> Statistics:
     """Go through all files once.
 
     Args:
         files: with splits.
         cutoff: Å.
-        zbl: leave the repulsion out of the energies that reference energies are fitted to.
-        switched: which repulsion, see :class:`~mlff_distiller.students.repulsion.PairRepulsion`.
+        model: whose repulsion is left out of the energies that reference energies are fitted to.
 
     Raises:
         InputError: a structure that cannot be used.
     """
-    kept = _kept(files, (cutoff, zbl, switched))
+    kept = _kept(files, (cutoff, model.zbl, model.zbl_reach, model.zbl_switched))
     if kept is not None and (found := _load(kept)) is not None:
         return found
     result = Statistics()
     for data in files.datasets:
-        repulsions = PairRepulsions(switched) if zbl else None
+        repulsions = PairRepulsions(model) if model.zbl else None
         _Pass(result, data, cutoff, repulsions, files.neighbors).run()
     if kept is not None:
         _store(kept, result)
@@ -143,8 +143,8 @@ def gather(files: DataFiles, cutoff: float, *, zbl: bool, switched: bool) -> Sta
 class PairRepulsions:
     """The repulsion between any elements; a pair's does not depend on which others there are."""
 
-    def __init__(self, switched: bool) -> None:
-        self._switched = switched
+    def __init__(self, model: ModelConfig) -> None:
+        self._model = model
         self._made: dict[bytes, tuple[PairRepulsion, torch.Tensor]] = {}
 
     def energies(self, batch: Batch, vectors: torch.Tensor) -> np.ndarray:
@@ -154,7 +154,8 @@ class PairRepulsions:
         if key not in self._made:
             species = torch.full((MAX_Z + 1,), -1, dtype=torch.int64)
             species[elements] = torch.arange(len(elements))
-            repulsion = PairRepulsion(elements.tolist(), switched=self._switched)
+            repulsion = make_repulsion(self._model, elements.tolist())
+            assert repulsion is not None  # only a model that has one gets here
             self._made = {key: (repulsion, species)}  # blocks of one kind follow each other
         repulsion, species = self._made[key]
         return repulsion_of(repulsion, species[batch.atomic_numbers], batch, vectors)
