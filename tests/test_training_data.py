@@ -13,12 +13,16 @@ from mlff_distiller.data.hdf5 import store_splits
 from mlff_distiller.errors import InputError
 from mlff_distiller.students import StudentForceField
 from mlff_distiller.training import fit_reference_energies, train
-from mlff_distiller.training.reference import (
-    isolated_energies,
-    mean_binding,
-    undetermined_elements,
-)
+from mlff_distiller.training.reference import ReferenceFit, isolated_energies
 from mlff_distiller.training.setup import load_data, new_student
+
+
+def fit_of(frames: list[Structure]) -> ReferenceFit:
+    fit = ReferenceFit()
+    for s in frames:
+        if s.energy is not None:
+            fit.add(s.atomic_numbers, s.energy)
+    return fit
 
 
 def atom(z: int, energy: float, **info: object) -> Structure:
@@ -65,7 +69,7 @@ def test_unmarked_atoms_only_join_the_fit() -> None:
         - energies[1] * (s.atomic_numbers == 47).sum()
         for s in marked[1:]
     ]  # fmt: skip
-    binding = mean_binding(marked, [29, 47], energies, np.zeros(len(marked)))
+    binding = fit_of(marked).binding([29, 47], energies)
     assert binding == pytest.approx(np.mean(rest) / 4)
 
 
@@ -140,11 +144,11 @@ def test_elements_that_the_compositions_do_not_tell_apart() -> None:
             Structure(z, [[2.0 * i, 0.0, 0.0] for i in range(len(z))], energy=-1.0) for z in numbers
         ]
 
-    assert undetermined_elements(frames([14, 14], [14])) == []
-    assert undetermined_elements(frames([1, 1, 8], [8, 1, 1] * 2)) == [1, 8]
-    assert undetermined_elements(frames([1, 1, 8], [1])) == []
-    assert undetermined_elements(frames([1, 1, 8, 14], [14])) == [1, 8]
-    assert undetermined_elements(frames([1, 1, 8], [1, 8, 8], [6, 7])) == [6, 7]
+    assert fit_of(frames([14, 14], [14])).undetermined() == []
+    assert fit_of(frames([1, 1, 8], [8, 1, 1] * 2)).undetermined() == [1, 8]
+    assert fit_of(frames([1, 1, 8], [1])).undetermined() == []
+    assert fit_of(frames([1, 1, 8, 14], [14])).undetermined() == [1, 8]
+    assert fit_of(frames([1, 1, 8], [1, 8, 8], [6, 7])).undetermined() == [6, 7]
     unlabelled = [Structure([6], [[0.0] * 3])]
-    assert undetermined_elements(unlabelled) == []
-    assert undetermined_elements(frames([1, 8]) + unlabelled) == [1, 8]
+    assert fit_of(unlabelled).undetermined() == []
+    assert fit_of(frames([1, 8]) + unlabelled).undetermined() == [1, 8]

@@ -178,7 +178,11 @@ class ReferenceFit:
         return np.array([energies[int(z)] for z in elements], dtype=np.float64)
 
     def undetermined(self) -> list[int]:
-        """Elements whose energy the compositions leave open, or to chance: see :func:`solve`."""
+        """Elements whose energy the compositions leave open, or to chance: see :func:`solve`.
+
+        Any choice describes the frames as well; but energies of other compositions, and of atoms
+        that leave, are then arbitrary. Isolated atoms among the frames settle theirs.
+        """
         self._reduce()
         matrix, target = self._factor[:, :-1], self._factor[:, -1]
         if not len(matrix) or not self._elements:
@@ -228,19 +232,6 @@ def _smallest_norm(
     return vectors.T @ parts, int(kept.sum())
 
 
-def undetermined_elements(structures: Sequence[Structure]) -> list[int]:
-    """Elements whose reference energy the compositions leave open, as in frames of one compound.
-
-    Any choice describes the training frames as well; but energies of other compositions, and of
-    atoms that leave, are then arbitrary. Isolated atoms among the structures settle theirs.
-    """
-    fit = ReferenceFit()
-    for s in structures:
-        if s.energy is not None:
-            fit.add(s.atomic_numbers, s.energy)
-    return fit.undetermined()
-
-
 def isolated_energies(structures: Sequence[Structure]) -> dict[int, float]:
     """Energies of the isolated atoms that are marked as such (``config_type=IsolatedAtom``), eV.
 
@@ -283,30 +274,6 @@ def doubt_isolated_atoms(structures: Sequence[Structure]) -> str:
         f"the teacher's lone atoms ({found}) are no free atoms: the best bound structure would have "
         f"{min(bindings):.2f} eV per atom; reference energies are fitted instead"
     )
-
-
-def mean_binding(
-    structures: Sequence[Structure],
-    elements: Sequence[int],
-    energies: np.ndarray,
-    repulsion: np.ndarray,
-) -> float:
-    """Mean of what reference energies and repulsion leave of the labels, isolated atoms aside.
-
-    Args:
-        structures: those without an energy do not count.
-        elements: atomic numbers of ``energies``.
-        energies: (len(elements),), eV.
-        repulsion: (len(structures),), eV.
-
-    Returns:
-        eV/atom; 0 if there is nothing to average.
-    """
-    fit = ReferenceFit()
-    for i, s in enumerate(structures):
-        if s.energy is not None:
-            fit.add(s.atomic_numbers, s.energy - repulsion[i])
-    return fit.binding(elements, energies)
 
 
 def repulsion_energies(student: StudentForceField, structures: Sequence[Structure]) -> np.ndarray:
