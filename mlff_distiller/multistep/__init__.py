@@ -1,0 +1,12 @@
+"""Multiple time steps: dynamics on the teacher's surface, at a fraction of its calls.
+
+The student gives the forces of the inner steps, and teacher minus student an impulse every n steps
+(Tuckerman, Berne and Martyna 1992, doi:10.1063/1.463137). The integrator is reversible, so the
+trajectory samples the teacher's surface up to its error, whatever the student is worth.
+
+    correction.py  the difference, its calls and its labels
+"""
+
+from mlff_distiller.multistep.correction import Correction, Difference
+
+__all__ = ["Correction", "Difference"]
