@@ -4,7 +4,8 @@ The student gives the forces of the inner steps, and teacher minus student an im
 (Tuckerman, Berne and Martyna 1992, doi:10.1063/1.463137). The integrator is reversible, so the
 trajectory samples the teacher's surface up to its error, whatever the student is worth.
 
-    correction.py  the difference, its calls and its labels
+    correction.py  the difference, its calls and its errors
+    labels.py      what the teacher says, kept for training
 """
 
 from mlff_distiller.multistep.correction import Correction, Difference
