@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from mlff_distiller.cli import analyse, configure, data, models, simulate, validate
+from mlff_distiller.cli import analyse, configure, correct, data, models, simulate, validate
 
 app = typer.Typer(
     name="mlff-distiller",
@@ -19,7 +19,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for module in (configure, data, models, simulate, analyse, validate):
+for module in (configure, data, models, simulate, analyse, validate, correct):
     module.register(app)
 _ORDER = [
     "init",
@@ -31,6 +31,7 @@ _ORDER = [
     "validate",
     "export",
     "md",
+    "reweight",
     "bench",
     "info",
     "convert",
