@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from ase import units
 from ase.calculators.calculator import Calculator
 
 from mlff_distiller.data import Structure
@@ -15,11 +17,21 @@ from mlff_distiller.dynamics.state import RunState
 from mlff_distiller.energy_model import EnergyModel
 from mlff_distiller.errors import InputError
 from mlff_distiller.multistep.correction import Correction
+from mlff_distiller.multistep.interval import (
+    MOST,
+    choose_every,
+    fastest_period,
+    resonance_warning,
+)
 from mlff_distiller.students.energy_model import ExportedModel
 from mlff_distiller.teachers import CalculatorTeacher, get_teacher
 
 if TYPE_CHECKING:
     from mlff_distiller.dynamics.common import Begin, MDSettings
+
+
+# Steps of a run for which twelve calls more are nothing.
+_WORTH_A_CHECK = 1000
 
 
 @dataclass(frozen=True)
@@ -134,24 +146,60 @@ def plan(
             f"warning: {teacher.name} predicts forces that are not the gradient of its energy: "
             "there is no surface that the run samples, and its energy is not conserved"
         )
-    s = _with_interval(s)
+    period = fastest_period(correction.student, structure)
+    if not s.every:
+        s = replace(s, every=_chosen(model, correction, structure, s, begin, period))
+    _check_interval(s)
+    hydrogen = bool((structure.atomic_numbers == 1).any()) and s.hydrogen_mass is None
+    line = resonance_warning(s.every, s.timestep, period, hydrogen)
+    if line is not None:
+        begin.say(line)
     with ExitStack() as stack:
         if s.keep_labels is not None:
             from mlff_distiller.multistep.labels import KeptLabels
 
-            kept = KeptLabels(s.keep_labels, teacher, s.temperature, skip_first=begin.resumed)
+            run = f"{structure.formula} {s.ensemble} {s.temperature:g} {s.pressure:g} {s.seed}"
+            kept = KeptLabels(s.keep_labels, teacher, s.temperature, run, resumed=begin.resumed)
             correction.keep = stack.enter_context(kept).append
         yield s, replace(begin, correction=correction)
 
 
-def _with_interval(settings: MDSettings) -> MDSettings:
+def _chosen(
+    model: Path,
+    correction: Correction,
+    structure: Structure,
+    settings: MDSettings,
+    begin: Begin,
+    period: float,
+) -> int:
+    """Inner steps in an outer step, a divisor of the interval; says which and why."""
+    from mlff_distiller.dynamics.ase_engine import student_at_work
+
     s = settings
-    if not s.every:
-        raise InputError("--every auto is not there yet; name a number, e.g. --every 4")
+    atoms = student_at_work(model, structure, s)
+    atoms.set_velocities(begin.velocities / units.fs)
+    # Calls and labels of this trial are not those of the run.
+    trial = Correction(correction.teacher, correction.student)
+    found = choose_every(
+        atoms,
+        trial,
+        s.timestep,
+        temperature=s.temperature,
+        period=period,
+        allowed=[n for n in range(1, MOST + 1) if s.interval % n == 0],
+        thermostat=s.ensemble != "nve",
+        check=s.steps > _WORTH_A_CHECK,
+        rng=np.random.default_rng(s.seed),
+    )
+    begin.say(f"correcting {found.text}")
+    return found.every
+
+
+def _check_interval(settings: MDSettings) -> None:
+    s = settings
     for name, value in (("--interval", s.interval), ("--steps", s.steps)):
         if value % s.every:
             raise InputError(
                 f"{name} must be a multiple of --every ({s.every}), got {value}; use e.g. "
                 f"{name} {-(-value // s.every) * s.every}"
             )
-    return s

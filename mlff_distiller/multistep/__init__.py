@@ -5,9 +5,13 @@ The student gives the forces of the inner steps, and teacher minus student an im
 trajectory samples the teacher's surface up to its error, whatever the student is worth.
 
     correction.py  the difference, its calls and its errors
+    ase.py         the integrator for ASE
+    interval.py    how often to correct
     labels.py      what the teacher says, kept for training
+    reweight.py    averages of the teacher from a student's run, after it
 """
 
+from mlff_distiller.multistep.ase import MultipleTimeStep
 from mlff_distiller.multistep.correction import Correction, Difference
 
-__all__ = ["Correction", "Difference"]
+__all__ = ["Correction", "Difference", "MultipleTimeStep"]

@@ -13,6 +13,7 @@ from mutants.rooms import (
     kinds,
     labelling,
     models,
+    multistep,
     rounds,
     sampling,
     training,
@@ -31,6 +32,7 @@ ALL: dict[str, list[Mutation]] = {
     "importers": importers.MUTATIONS,
     "data": data.MUTATIONS,
     "models": models.MUTATIONS,
+    "multistep": multistep.MUTATIONS,
 }
 
 
