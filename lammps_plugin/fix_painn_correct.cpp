@@ -49,8 +49,8 @@ bool is_nose_hoover_barostat(const char* style) {
 
 FixPaiNNCorrect::FixPaiNNCorrect(LAMMPS* lmp, int narg, char** arg) : Fix(lmp, narg, arg) {
   // As in pair_painn.cpp: what Fix's constructor has set must be where our headers have it.
-  const bool same_layout = nevery == 1 && respa_level == -1 && global_freq == -1 &&
-                           peratom_freq == -1 && comm_border == 0 && restart_reset == 0 &&
+  const bool same_layout = nevery == 1 && respa_level == -1 && peratom_freq == -1 &&
+                           comm_border == 0 && restart_reset == 0 &&
                            centroidstressflag == CENTROID_SAME && datamask_read == 0xffffffffu;
   if (!same_layout) error->all(FLERR, mlff_other_update());
 

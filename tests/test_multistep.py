@@ -43,7 +43,9 @@ def energies(every: int, timestep: float, steps: int) -> np.ndarray:
     teacher, atoms.calc = pair(atoms)
     dynamics = MultipleTimeStep(atoms, timestep * FS, teacher, every)
     found: list[float] = []
-    dynamics.attach(lambda: found.append(dynamics.get_teacher_energy() + atoms.get_kinetic_energy()))
+    dynamics.attach(
+        lambda: found.append(dynamics.get_teacher_energy() + atoms.get_kinetic_energy())
+    )
     dynamics.run(steps // every)
     return np.array(found)
 

@@ -62,6 +62,7 @@ FIX
 fix m all nve
 compute s all pressure NULL pair
 thermo_style custom step pe press f_c f_c[*] c_s[*] vol ke
+thermo_modify format float %20.14g
 dump d all custom 4 run.dump id xu yu zu f_c[*] fx fy fz
 dump_modify d sort id format float %.15g
 run 8

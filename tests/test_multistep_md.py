@@ -189,7 +189,9 @@ def test_what_is_refused_before_the_first_step(model: Path) -> None:
     gas = replace(copper(), pbc=np.zeros(3, dtype=bool))
     strict = CalculatorTeacher("strict", EMT(), periodic_only=True)
     refused("strict labels structures with three periodic directions", gas, strict)
-    refused(r"--interval must be a multiple of --every \(3\), got 8; use e.g. --interval 9", every=3)
+    refused(
+        r"--interval must be a multiple of --every \(3\), got 8; use e.g. --interval 9", every=3
+    )
     refused("--steps must be a multiple of --every", every=8, interval=8, steps=44)
     refused("--every needs a teacher", correct_with=None)
     refused("--keep-labels needs a teacher", correct_with=None, every=0, keep_labels="a.h5")

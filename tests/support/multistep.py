@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 from ase import units
 from ase.build import bulk, molecule
+from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.lj import LennardJones
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+from ase.neighborlist import neighbor_list
+from ase.stress import full_3x3_to_voigt_6_stress
 
 from mlff_distiller.data import Structure
 from mlff_distiller.dynamics import MDSettings
@@ -18,6 +21,8 @@ from support.students import make_student
 
 #: Of the nearest-neighbour distance 2.83 Å at rest; stiff as a metal.
 LJ = {"sigma": 2.56, "epsilon": 0.35, "rc": 6.0, "smooth": True}
+#: Å, between nearest neighbours of fcc crystals of these tests, about.
+LENGTH = 2.83
 TEACHER = f"ase.calculators.lj:LennardJones({', '.join(f'{k}={v!r}' for k, v in LJ.items())})"
 
 
@@ -33,6 +38,41 @@ class FailsAt(LennardJones):
         if self.calls == self.call:
             raise RuntimeError("no convergence after 250 iterations")
         super().calculate(*args, **kwargs)
+
+
+class Springs(Calculator):
+    """Springs between nearest neighbours of an fcc crystal: quick, and harmonic when cold.
+
+    Args:
+        structure: says who is whose neighbour; a cell of two cubes or more a side.
+        stiffness: eV/Å^2.
+        length: at rest, Å.
+    """
+
+    implemented_properties = ["energy", "forces", "stress"]  # noqa: RUF012
+
+    def __init__(
+        self, structure: Structure, stiffness: float = 1.0, length: float = LENGTH
+    ) -> None:
+        super().__init__()
+        self.stiffness, self.length = stiffness, length
+        self.pairs = neighbor_list("ij", structure.to_atoms(labels=False), 1.2 * length)
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes) -> None:
+        super().calculate(atoms, properties, system_changes)
+        (i, j), x, cell = self.pairs, self.atoms.positions, self.atoms.cell.array
+        vectors = x[j] - x[i]
+        vectors -= np.round(vectors @ np.linalg.inv(cell)) @ cell
+        distances = np.linalg.norm(vectors, axis=1)
+        stretch = distances - self.length
+        pulls = (self.stiffness * stretch / distances)[:, None] * vectors
+        forces = np.zeros_like(x)
+        np.add.at(forces, i, pulls)
+        self.results = {
+            "energy": 0.25 * self.stiffness * float((stretch**2).sum()),
+            "forces": forces,
+            "stress": full_3x3_to_voigt_6_stress(0.5 * vectors.T @ pulls / self.atoms.get_volume()),
+        }
 
 
 def lennard_jones() -> LennardJones:

@@ -63,7 +63,6 @@ pair_style painn precision double
 pair_coeff * * {model} Si
 timestep 0.001
 thermo 4
-thermo_modify format float %20.14g
 {lines.replace("FIX", "fix c all painn/correct socket every 4")}
 write_dump all custom end.dump id xu yu zu vx vy vz modify sort id format float %.15g
 """
