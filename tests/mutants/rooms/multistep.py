@@ -70,8 +70,8 @@ MUTATIONS = [
     Mutation(
         "resonance is not looked for",
         "multistep/interval.py",
-        'if n * timestep <= _SAFE * period',
-        'if n * timestep <= 100 * period',
+        "if n * timestep <= _SAFE * period",
+        "if n * timestep <= 100 * period",
         "test_multistep.py -k resonance",
         "runs of molecules heat up",
     ),
