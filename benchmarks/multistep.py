@@ -74,7 +74,9 @@ class System:
 
 
 SYSTEMS = {
-    "silicon": System("sevennet-0", "silicon-8", (2, 2, 2), 1.0, (4, 8, 16), "0.03, 0.06, 0.1", 8.0),
+    "silicon": System(
+        "sevennet-0", "silicon-8", (2, 2, 2), 1.0, (4, 8, 16), "0.03, 0.06, 0.1", 8.0
+    ),
     "aspirin": System("gfn2-xtb", "aspirin", (1, 1, 1), 0.5, (2, 4, 6, 8), "0.02, 0.04", 8.0, 600),
     # The proof: what a student of ten seconds gets wrong, the impulses put right.
     "bad": System("sevennet-0", "silicon-8", (2, 2, 2), 1.0, (2, 4), "0.03, 0.06, 0.1", 1 / 6, 20),
@@ -271,7 +273,9 @@ class Bench:
 
 def main() -> None:
     parser = parser_of(__doc__, output=RESULTS, whole=True)
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=["silicon", "aspirin", "bad"])
+    parser.add_argument(
+        "--systems", nargs="+", choices=SYSTEMS, default=["silicon", "aspirin", "bad"]
+    )
     parser.add_argument("--picoseconds", type=float, default=4.0, help="of each run")
     parser.add_argument(
         "--student", action="append", default=[], metavar="SYSTEM=FILE", help="in place of its own"

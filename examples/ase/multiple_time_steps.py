@@ -34,31 +34,34 @@ args = parser.parse_args()
 
 is_file = Path(args.structure).exists()
 start = read(args.structure) if is_file else molecule(args.structure)
-MaxwellBoltzmannDistribution(
-    start, temperature_K=args.temperature, rng=np.random.default_rng(1)
-)
+MaxwellBoltzmannDistribution(start, temperature_K=args.temperature, rng=np.random.default_rng(1))
 Stationary(start)
 teacher = teacher_calculator(args.teacher)
 
-figure, axes = plt.subplots(figsize=(5, 3.5))
-print(f"{'every':>6} {'outer / fs':>11} {'calls':>6} {'deviation / meV/atom':>21}")
-for every in (1, 2, 4, 6):
+
+def run(every):
+    """Times, the teacher's total energy per atom, which is conserved, and calls of the teacher."""
     atoms = start.copy()
     atoms.calc = StudentCalculator(args.model, dtype="float64")
     dynamics = MultipleTimeStep(atoms, args.timestep * units.fs, teacher, every)
     energies = []
 
     def record():
-        """The teacher's total energy per atom, which the run conserves."""
         total = dynamics.get_teacher_energy() + atoms.get_kinetic_energy()
         energies.append(1000 * total / len(atoms))
 
     dynamics.attach(record)
     dynamics.run(args.steps // every)
     times = every * args.timestep * np.arange(len(energies)) / 1000
-    axes.plot(times, np.array(energies) - energies[0], label=f"every {every}")
-    calls = dynamics.correction.calls
-    print(f"{every:6d} {every * args.timestep:11.2f} {calls:6d} {np.std(energies):21.4f}")
+    return times, np.array(energies), dynamics.correction.calls
+
+
+figure, axes = plt.subplots(figsize=(5, 3.5))
+print(f"{'every':>6} {'outer / fs':>11} {'calls':>6} {'deviation / meV/atom':>21}")
+for every in (1, 2, 4, 6):
+    times, energies, calls = run(every)
+    axes.plot(times, energies - energies[0], label=f"every {every}")
+    print(f"{every:6d} {every * args.timestep:11.2f} {calls:6d} {energies.std():21.4f}")
 
 axes.set(xlabel="time / ps", ylabel="the teacher's total energy / (meV/atom)")
 axes.legend()

@@ -120,6 +120,11 @@ def md(
         from mlff_distiller.sampling import starting_structures
 
         number = _every(every, correct_with)
+        if number and steps % number:
+            raise InputError(
+                f"--steps must be a multiple of --every ({number}), got {steps}; use e.g. "
+                f"--steps {-(-steps // number) * number}"
+            )
         if interval is None:
             interval = 10 if correct_with is None else _good_interval(steps, number)
         if 0 < steps < interval:

@@ -146,7 +146,7 @@ class Trajectory:
     frames: list[Structure] = field(default_factory=list)
     """At the records: positions, momenta, energy, forces and, where there is a volume, stress of
     the student; ``info`` has ``step``, ``time_fs`` and ``temperature_k``. Of corrected runs these
-    are the teacher's, as are all energies here, and ``info`` has ``student_energy`` too."""
+    are the teacher's, as are all energies here, and ``info`` has ``student_ev`` too."""
     pressure: np.ndarray | None = None
     """(k,), bar, kinetic part included; None for systems that are not periodic in all directions."""
     warnings: list[str] = field(default_factory=list)

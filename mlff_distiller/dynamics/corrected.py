@@ -99,7 +99,9 @@ def teacher_of(
     if teacher is None and s.correct_with is None:
         if s.every or s.keep_labels is not None:
             what = "--keep-labels" if s.keep_labels is not None else "--every"
-            raise InputError(f"{what} needs a teacher, got none; add e.g. --correct-with sevennet-0")
+            raise InputError(
+                f"{what} needs a teacher, got none; add e.g. --correct-with sevennet-0"
+            )
         return s, None
     if isinstance(teacher, EnergyModel):
         found = teacher

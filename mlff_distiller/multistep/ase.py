@@ -82,6 +82,7 @@ class InnerSteps:
         atoms.set_momenta(momenta, apply_constraint=False)
 
     def _thermostatted(self, momenta: np.ndarray) -> np.ndarray:
+        assert self.temperature_K is not None
         width = (1.0 - self._decay**2) * units.kB * self.temperature_K * self._masses
         noise = self.rng.standard_normal(momenta.shape)
         thermal: np.ndarray = self._decay * momenta + np.sqrt(width) * noise
@@ -136,7 +137,9 @@ class MultipleTimeStep(MolecularDynamics):
         **keywords: Any,
     ) -> None:
         if atoms.calc is None:
-            raise InputError("the inner steps need a student, got atoms without one; set atoms.calc")
+            raise InputError(
+                "the inner steps need a student, got atoms without one; set atoms.calc"
+            )
         if int(every) != every or every < 1:
             raise InputError(f"every must be a positive integer, got {every!r}; use e.g. 8")
         if barostat is not None and not np.isclose(barostat.dt, timestep):
@@ -167,7 +170,13 @@ class MultipleTimeStep(MolecularDynamics):
             atoms.get_forces(apply_constraint=False),
             stress,
         )
-        return self.correction.compute(here, student)
+        found = self.correction.compute(here, student)
+        if self.barostat is not None and found.stress is None:
+            raise InputError(
+                f"constant pressure needs a stress, {self.correction.teacher.name} gives none; use "
+                "--ensemble nvt"
+            )
+        return found
 
     def get_teacher_energy(self) -> float:
         """Potential energy of the teacher at the last outer step, eV."""
@@ -196,13 +205,8 @@ class MultipleTimeStep(MolecularDynamics):
         """Half an impulse."""
         difference, half = self.difference, 0.5 * self.dt
         self.atoms.set_momenta(self.atoms.get_momenta() + half * difference.forces)
-        if self.barostat is None:
+        if self.barostat is None or difference.stress is None:
             return
-        if difference.stress is None:
-            raise InputError(
-                f"constant pressure needs a stress, {self.correction.teacher.name} gives none; use "
-                "--ensemble nvt"
-            )
         # -dU/dε of the strain ε that the barostat moves.
         virial = -self.atoms.get_volume() * difference.stress
         self.barostat.p_eps += half * (np.trace(virial) if self.barostat.hydrostatic else virial)

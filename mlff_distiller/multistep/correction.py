@@ -85,7 +85,8 @@ class Correction:
             return self._last[1]
         asked = without_labels(replace(structure, momenta=None))
         labelled = self._label(asked)
-        assert labelled.energy is not None and labelled.forces is not None
+        assert labelled.energy is not None
+        assert labelled.forces is not None
         teacher = Labels(labelled.energy, labelled.forces, labelled.stress)
         if student is None:
             student = self.student.compute(asked)
@@ -114,15 +115,16 @@ class Correction:
         Costs a call of the teacher unless it is the configuration computed last.
         """
         found = self.compute(frame)
-        return frame.with_labels(*found.teacher, student_energy=found.student.energy)
+        return frame.with_labels(*found.teacher, student_ev=found.student.energy)
 
     def _label(self, structure: Structure) -> Structure:
         """With the teacher's labels, checked; counts and times the call."""
         begin = time.perf_counter()
         try:
             labels = self.teacher.compute(structure)
-            info = {} if self.step is None else {"step": self.step}
-            labelled = structure.with_labels(*labels, **info)
+            labelled = structure.with_labels(*labels)
+            if self.step is not None:
+                labelled.info["step"] = self.step
             return check_structure(labelled, f"{structure.formula} labelled by {self.teacher.name}")
         except InputError as error:
             where = "" if self.step is None else f" at step {self.step}"

@@ -238,6 +238,8 @@ def _fluctuation(atoms: Atoms, correction: Correction, step: float, every: int) 
     """Standard deviation of the teacher's total energy over a few outer steps, eV."""
     dynamics = MultipleTimeStep(atoms, step, correction, every)
     energies: list[float] = []
-    dynamics.attach(lambda: energies.append(dynamics.get_teacher_energy() + atoms.get_kinetic_energy()))
+    dynamics.attach(
+        lambda: energies.append(dynamics.get_teacher_energy() + atoms.get_kinetic_energy())
+    )
     dynamics.run(_CHECKS)
     return float(np.std(energies))

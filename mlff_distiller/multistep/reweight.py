@@ -163,7 +163,7 @@ def _check(frames: Sequence[Structure], temperature: float) -> None:
             raise InputError(
                 f"frame {i} has no energy of the student; take the trajectory that `md` wrote"
             )
-        if "student_energy" in frame.info:
+        if "student_ev" in frame.info:
             raise InputError(
                 "these frames are of a run that --correct-with put on the teacher's surface; "
                 "their averages need no weights"
@@ -192,7 +192,9 @@ def _pairs(
         return np.zeros(0), {}
     widths = [1.0 / np.linalg.norm(np.linalg.inv(f.cell), axis=0).max() for f in frames]
     reach = min(_REACH, 0.5 * float(min(widths)))
-    found = [radial_distribution(f.positions[None], f.cell, f.atomic_numbers, reach) for f in frames]
+    found = [
+        radial_distribution(f.positions[None], f.cell, f.atomic_numbers, reach) for f in frames
+    ]
     pairs = {}
     for name in found[0]["pairs"]:
         rows = np.array([one["pairs"][name] for one in found])

@@ -42,6 +42,7 @@ class Sites(Calculator):
         self.calls += 1
         if self.calls == self.fail_at:
             raise RuntimeError("the self-consistent field does not converge")
+        super().calculate(atoms, properties, system_changes)
         u = atoms.positions - self.sites
         d = np.diff(u, axis=0)
         forces = -self.k * u - self.q * u**3
@@ -62,6 +63,7 @@ class Bulk(Calculator):
         self.volume, self.k = volume, k
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes) -> None:
+        super().calculate(atoms, properties, system_changes)
         excess = atoms.get_volume() - self.volume
         self.results = {
             "energy": 0.5 * self.k * excess**2,
