@@ -13,6 +13,8 @@ from mutants.rooms import (
     kinds,
     labelling,
     models,
+    multistep,
+    multistep_engines,
     rounds,
     sampling,
     training,
@@ -31,6 +33,8 @@ ALL: dict[str, list[Mutation]] = {
     "importers": importers.MUTATIONS,
     "data": data.MUTATIONS,
     "models": models.MUTATIONS,
+    "multistep": multistep.MUTATIONS,
+    "multistep engines": multistep_engines.MUTATIONS,
 }
 
 
