@@ -102,9 +102,8 @@ def config_of(method: str, budget: int, output: Path) -> DistillConfig:
                 "visited": max(1, frames // 3),
                 "epochs": epochs,
                 "teacher_calls": budget,
-                "tolerance": 1e-6,
             },
-            "acceptance": {"measure": False},
+            "acceptance": {"measure": False, "visited_force_mae": 1e-6},  # rounds never hold
             "engines": {"lammps": False, "openmm": False, "ase": False},
         },
     )

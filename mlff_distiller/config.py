@@ -481,9 +481,23 @@ class LoopConfig(Settings, path="loop"):
     overshoot: float = setting(
         1.2, "The ramp goes to this multiple of the highest temperature.", least=1, most=10
     )
-    frames: int = setting(24, "Labelled in a round.", least=1)
+    frames: int = setting(24, "Labelled in the first round of dynamics.", least=1)
+    growth: float = setting(
+        1.0,
+        "After a round in which no run exploded and errors were within three times the limits of "
+        "the gates, rounds label this many times as many: wrong students are cured by rounds, not "
+        "by frames.",
+        least=1,
+        most=4,
+    )
     visited: int = setting(
         9, "Of them, drawn at random from the trajectories: they measure the student.", least=0
+    )
+    relaxations: int = setting(
+        4,
+        "In a round, by the student: of defects of the purpose, or of conformers of molecules. Two "
+        "frames of each are among those labelled.",
+        least=0,
     )
     epochs: int = setting(
         30, "Of each round's training, where neither minutes nor training.max_minutes are set.",
@@ -491,12 +505,6 @@ class LoopConfig(Settings, path="loop"):
     )  # fmt: skip
     final_share: float = setting(
         0.5, "Share of the training time that the last training gets.", above=0, below=1
-    )
-    tolerance: float = setting(
-        0.08,
-        "A round holds when the force error on visited frames is at most this share of the mean "
-        "force, at every temperature; two in a row that hold, gates included, end the rounds.",
-        above=0,
     )
     engine: str = setting(
         "auto",

@@ -41,6 +41,8 @@ class EnergyModel(Protocol):
     """Atomic numbers that it knows; None when that is unknown or all."""
     cutoff: float | None = None
     """Å; atoms farther apart do not see each other directly. None when unknown."""
+    conservative: bool = True
+    """Its forces are the gradient of its energy; those that a network predicts directly are not."""
 
     def compute(self, structure: Structure) -> Labels:
         """Energy, forces and stress of one structure. Raises InputError."""

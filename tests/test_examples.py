@@ -66,6 +66,14 @@ def test_ase_relax_and_equation_of_state(model, tmp_path):
     assert is_picture(tmp_path / "eos.png")
 
 
+def test_ase_multiple_time_steps(model, tmp_path):
+    output = run_example("ase/multiple_time_steps.py", tmp_path, model, "--steps", 24)
+    rows = table_of(output, 4)
+    assert [row[0] for row in rows] == [1, 2, 4, 6]
+    assert [row[2] for row in rows] == [25, 13, 7, 5]
+    assert is_picture(tmp_path / "multiple_time_steps.png")
+
+
 openmm_too = pytest.mark.skipif(not native_is_built(), reason="needs the engine to be quick")
 
 

@@ -12,6 +12,7 @@ import typer
 from mlff_distiller.cli.common import (
     JSON,
     OVERWRITE,
+    check_device,
     emit,
     example,
     fail,
@@ -32,6 +33,7 @@ def register(app: typer.Typer) -> None:
         **example(
             "Molecular dynamics with a student in ASE, LAMMPS or OpenMM.",
             "md student.pt start.extxyz --engine lammps --ensemble npt --steps 10000 -o traj.extxyz",
+            "md student.pt start.extxyz --correct-with sevennet-0 --every auto --keep-labels more.h5",
         )
     )(md)
     app.command(
@@ -75,13 +77,31 @@ def md(
     ranks: int = typer.Option(1, help="MPI processes, for lammps."),
     pressure: float = typer.Option(1.0, help="bar, for npt."),
     timestep: float = typer.Option(1.0, help="fs."),
-    interval: int = typer.Option(
-        10, help="Steps between two frames; of a shorter run the last step is the only one."
+    interval: int | None = typer.Option(
+        None,
+        help="Steps between two frames; of a shorter run the last step is the only one [default: "
+        "10, with --correct-with about as many].",
     ),
     warmup: int = typer.Option(0, help="Thermostatted steps before the run."),
     dtype: str = typer.Option("float32", help="float32 or float64."),
     threads: int = typer.Option(0, help="Threads; 0 leaves it to the engine."),
     seed: int = typer.Option(1, help="Seed of the velocities."),
+    correct_with: str | None = typer.Option(
+        None,
+        metavar="TEACHER",
+        help="Sample the surface of this teacher: the student makes the steps, and the difference "
+        "is an impulse every few of them (docs/multistep.md).",
+    ),
+    every: str | None = typer.Option(
+        None, help="Steps between two calls of the teacher, or auto [default: auto]."
+    ),
+    device: str = typer.Option("cpu", help="Of the teacher: cpu or cuda."),
+    keep_labels: Path | None = typer.Option(
+        None, help="HDF5 file for the teacher's labels of all its calls, ready for train."
+    ),
+    hydrogen_mass: float | None = typer.Option(
+        None, help="amu, taken from the atoms that hydrogens are bonded to; e.g. 3, for long steps."
+    ),
     output: Path = typer.Option(
         Path("trajectory.extxyz"), "-o", "--output", help="Trajectory to write."
     ),
@@ -99,6 +119,14 @@ def md(
         from mlff_distiller.dynamics import MDSettings, RunInterrupted, RunStoppedError, run_md
         from mlff_distiller.sampling import starting_structures
 
+        number = _every(every, correct_with)
+        if number and steps % number:
+            raise InputError(
+                f"--steps must be a multiple of --every ({number}), got {steps}; use e.g. "
+                f"--steps {-(-steps // number) * number}"
+            )
+        if interval is None:
+            interval = 10 if correct_with is None else _good_interval(steps, number)
         if 0 < steps < interval:
             interval = steps
         elif interval > 0 and steps % interval:
@@ -123,6 +151,11 @@ def md(
             on_extrapolation=on_extrapolation.lower(),
             uncertainty_limit=uncertainty_limit,
             ranks=ranks,
+            correct_with=correct_with,
+            every=number,
+            teacher_device=device if correct_with is None else check_device(device),
+            keep_labels=None if keep_labels is None else str(keep_labels),
+            hydrogen_mass=hydrogen_mass,
         )
         start = starting_structures(structure, note)[-1]
         before, state = _earlier(output, start) if go_on else ([], None)
@@ -148,6 +181,29 @@ def md(
         emit(summary, as_json, "\n".join([*_report(summary), wrote(output, f"{frames} frames")]))
 
 
+def _every(text: str | None, teacher: str | None) -> int:
+    """Steps between two corrections; 0 leaves it to a short run."""
+    if text is None:
+        return 0
+    if teacher is None:
+        raise InputError("--every needs a teacher, got none; add e.g. --correct-with sevennet-0")
+    if text.strip().lower() == "auto":
+        return 0
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise InputError(f"--every must be auto or a number of steps, got {text!r}; use e.g. 4")
+    return int(text)
+
+
+def _good_interval(steps: int, every: int) -> int:
+    """Steps between two frames: divides the run, and calls of the teacher divide it."""
+    divisors = [d for d in range(1, max(steps, 1) + 1) if steps % d == 0]
+    if every:
+        fits = [d for d in divisors if d % every == 0]
+        return next((d for d in fits if d >= 10), max(fits, default=every))
+    few = [d for d in divisors if 10 <= d <= 100] or [max(steps, 1)]
+    return max(few, key=lambda d: (sum(d % n == 0 for n in range(1, 17)), -d))
+
+
 def _report(summary: dict[str, Any]) -> list[str]:
     """What a run did, in lines for people."""
     s = summary
@@ -156,8 +212,16 @@ def _report(summary: dict[str, Any]) -> list[str]:
         f"{s['engine']}: mean {s['mean_temperature_k']:.0f} K, "
         f"{s['microseconds_per_atom_step']:.3g} µs per atom and step"
     ]
+    if "teacher" in s:
+        lines.append(
+            f"corrected with {s['teacher']} every {s['every']} steps ({s['outer_step_fs']:g} fs): "
+            f"{s['teacher_calls']} calls of {s['seconds_per_teacher_call']:.3g} s, "
+            f"{100 * s['teacher_share']:.0f} % of the time; {s['speedup_over_teacher']:.3g} times as "
+            "fast as calls in every step would be"
+        )
     if "drift_mev_per_atom_per_ps" in s:
-        lines.append(f"energy drift {s['drift_mev_per_atom_per_ps']:+.3g} meV/atom/ps")
+        whose = f" of {s['teacher']}" if "teacher" in s else ""
+        lines.append(f"energy drift{whose} {s['drift_mev_per_atom_per_ps']:+.3g} meV/atom/ps")
     if s["ensemble"] == "npt":
         lengths = ", ".join(f"{x:.4f}" for x in s["mean_cell_lengths_ang"])
         angles = ", ".join(f"{x:.2f}" for x in s["mean_cell_angles_deg"])

@@ -11,6 +11,7 @@
 | stress         | (3, 3) | eV/Å^3  | ASE's sign (positive: tension), or None  |
 | momenta        | (n, 3) | ASE's   | amu · Å / (ASE's unit of time), or None  |
 | fixed          | (n, 3) |         | bool, coordinates that dynamics hold     |
+| masses         | (n,)   | amu     | or None: those of the elements; no label |
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Structure:
     momenta: np.ndarray | None = None
     fixed: np.ndarray | None = None
     info: dict[str, Any] = field(default_factory=dict)
+    masses: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         def convert(name: str, dtype: type, shape: tuple[int, ...] | None = None) -> None:
@@ -74,6 +76,7 @@ class Structure:
         convert("stress", np.float64, (3, 3))
         convert("momenta", np.float64)
         convert("fixed", np.bool_)
+        convert("masses", np.float64)
         if np.ndim(self.pbc) == 0:
             object.__setattr__(self, "pbc", [bool(self.pbc)] * 3)
         convert("pbc", np.bool_, (3,))
@@ -113,6 +116,8 @@ class Structure:
             numbers=self.atomic_numbers, positions=self.positions, cell=self.cell, pbc=self.pbc
         )
         atoms.info.update(self.info)
+        if self.masses is not None:
+            atoms.set_masses(self.masses)
         if dynamics:
             if self.momenta is not None:
                 atoms.set_momenta(self.momenta)

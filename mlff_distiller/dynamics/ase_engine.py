@@ -25,6 +25,7 @@ from mlff_distiller.dynamics.common import (
 from mlff_distiller.dynamics.freedom import still_directions
 from mlff_distiller.errors import InputError
 from mlff_distiller.lattice import stress_volume
+from mlff_distiller.multistep.ase import FRICTION, MultipleTimeStep
 
 
 class CentreOfMassAtRest(FixCom):
@@ -69,11 +70,17 @@ def single_point(model: Path, structure: Structure, dtype: str) -> Structure:
     return _labelled(structure, atoms)
 
 
-def run_md(model: Path, structure: Structure, settings: MDSettings, begin: Begin) -> Trajectory:
-    """See :func:`mlff_distiller.dynamics.run_md`."""
+def student_at_work(model: Path, structure: Structure, settings: MDSettings) -> Atoms:
+    """Atoms with the student as calculator and what the ensemble holds."""
     atoms = structure.to_atoms(labels=False)
     atoms.calc = _calculator(model, settings.dtype, settings.threads)
     _constrain(atoms, structure, settings.ensemble)
+    return atoms
+
+
+def run_md(model: Path, structure: Structure, settings: MDSettings, begin: Begin) -> Trajectory:
+    """See :func:`mlff_distiller.dynamics.run_md`."""
+    atoms = student_at_work(model, structure, settings)
     atoms.set_velocities(begin.velocities / units.fs)
     if settings.warmup_steps and not begin.resumed:
         _constrain(atoms, structure, "nvt")
@@ -87,23 +94,27 @@ def run_md(model: Path, structure: Structure, settings: MDSettings, begin: Begin
     rng = np.random.default_rng(fresh)
     if "rng" in begin.extra:
         rng.bit_generator.state = begin.extra["rng"]
-    integrator = _integrator(atoms, settings, settings.ensemble, rng)
-    if "p_eps" in begin.extra:
-        integrator.p_eps = begin.extra["p_eps"]
+    integrator, every = _integrator(atoms, settings, settings.ensemble, rng), 1
+    barostat = integrator if settings.ensemble == "npt" else None
+    if "p_eps" in begin.extra and barostat is not None:
+        barostat.p_eps = begin.extra["p_eps"]
+    if begin.correction is not None:
+        every = settings.every
+        integrator = _corrected(atoms, settings, begin, rng, barostat)
 
     def record() -> None:
         extra: dict[str, Any] = {
             "rng": rng.bit_generator.state,
             "settings": exact_settings(settings),
         }
-        if settings.ensemble == "npt":
-            extra["p_eps"] = float(integrator.p_eps)
+        if barostat is not None:
+            extra["p_eps"] = float(barostat.p_eps)
         recorder.add(_labelled(structure, atoms, atoms.get_momenta()), **extra)
 
-    integrator.attach(record, interval=settings.interval)
+    integrator.attach(record, interval=settings.interval // every)
     recorder.start()
     with recorder.interruptible(), _one_line():
-        integrator.run(settings.steps)
+        integrator.run(settings.steps // every)
     return recorder.trajectory(steps=settings.steps)
 
 
@@ -151,7 +162,7 @@ def _integrator(  # type: ignore[no-untyped-def]
             atoms,
             timestep,
             temperature_K=settings.temperature,
-            friction=0.01 / units.fs,
+            friction=FRICTION,
             fixcm=False,
             rng=rng,
         )
@@ -163,6 +174,29 @@ def _integrator(  # type: ignore[no-untyped-def]
         period=1000 * timestep,
         rng=rng,
     )
+
+
+def _corrected(
+    atoms: Atoms,
+    settings: MDSettings,
+    begin: Begin,
+    rng: np.random.Generator,
+    barostat: Any,
+) -> MultipleTimeStep:
+    assert begin.correction is not None
+    integrator = MultipleTimeStep(
+        atoms,
+        settings.timestep * units.fs,
+        begin.correction,
+        settings.every,
+        temperature_K=settings.temperature if settings.ensemble == "nvt" else None,
+        rng=rng,
+        barostat=barostat,
+        first_step=begin.step,
+    )
+    begin.correction.step = begin.step
+    _ = integrator.difference  # the call before the first step is not of the time per step
+    return integrator
 
 
 def langevin_barostat(  # type: ignore[no-untyped-def]

@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 from ase import units
+from ase.calculators.calculator import Calculator
 from ase.cell import Cell
 
 from mlff_distiller.constants import MAX_THREADS, PRECISIONS
 from mlff_distiller.data import Structure, check_structure
 from mlff_distiller.data.structure import check_constraints, without_labels
+from mlff_distiller.dynamics.corrected import CorrectionCost, plan, teacher_of
 from mlff_distiller.dynamics.freedom import (
     degrees_of_freedom,
     drift_of,
@@ -25,11 +27,14 @@ from mlff_distiller.dynamics.freedom import (
     masses_of,
     temperature_of,
 )
+from mlff_distiller.dynamics.masses import same_hydrogens, with_heavy_hydrogens
 from mlff_distiller.dynamics.state import RunState
 from mlff_distiller.dynamics.watch import RunStoppedError, Watch
 from mlff_distiller.elements import symbols, unknown_elements
+from mlff_distiller.energy_model import EnergyModel
 from mlff_distiller.errors import InputError
 from mlff_distiller.lammps import lammps_command
+from mlff_distiller.multistep.correction import Correction
 from mlff_distiller.settings import Settings, setting
 from mlff_distiller.students.energy_model import ExportedModel
 from mlff_distiller.students.file import UNCERTAINTY, read_metadata
@@ -93,6 +98,30 @@ class MDSettings(Settings):
         1, "Of the velocities and the thermostat.", least=0, most=2**31 - 1,
         advice="use e.g. --seed 1",
     )  # fmt: skip
+    correct_with: str | None = setting(
+        None,
+        "A teacher whose surface is sampled: the difference between it and the student is an "
+        "impulse every `every` steps (docs/multistep.md). Records then have the teacher's labels.",
+    )
+    every: int = setting(
+        0,
+        "Steps between two calls of the teacher; steps and interval are multiples of it. 0 "
+        "(`--every auto`): as many as a short run of the student says, a divisor of the interval.",
+        least=0, most=1000,
+        advice="use e.g. --every 4",
+    )  # fmt: skip
+    teacher_device: str = setting("cpu", "Where the teacher runs.", advice="use cpu or cuda")
+    keep_labels: str | None = setting(
+        None, "HDF5 file to which the teacher's labels of all its calls are added, for training."
+    )
+    hydrogen_mass: float | None = setting(
+        None,
+        "Mass of each hydrogen, taken from the atom that it is bonded to: slows the fastest "
+        "vibrations, and averages over positions stay.",
+        unit="amu",
+        above=0,
+        advice="use e.g. --hydrogen-mass 3",
+    )
 
 
 @dataclass
@@ -116,7 +145,8 @@ class Trajectory:
     """Wall time of the recorded part divided by its steps."""
     frames: list[Structure] = field(default_factory=list)
     """At the records: positions, momenta, energy, forces and, where there is a volume, stress of
-    the student; ``info`` has ``step``, ``time_fs`` and ``temperature_k``."""
+    the student; ``info`` has ``step``, ``time_fs`` and ``temperature_k``. Of corrected runs these
+    are the teacher's, as are all energies here, and ``info`` has ``student_ev`` too."""
     pressure: np.ndarray | None = None
     """(k,), bar, kinetic part included; None for systems that are not periodic in all directions."""
     warnings: list[str] = field(default_factory=list)
@@ -125,6 +155,8 @@ class Trajectory:
     """(k,), eV/Å, the largest of an atom; None where the model has no such data."""
     state: RunState | None = None
     """The end in full precision, for ``resume`` of :func:`run_md`."""
+    correction: CorrectionCost | None = None
+    """What the teacher cost; None of plain runs."""
 
     @property
     def microseconds_per_atom_step(self) -> float:
@@ -167,6 +199,8 @@ class Trajectory:
             result["mean_density_g_per_cm3"] = density
         if self.uncertainty is not None:
             result["largest_uncertainty_ev_per_ang"] = float(np.nanmax(self.uncertainty))
+        if self.correction is not None:
+            result.update(self.correction.summary(self.seconds_per_step))
         if self.warnings:
             result["warnings"] = self.warnings
         return result
@@ -195,10 +229,13 @@ class Recorder:
         self._start = time.perf_counter()
         self._paused = 0.0
         self.warnings = begin.watch.warnings
+        self._called = (0, 0.0)
 
     def start(self) -> None:
         """The clock starts here."""
         self._start = time.perf_counter()
+        if self._begin.correction is not None:
+            self._called = self._begin.correction.calls, self._begin.correction.seconds
 
     def add(self, frame: Structure, **extra: Any) -> None:
         """One record.
@@ -210,6 +247,8 @@ class Recorder:
         Raises:
             RunStoppedError: see :class:`Watch`.
         """
+        if self._begin.correction is not None:
+            frame = self._begin.correction.labelled(frame)
         began = time.perf_counter()
         assert frame.energy is not None
         assert frame.momenta is not None
@@ -226,7 +265,7 @@ class Recorder:
             pressure = (virial + 2 * kinetic / (3 * volume)) / _BAR
         info = {"step": step, "time_fs": elapsed, "temperature_k": temperature}
         potential = frame.energy
-        frame = replace(frame, info={**frame.info, **info})
+        frame = replace(frame, info={**frame.info, **info}, masses=self._structure.masses)
         self._rows.append((potential, potential + kinetic, temperature, volume, pressure, elapsed))
         self._frames.append(frame)
         self._extra = extra
@@ -262,6 +301,12 @@ class Recorder:
         columns = np.array(self._rows).T
         steps = steps or max(1, (len(self._rows) - 1) * s.interval)
         last = self._frames[-1]
+        cost, extra = None, self._extra
+        if self._begin.correction is not None:
+            extra = {**extra, "every": s.every}
+            cost = CorrectionCost.of(
+                self._begin.correction, self._called, s.every, s.timestep, seconds
+            )
         return Trajectory(
             engine=self._engine,
             ensemble=s.ensemble,
@@ -282,8 +327,9 @@ class Recorder:
                 s.ensemble,
                 last.info["step"],
                 last.info["time_fs"],
-                self._extra,
+                extra,
             ),
+            correction=cost,
         )
 
 
@@ -301,6 +347,8 @@ class Begin:
     """Of the same engine and ensemble, to go on exactly; else empty."""
     say: Callable[[str], None] = lambda text: None
     resumed: bool = False
+    correction: Correction | None = None
+    """Teacher minus student, an impulse every ``settings.every`` steps; None: the student alone."""
 
 
 def run_md(
@@ -311,6 +359,7 @@ def run_md(
     *,
     resume: RunState | None = None,
     say: Callable[[str], None] = lambda text: None,
+    teacher: EnergyModel | Calculator | None = None,
 ) -> Trajectory:
     """Run molecular dynamics with an exported student.
 
@@ -322,22 +371,30 @@ def run_md(
         settings: ensemble, length, temperature ...
         resume: go on from here, in place of ``structure``; the first record is this state.
         say: told what a user should know, one line each: warnings, as they happen.
+        teacher: to correct with, in place of the name in ``settings``; any ASE calculator.
 
     Raises:
-        InputError: unknown or missing engine, an element that the model does not know, NPT of a
-            system that is not periodic or has held atoms.
-        RunStoppedError: atoms fused, the temperature ran away, energies are not finite; or
-            extrapolation, where ``settings`` say stop. With what was recorded (an InputError).
+        InputError: unknown or missing engine, an element that the model or the teacher does not
+            know, NPT of a system that is not periodic or has held atoms.
+        RunStoppedError: atoms fused, the temperature ran away, energies are not finite, the teacher
+            failed; or extrapolation, where ``settings`` say stop. With what was recorded (an
+            InputError).
         RunInterrupted: Ctrl-C, with what was recorded (a KeyboardInterrupt).
     """
     if resume is not None:
         structure = resume.structure
     _check(model, structure)
     _check_freedom(engine, structure, settings)
+    module = _module(engine)
+    if resume is not None:
+        same_hydrogens(structure, settings.hydrogen_mass)
+    elif settings.hydrogen_mass is not None:
+        structure = with_heavy_hydrogens(structure, settings.hydrogen_mass)
+    settings, surface = teacher_of(settings, teacher, resume)
     begin = _begin(engine, model, structure, settings, resume, say)
-    trajectory: Trajectory = _module(engine).run_md(
-        Path(model), replace(structure, momenta=None), settings, begin
-    )
+    bare = replace(structure, momenta=None)
+    with plan(Path(model), bare, settings, begin, surface) as (settings, begin):
+        trajectory: Trajectory = module.run_md(Path(model), bare, settings, begin)
     _check_sane(trajectory)
     return trajectory
 
@@ -390,13 +447,16 @@ def _begin(
 def exact_settings(settings: MDSettings) -> list[Any]:
     """What must be the same for a run to go on exactly."""
     s = settings
-    return [s.ensemble, s.temperature, s.pressure, s.timestep, s.dtype]
+    plain = [s.ensemble, s.temperature, s.pressure, s.timestep, s.dtype]
+    return plain if s.correct_with is None else [*plain, s.correct_with, s.every]
 
 
 def _check_freedom(engine: str, structure: Structure, settings: MDSettings) -> None:
     check_constraints(structure)
     if degrees_of_freedom(structure) == 0:
         raise InputError("all atoms are held, so nothing can move; remove constraints")
+    if settings.hydrogen_mass is not None and engine == "lammps":
+        raise InputError("--hydrogen-mass is for ASE and OpenMM, got --engine lammps; use another")
     if settings.ranks > 1 and engine != "lammps":
         raise InputError(f"--ranks is for LAMMPS, got --engine {engine}; use --engine lammps")
     if settings.ensemble != "npt":

@@ -54,6 +54,8 @@ class RunState:
         }
         if s.fixed is not None:
             arrays["fixed"] = s.fixed
+        if s.masses is not None:
+            arrays["masses"] = s.masses
         with atomic_path(path) as temporary, open(temporary, "wb") as stream:
             np.savez(stream, **arrays)
 
@@ -71,6 +73,7 @@ class RunState:
                     momenta=data["momenta"],
                     fixed=data.get("fixed", None),
                     info=words["info"],
+                    masses=data.get("masses", None),
                 )
                 extra = dict(words["extra"])
                 if len(data["checkpoint"]):

@@ -4,7 +4,8 @@ Some are drawn at random from the runs that stayed alive: the error on them is t
 student where its own dynamics takes it. The rest are those that tell most: the last sane frames of
 runs that exploded, then one after the other the frame with the atom whose environment the training
 frames, and the frames chosen before, determine least. That is the variance of the last layer,
-h' (Σ h h')⁻¹ h, with the chosen frames added to the sum as if they had been trained on.
+h' (Σ h h')⁻¹ h, with the chosen frames added to the sum as if they had been trained on. Where the
+student's relaxations led comes on top.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from mlff_distiller.students.features import features_of
 
 CHOSEN = "chosen.h5"
 #: ``info["why"]`` of a frame.
-VISITED, EXPLODED, UNCERTAIN = "visited", "exploded", "uncertain"
-# Of each run that exploded: its last sane frame, and one this many candidates before.
-_BEFORE = (1, 4)
+VISITED, EXPLODED, UNCERTAIN, RELAXED = "visited", "exploded", "uncertain", "relaxed"
+# Of each run that exploded, counted from its end: the last steps are recorded one by one, and the
+# teacher may refuse the very last.
+_BEFORE = (1, 4, 10)
 # Share of the mean square of the features that is added to their covariance.
 _RIDGE = 1e-6
 
@@ -44,6 +46,8 @@ class Inputs:
     number: int
     """Frames in all."""
     seed: int
+    relaxed: Hashed[Path] | None = None
+    """Frames of relaxations by the student: all are chosen, before the uncertain ones."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +62,15 @@ class Result:
 def work(inputs: Inputs, output: Path, say: Say) -> Result:
     """Choose frames."""
     candidates = list(HDF5Dataset(inputs.candidates.value, require_labels=False))
+    relaxed = _relaxed(inputs)
     rng = np.random.default_rng([inputs.seed, 7, inputs.round])
     chosen = dict.fromkeys(_visited(candidates, inputs.visited, rng), VISITED)
+    relaxed = relaxed[: inputs.number - len(chosen)]
+    number = inputs.number - len(relaxed)
     for i in _last_words(candidates):
-        if len(chosen) < inputs.number:
+        if len(chosen) < number:
             chosen.setdefault(i, EXPLODED)
-    missing = inputs.number - len(chosen)
+    missing = number - len(chosen)
     if missing > 0:
         student = StudentForceField.load(inputs.student.value)
         known = HDF5Dataset(inputs.data.value).subset("train")
@@ -90,6 +97,7 @@ def work(inputs: Inputs, output: Path, say: Say) -> Result:
         )
         for i, why in sorted(chosen.items())
     ]
+    frames += relaxed
     write_structures(output / CHOSEN, frames, seed=inputs.seed)
     reasons = Counter(str(s.info["why"]) for s in frames)
     say(
@@ -97,6 +105,17 @@ def work(inputs: Inputs, output: Path, say: Say) -> Result:
         + ", ".join(f"{n} {k}" for k, n in reasons.items())
     )
     return Result(dict(reasons), structures_hash(frames))
+
+
+def _relaxed(inputs: Inputs) -> list[Structure]:
+    if inputs.relaxed is None:
+        return []
+    about = {"round": inputs.round, "why": RELAXED}
+    return [
+        replace(f, info={**f.info, **about, "group": f"round-{inputs.round}/relaxation-{run}"})
+        for f in HDF5Dataset(inputs.relaxed.value, require_labels=False)
+        for run in [f.info["run"]]
+    ]
 
 
 def _visited(candidates: Sequence[Structure], number: int, rng: np.random.Generator) -> list[int]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mlff_distiller.data import Structure, structures_hash, write_structures
+from mlff_distiller.data.structure import without_labels
 from mlff_distiller.dynamics import MDSettings, RunStoppedError, Trajectory, run_md
 from mlff_distiller.errors import InputError
 from mlff_distiller.pipeline.stage import EXECUTION, Hashed, Say, Station
@@ -27,6 +28,8 @@ CANDIDATES = "candidates.h5"
 SOURCE = "student-md"
 # A ramp is this many runs, one after the other.
 _RAMP = 8
+# A run that exploded is repeated from its last sane frame, for so many intervals.
+_REPLAY = 1.5
 # Frames with a larger force by the student, in units of the largest that labels may have, or a
 # closer contact are no longer something to ask the teacher about.
 _WILD = 2.0
@@ -158,7 +161,33 @@ def student_run(job: tuple[Inputs, int]) -> tuple[list[Structure], float, str]:
     sane = _sane(frames, inputs)
     if not verdict and len(sane) < len(frames):
         verdict = "atoms came too close or forces too large"
+    if verdict and sane:
+        sane += _replay(inputs, sane[-1])
     return [_candidate(f, run, start) for f in sane], reached, verdict
+
+
+def _replay(inputs: Inputs, last: Structure) -> list[Structure]:
+    """The way from the last sane frame into the hole that it fell into, every step of it.
+
+    An explosion takes some ten steps, so that frames at the usual interval show nothing of it.
+    Without the thermostat, whose noise would be another one.
+    """
+    steps = max(1, round(_REPLAY * inputs.interval / inputs.timestep))
+    settings = MDSettings(
+        ensemble="nve", steps=steps, timestep=inputs.timestep, interval=1, threads=1
+    )
+    try:
+        found = run_md(inputs.engine, inputs.student.value, without_labels(last), settings)
+    except RunStoppedError as stopped:
+        found = stopped.trajectory
+    except InputError:
+        return []
+    about = {"thermostat": last.info["thermostat"]}
+    start = float(last.info["time_fs"])
+    return [
+        replace(f, info={**f.info, **about, "time_fs": start + float(f.info["time_fs"])})
+        for f in _sane(found.frames[1:], inputs)
+    ]
 
 
 def _picoseconds(trajectory: Trajectory) -> float:

@@ -60,7 +60,8 @@ def errors_by_temperature(
 
     Returns:
         ``temperature`` (K, mean of the range), ``frames``, ``force_mae_mev_per_ang`` (of the
-        components) and ``mean_force_ev_per_ang`` (mean magnitude of the teacher's forces).
+        components), ``mean_force_ev_per_ang`` (mean magnitude of the teacher's forces) and
+        ``mean_component_mev_per_ang`` (of their components).
     """
     if not frames:
         return []
@@ -78,6 +79,8 @@ def errors_by_temperature(
                 "force_mae_mev_per_ang": 1e3
                 * float(np.concatenate([errors[i].ravel() for i in some]).mean()),
                 "mean_force_ev_per_ang": float(np.concatenate(sizes).mean()),
+                "mean_component_mev_per_ang": 1e3
+                * float(np.abs(np.concatenate([_forces(frames[i]) for i in some])).mean()),
             }
         )
     return rows

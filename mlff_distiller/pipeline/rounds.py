@@ -20,7 +20,9 @@ import numpy as np
 from mlff_distiller.config import DistillConfig, TrainingConfig
 from mlff_distiller.data import HDF5Dataset, Structure, structures_hash
 from mlff_distiller.dynamics import engine_of
-from mlff_distiller.pipeline import choose, explore, export, fit, join, label, measure
+from mlff_distiller.evaluation.gates.settings import AcceptanceConfig
+from mlff_distiller.evaluation.gates.visited import force_limit
+from mlff_distiller.pipeline import choose, explore, export, fit, join, label, measure, relax
 from mlff_distiller.pipeline.stage import Hashed, Say, Stages, hashed_file
 from mlff_distiller.purpose import ensembles
 
@@ -29,8 +31,9 @@ _FIRST_ROUND = 20.0
 _SHORTEST_FIT = 5.0  # s
 _FOREVER = 10**9  # epochs
 # Share of the minutes, and s at least and at most, for gates and engines at the end.
-_RESERVE, _LEAST_RESERVE, _MOST_RESERVE = 0.25, 30.0, 900.0
-_LEAST_ERROR = 15.0  # meV/Å: below it a round holds, however small the forces are
+_RESERVE, _LEAST_RESERVE, _MOST_RESERVE = 0.25, 30.0, 300.0
+_NEARLY = 3.0  # times the limits of the gates: from there on rounds grow
+_HOT = 0.6  # of the highest temperature: above it limits are shares of the forces
 
 #: student, folder -> names of the gates that fail
 QuickGates = Callable[[Hashed[Path], Stages], list[str]]
@@ -102,11 +105,16 @@ class Budget:
             return None
         return round(max(seconds, _SHORTEST_FIT) / 60.0, 4)
 
-    def is_spent(self, others: float) -> bool:
-        """Whether another round, ``others`` seconds besides training, would take too long."""
+    def is_spent(self, others: float, exploded: bool = False) -> bool:
+        """Whether another round, ``others`` seconds besides training, would take too long.
+
+        Where runs still explode it may take half of the time for the last training: a student
+        that is trained to the end and explodes is of no use.
+        """
         if self._deadline is None:
             return False
-        return self._spent() + 2.0 * others > self._deadline - self._final
+        final = 0.5 * self._final if exploded else self._final
+        return self._spent() + 2.0 * others > self._deadline - final
 
 
 def run_rounds(
@@ -173,7 +181,7 @@ def _why_stop(
         return "errors on visited frames and gates held twice in a row"
     if calls is not None and outcome.teacher_calls >= calls:
         return f"{outcome.teacher_calls} teacher calls"
-    if budget.is_spent(others):
+    if budget.is_spent(others, bool(outcome.rounds[-1].get("exploded"))):
         return "the time for rounds is spent"
     return ""
 
@@ -190,7 +198,8 @@ def _ask(
     loop, purpose = config.loop, config.purpose
     previous = stages.output.parent / f"{k - 1:02d}" / join.DATA
     known = HDF5Dataset(previous)
-    starts, runs = plan_runs(config, start, list(known.subset("train")), k)
+    train = list(known.subset("train"))
+    starts, runs = plan_runs(config, start, train, k)
     explored = stages.run(
         explore.STATION,
         explore.Inputs(
@@ -205,8 +214,18 @@ def _ask(
             workers=config.teacher.workers,
         ),
     )
+    relaxed = None
+    if begin := relax.starts_of(config, start, _starts(start, train), k):
+        went = stages.run(relax.STATION, relax.inputs_of(config, student, begin))
+        if went.num_frames:
+            relaxed = Hashed(stages.output / relax.RELAXED, went.relaxed_hash)
     calls = loop.teacher_calls
-    number = loop.frames if calls is None else min(loop.frames, calls - outcome.teacher_calls)
+    # Wrong students are cured by rounds, not by frames of where they should never have been: rounds
+    # are small until the student is nearly right where it runs.
+    grown = loop.growth ** sum(row.get("nearly", False) for row in outcome.rounds)
+    number = round(loop.frames * grown)
+    if calls is not None:
+        number = min(number, calls - outcome.teacher_calls)
     chosen = stages.run(
         choose.STATION,
         choose.Inputs(
@@ -214,9 +233,10 @@ def _ask(
             data=Hashed(previous, known.hash()),
             student=student,
             round=k,
-            visited=min(loop.visited, number),
+            visited=min(round(loop.visited * grown), number),
             number=number,
             seed=config.sampling.seed,
+            relaxed=relaxed,
         ),
     )
     labelled = stages.run(
@@ -235,7 +255,8 @@ def _ask(
         "labelled": labelled.num_labelled,
         "rejected": labelled.rejected,
         "visited": measured.visited,
-        "holds": explored.exploded == 0 and holds(measured.visited, loop.tolerance),
+        "holds": explored.exploded == 0 and holds(measured.visited, config.acceptance),
+        "nearly": explored.exploded == 0 and holds(measured.visited, config.acceptance, _NEARLY),
     }
 
 
@@ -286,11 +307,22 @@ def limited(
     return replace(training, max_epochs=_FOREVER, early_stop_patience=_FOREVER)
 
 
-def holds(visited: Sequence[dict[str, Any]], tolerance: float) -> bool:
-    """Whether the error on visited frames is small enough at every temperature."""
+def holds(visited: Sequence[dict[str, Any]], limits: AcceptanceConfig, times: float = 1.0) -> bool:
+    """Whether the error on visited frames is below the limit of the gates at every temperature.
+
+    Args:
+        visited: see :func:`mlff_distiller.pipeline.measure.errors_by_temperature`.
+        limits: of the gates.
+        times: of the limit that is allowed.
+    """
+    hottest = max((row["temperature"] for row in visited), default=0.0)
     return bool(visited) and all(
         row["force_mae_mev_per_ang"]
-        <= max(_LEAST_ERROR, 1e3 * tolerance * row["mean_force_ev_per_ang"])
+        <= times
+        * force_limit(
+            limits,
+            row["mean_component_mev_per_ang"] if row["temperature"] > _HOT * hottest else None,
+        )
         for row in visited
     )
 

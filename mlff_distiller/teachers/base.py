@@ -36,6 +36,7 @@ class CalculatorTeacher(Teacher):
         packages: distributions whose versions are worth remembering.
         elements: atomic numbers that it knows; None when unknown or all.
         periodic_only: it needs a cell with three periodic directions.
+        conservative: its forces are the gradient of its energy.
     """
 
     def __init__(
@@ -46,12 +47,14 @@ class CalculatorTeacher(Teacher):
         packages: Sequence[str] = (),
         elements: Collection[int] | None = None,
         periodic_only: bool = False,
+        conservative: bool = True,
     ) -> None:
         self.name = name
         self.calculator = calculator
         self.versions = versions_of(packages)
         self.elements = None if elements is None else frozenset(int(z) for z in elements)
         self.periodic_only = periodic_only
+        self.conservative = conservative
 
     def check(self, structures: Sequence[Structure]) -> None:
         """Raise InputError for an unknown element or a missing cell, naming it."""

@@ -161,6 +161,8 @@ def get_teacher(name: str, device: str = "cpu", **options: Any) -> Teacher:
         packages=[entry.package],
         elements=elements,
         periodic_only=entry.periodic_only,
+        # Orb's first models, and those that say so, predict forces without an energy's gradient.
+        conservative=entry.module != "orb_models" or "conservative" in name,
     )
 
 

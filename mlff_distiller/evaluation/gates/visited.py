@@ -141,6 +141,21 @@ def errors_on(student: Calculator, teacher: Calculator, outcome: Outcome) -> dic
     }
 
 
+def force_limit(limits: AcceptanceConfig, mean_force: float | None) -> float:
+    """Largest mean error of a force component on visited frames, meV/Å.
+
+    Args:
+        limits: of the user.
+        mean_force: of the teacher's components there, meV/Å; None up to half of the highest
+            temperature, where the limit is a number.
+    """
+    limit = limits.visited_force_mae
+    if mean_force is None:
+        return limit
+    # Where a student strays to absurd forces, a share of them would allow anything.
+    return max(limit, min(limits.visited_force_fraction * mean_force, _MOST * limit))
+
+
 def visited_gates(
     found: list[dict[str, Any]], temperatures: list[float], limits: AcceptanceConfig
 ) -> list[Gate]:
@@ -153,12 +168,9 @@ def visited_gates(
     """
     rows = []
     for temperature, errors in zip(temperatures, found, strict=True):
-        limit = limits.visited_force_mae
         size = errors["mean_force"]
-        if temperature == temperatures[-1] and size is not None:
-            # Where a student strays to absurd forces, a share of them would allow anything.
-            share = min(limits.visited_force_fraction * size, _MOST * limit)
-            limit = max(limit, share)
+        hot = temperature == temperatures[-1]
+        limit = force_limit(limits, size if hot else None)
         name = f"own dynamics, {temperature:g} K"
         advice = f"more rounds of student dynamics at {temperature:g} K, labelled by the teacher"
         if errors["died"] or errors["force_mae"] is None:

@@ -14,6 +14,8 @@ from mutants.rooms import (
     kinds,
     labelling,
     models,
+    multistep,
+    multistep_engines,
     rounds,
     sampling,
     training,
@@ -33,6 +35,8 @@ ALL: dict[str, list[Mutation]] = {
     "data": data.MUTATIONS,
     "models": models.MUTATIONS,
     "gpu": gpu.MUTATIONS,
+    "multistep": multistep.MUTATIONS,
+    "multistep engines": multistep_engines.MUTATIONS,
 }
 
 

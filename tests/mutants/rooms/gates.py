@@ -70,8 +70,8 @@ MUTATIONS = [
     Mutation(
         "absurd forces allow anything",
         "evaluation/gates/visited.py",
-        "min(limits.visited_force_fraction * size, _MOST * limit)",
-        "limits.visited_force_fraction * size",
+        "min(limits.visited_force_fraction * mean_force, _MOST * limit)",
+        "limits.visited_force_fraction * mean_force",
         "test_gates_dynamics.py -k limits",
         "a student that strays passes by its share",
     ),
