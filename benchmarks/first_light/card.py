@@ -73,6 +73,7 @@ def rehearse() -> None:
     engine._native = SimpleNamespace(**parts)
     molecule = common.water
     common.water = lambda side: molecule(1)
+    gpu_engines.STEPS, gpu_engines.WARM_UP = 5, 2
     gpu_engines.torch_device = torch_device
     gpu_engines.before_pair_style = lambda: f"plugin unload pair painn\nplugin load {plugin}\n"
 
