@@ -118,8 +118,8 @@ def test_records_are_the_teacher_s_at_one_call_an_outer_step(engine, model) -> N
         assert frame.energy == pytest.approx(atoms.get_potential_energy(), abs=1e-9)
         np.testing.assert_allclose(frame.forces, atoms.get_forces(), atol=1e-9)
         np.testing.assert_allclose(frame.stress, atoms.get_stress(voigt=False), atol=1e-10)
-        assert frame.info["student_energy"] == pytest.approx(-40.0, abs=5.0)
-        assert abs(frame.info["student_energy"] - frame.energy) > 1.0
+        assert frame.info["student_ev"] == pytest.approx(-40.0, abs=5.0)
+        assert abs(frame.info["student_ev"] - frame.energy) > 1.0
 
 
 # -- ensembles -------------------------------------------------------------------------------------
