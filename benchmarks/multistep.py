@@ -147,8 +147,8 @@ class Bench:
         self.folder = work / f"{name}-{digest}-{seed}"
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def student(self) -> StudentCalculator:
-        return StudentCalculator(self.model, dtype="float64", threads=1)
+    def student(self, dtype: str = "float64") -> StudentCalculator:
+        return StudentCalculator(self.model, dtype=dtype, threads=1)
 
     def atoms(self, calculator: Calculator, state: NDArray | None = None) -> Atoms:
         atoms = self.structure.to_atoms(labels=False)
@@ -244,7 +244,7 @@ class Bench:
         alone = lambda: VelocityVerlet(self.atoms(self.teacher.calculator, state), self.step)  # noqa: E731
         calls = {"teacher": run(alone, longest)}
         for n in self.system.every:
-            make = lambda n=n: self.corrected(self.atoms(self.student(), state), n)  # noqa: E731
+            make = lambda n=n: self.corrected(self.atoms(self.student("float32"), state), n)  # noqa: E731
             calls[f"n={n}"] = run(make, max(1, longest // n))
         found = in_turn(calls, rounds, rotate=True)
         for n in self.system.every:  # those that do not divide the longest made fewer steps

@@ -148,7 +148,7 @@ def test_labels_of_another_teacher_are_refused(model: Path, tmp_path: Path) -> N
 
 
 class Failing(EMT):
-    """EMT that fails at one of its calculations."""
+    """EMT that fails from one of its calculations on."""
 
     def __init__(self, at: int | None) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ class Failing(EMT):
 
     def calculate(self, *args, **kwargs) -> None:
         self.calls += 1
-        if self.calls == self.at:
+        if self.at is not None and self.calls >= self.at:
             raise RuntimeError("out of range")
         super().calculate(*args, **kwargs)
 
