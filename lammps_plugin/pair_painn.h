@@ -48,6 +48,11 @@ class PairPaiNN : public Pair {
   // "uncertainty" of the atoms of this rank, force units of the run, if the last step computed it
   void* extract_peratom(const char* name, int& columns) override;
   double memory_usage() override;
+  // Of an atom type; 0 if it is left out. For fix painn/correct.
+  int atomic_number(int type) const {
+    const int species = type_species_[static_cast<size_t>(type)];
+    return species < 0 ? 0 : model_.elements[static_cast<size_t>(species)];
+  }
 
   int pack_forward_comm(int n, int* list, double* buf, int pbc_flag, int* pbc) override;
   void unpack_forward_comm(int n, int first, double* buf) override;

@@ -1,8 +1,8 @@
-// Entry point of painnplugin.so: makes `pair_style painn` known to LAMMPS.
+// Entry point of painnplugin.so: makes `pair_style painn` and `fix painn/correct` known to LAMMPS.
 //
 // LAMMPS checks neither version nor integer sizes of a plugin, and its C++ classes change between
 // versions. So nothing but the C library interface is used until both were compared; on a mismatch
-// `pair_style painn` is registered all the same and stops with one line that names both.
+// the styles are registered all the same and stop with one line that names both.
 #include <dlfcn.h>
 
 #include <cstdio>
@@ -27,8 +27,9 @@ int lammps_extract_setting(void* handle, const char* keyword);
 int lammps_config_has_mpi_support();
 }
 
-// In pair_painn.cpp. Not called unless the versions match.
+// In pair_painn.cpp and fix_painn_correct.cpp. Not called unless the versions match.
 void* mlff_create_pair_painn(void* lmp);
+void* mlff_create_fix_painn_correct(void* lmp, int narg, char** arg);
 
 namespace {
 
@@ -91,6 +92,8 @@ void* stop(void* lmp) {
   std::exit(1);
 }
 
+void* stop_fix(void* lmp, int, char**) { return stop(lmp); }
+
 }  // namespace
 
 std::string mlff_other_update() {
@@ -101,13 +104,20 @@ std::string mlff_other_update() {
 extern "C" __attribute__((visibility("default"))) void lammpsplugin_init(void* lmp, void* handle,
                                                                          void* register_function) {
   static const std::string version = date_name(MLFF_LAMMPS_DATE);
+  const bool matches = find_mismatch(lmp).empty();
+  const auto add = reinterpret_cast<RegisterFunction>(register_function);
   Registration plugin;
   plugin.version = version.c_str();
+  plugin.author = "mlff_distiller";
+  plugin.handle = handle;
   plugin.style = "pair";
   plugin.name = "painn";
   plugin.info = "pair_style painn: distilled PaiNN students";
-  plugin.author = "mlff_distiller";
-  plugin.creator.v1 = find_mismatch(lmp).empty() ? &mlff_create_pair_painn : &stop;
-  plugin.handle = handle;
-  reinterpret_cast<RegisterFunction>(register_function)(&plugin, lmp);
+  plugin.creator.v1 = matches ? &mlff_create_pair_painn : &stop;
+  add(&plugin, lmp);
+  plugin.style = "fix";
+  plugin.name = "painn/correct";
+  plugin.info = "fix painn/correct: the teacher's surface by multiple time steps";
+  plugin.creator.v2 = matches ? &mlff_create_fix_painn_correct : &stop_fix;
+  add(&plugin, lmp);
 }

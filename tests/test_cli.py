@@ -30,7 +30,7 @@ from mlff_distiller.export import export_student
 from mlff_distiller.models import StudentForceField
 
 COMMANDS = [
-    "sample", "label", "train", "distill", "evaluate", "validate", "export", "md", "reweight", "bench", "info", "convert",
+    "sample", "label", "train", "distill", "evaluate", "validate", "export", "md", "correct-server", "reweight", "bench", "info", "convert",
 ]  # fmt: skip
 SLOW_TEACHER = '''
 import time

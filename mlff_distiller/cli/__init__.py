@@ -7,7 +7,16 @@ from __future__ import annotations
 
 import typer
 
-from mlff_distiller.cli import analyse, configure, correct, data, models, simulate, validate
+from mlff_distiller.cli import (
+    analyse,
+    configure,
+    correct,
+    data,
+    models,
+    serve,
+    simulate,
+    validate,
+)
 
 app = typer.Typer(
     name="mlff-distiller",
@@ -19,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for module in (configure, data, models, simulate, analyse, validate, correct):
+for module in (configure, data, models, simulate, analyse, validate, correct, serve):
     module.register(app)
 _ORDER = [
     "init",
@@ -31,6 +40,7 @@ _ORDER = [
     "validate",
     "export",
     "md",
+    "correct_server",
     "reweight",
     "bench",
     "info",

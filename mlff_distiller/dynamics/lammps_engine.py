@@ -3,6 +3,9 @@
 Canonical ensembles come from ``fix langevin`` with noise that is independent from atom to atom,
 and ``fix momentum`` in each step, which projects the motion of the centre of mass out. That is
 exact for any number of atoms and any masses; ``zero yes`` of fix langevin is not (Issue H).
+
+A corrected run has ``fix painn/correct`` before all others. It asks this process, which owns the
+teacher and answers between two looks at what LAMMPS has written.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +44,7 @@ from mlff_distiller.dynamics.lammps_files import (
 from mlff_distiller.errors import InputError
 from mlff_distiller.lammps import lammps_command
 from mlff_distiller.lattice import stress_volume
+from mlff_distiller.multistep.server import CorrectionServer
 from mlff_distiller.units import EV_PER_ANGSTROM3_IN_GPA
 
 _BAR_IN_EV_PER_ANGSTROM3 = 1e-4 / EV_PER_ANGSTROM3_IN_GPA
@@ -49,6 +53,7 @@ _LARGEST_COORDINATE = 1e6  # Å
 _DAMPING = 0.1  # ps
 # s, between two looks at what LAMMPS has written.
 _LOOK = 0.1
+_SOCKET = "teacher"
 _RECORDS = [
     "compute virial all pressure NULL virial",
     f"thermo_style custom step pe vol {' '.join(f'c_virial[{i}]' for i in range(1, 7))}",
@@ -90,8 +95,10 @@ def run_md(model: Path, structure: Structure, settings: MDSettings, begin: Begin
         warm = _fixes(structure, s, "nvt", _seed(s))
         commands += [*warm, f"run {s.warmup_steps}"]
         commands += [f"unfix {line.split()[1]}" for line in reversed(warm)]
+    commands.append("reset_timestep 0")
+    if begin.correction is not None:
+        commands.append(f"fix correct all painn/correct {_SOCKET} every {s.every}")
     commands += [
-        "reset_timestep 0",
         *_fixes(structure, s, s.ensemble, _seed(s, begin.step)),
         f"thermo {s.interval}",
         *_RECORDS,
@@ -124,15 +131,34 @@ def run_md(model: Path, structure: Structure, settings: MDSettings, begin: Begin
 
     with (
         tempfile.TemporaryDirectory(prefix="mlff-lammps-") as folder,
+        _server(begin, structure, box, Path(folder)) as server,
         recorder.interruptible(),
     ):
         script = _Script(model, structure, box, s.dtype, s.threads, s.ranks)
-        records = script.run(Path(folder), commands, begin.velocities, record)
+        records = script.run(Path(folder), commands, begin.velocities, record, server)
     for line in records.warnings:
         text = f"LAMMPS: {line.removeprefix('WARNING:').strip()}"
         recorder.warnings.append(text)
         begin.say(f"warning: {text}")
     return recorder.trajectory(records.seconds, s.steps)
+
+
+@contextlib.contextmanager
+def _server(
+    begin: Begin, structure: Structure, box: Box, folder: Path
+) -> Iterator[CorrectionServer | None]:
+    """Who answers fix painn/correct; None of a plain run."""
+    if begin.correction is None:
+        yield None
+        return
+    with CorrectionServer(
+        begin.correction,
+        folder / _SOCKET,
+        like=structure,
+        rotation=box.rotation,
+        first_step=begin.step,
+    ) as server:
+        yield server
 
 
 def _seed(settings: MDSettings, step: int = 0) -> int:
@@ -249,8 +275,10 @@ class _Script:
         commands: list[str],
         velocities: np.ndarray | None,
         record: OnRecord,
+        server: CorrectionServer | None = None,
     ) -> Records:
-        """Run ``commands`` and hand each record on as it comes; what ``record`` raises ends it."""
+        """Run ``commands`` and hand each record on as it comes; what ``record`` raises ends it.
+        Every record is handed on before ``server`` answers for the next step."""
         text = data_file(self._structure, self._box, self._elements, velocities)
         (folder / "atoms.data").write_text(text)
         (folder / "in.lammps").write_text("\n".join([*self._head, *commands]) + "\n")
@@ -259,10 +287,12 @@ class _Script:
             environment["OMP_NUM_THREADS"] = str(self._threads)
         records = Records(folder)
         try:
-            status = _follow(self._command, folder, environment, records, record)
+            status = _follow(self._command, folder, environment, records, record, server)
         finally:
             records.close()
         if status != 0:
+            if server is not None and server.failure is not None:
+                raise server.failure
             printed = (folder / "screen").read_text(errors="replace").splitlines()
             lines = [line for line in (*records.log, *printed) if line.strip()]
             reason = next((line for line in lines if "ERROR" in line), lines[-1] if lines else "")
@@ -276,9 +306,15 @@ def _follow(
     environment: dict[str, str],
     records: Records,
     record: OnRecord,
+    server: CorrectionServer | None,
 ) -> int:
     """Exit status. On Ctrl-C, or when ``record`` raises, nothing of the program stays behind:
     ``lmp`` may be a script that starts the real one, so the whole group is ended."""
+
+    def hand_on() -> None:
+        for found in records.new():
+            record(*found)
+
     with (
         (folder / "screen").open("w") as screen,
         subprocess.Popen(
@@ -294,12 +330,13 @@ def _follow(
         try:
             wait = 0.005
             while process.poll() is None:
-                for found in records.new():
-                    record(*found)
-                time.sleep(wait)
+                hand_on()
                 wait = min(_LOOK, 1.5 * wait)
-            for found in records.new():
-                record(*found)
+                if server is None:
+                    time.sleep(wait)
+                elif server.wait(wait, hand_on):
+                    wait = 0.005
+            hand_on()
         except BaseException:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

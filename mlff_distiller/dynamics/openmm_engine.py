@@ -22,6 +22,7 @@ from mlff_distiller.dynamics.common import (
     exact_settings,
 )
 from mlff_distiller.dynamics.freedom import drift_of, masses_of, still_directions
+from mlff_distiller.dynamics.openmm_corrected import FRICTION, OuterSteps
 from mlff_distiller.errors import InputError
 from mlff_distiller.lattice import stress_volume
 from mlff_distiller.students.energy_model import ExportedModel
@@ -32,12 +33,14 @@ _STEPS_PER_CALL = 50
 
 
 @contextlib.contextmanager
-def _one_line() -> Iterator[None]:
-    """OpenMM's own exceptions as InputError."""
+def _one_line(outer: OuterSteps | None = None) -> Iterator[None]:
+    """OpenMM's own exceptions as InputError; what the teacher raised, Ctrl-C too, as it was."""
     mm = _import()
     try:
         yield
     except mm.OpenMMException as error:
+        if outer is not None and outer.failure is not None:
+            raise outer.failure from None
         text = " ".join(str(error).split()) or "no reason given"
         raise InputError(
             f"OpenMM stopped: {text}; check the structure, the time step and the settings"
@@ -76,11 +79,16 @@ def run_md(model: Path, structure: Structure, settings: MDSettings, begin: Begin
             system.removeForce(remover)
     seed = _seed(s, begin.step)
     _hold_centre_of_mass(mm, system, structure, s.ensemble)
+    outer = None
+    if begin.correction is not None:
+        outer = OuterSteps(structure, s, begin.correction, rotation, begin.step)
+        system.addForce(outer.force)
     if s.ensemble == "npt":
-        barostat = mm.MonteCarloBarostat(s.pressure, s.temperature, _STEP_OF_BAROSTAT)
+        frequency = _STEP_OF_BAROSTAT if outer is None else outer.barostat_frequency
+        barostat = mm.MonteCarloBarostat(s.pressure, s.temperature, frequency)
         barostat.setRandomNumberSeed(seed)
         system.addForce(barostat)
-    integrator = _integrator(mm, s, s.ensemble, seed)
+    integrator = _integrator(mm, s, s.ensemble, seed) if outer is None else outer.integrator(seed)
     context = _context(mm, system, integrator, structure, rotation)
     if "checkpoint" in begin.extra:
         _load(mm, context, begin.extra["checkpoint"])
@@ -88,16 +96,19 @@ def run_md(model: Path, structure: Structure, settings: MDSettings, begin: Begin
         context.setPositions(positions)
         half = _half_kick(context, s, masses)
         context.setVelocities(velocities - half)
-    context.getState(energy=True)  # the first evaluation sets things up
-    stresses = _Stresses(model, structure, s)
+    if outer is not None:
+        outer.first_count = context.getStepCount()
+    with _one_line(outer):
+        context.getState(energy=True)  # the first evaluation sets things up
+    stresses = _Stresses(model, structure, s, begin)
 
     recorder = Recorder("openmm", structure, s, begin)
     seconds = 0.0
-    with recorder.interruptible(), _one_line():
+    with recorder.interruptible(), _one_line(outer):
         for record in range(s.steps // s.interval + 1):
             if record:
                 start = time.perf_counter()
-                _advance(integrator, s.interval)
+                _advance(integrator, s.interval if outer is None else s.interval // s.every)
                 seconds += time.perf_counter() - start
             state = context.getState(
                 energy=True, forces=True, positions=True, velocities=True, enforcePeriodicBox=False
@@ -115,11 +126,13 @@ def run_md(model: Path, structure: Structure, settings: MDSettings, begin: Begin
 
 
 class _Stresses:
-    """OpenMM has no stress: one more evaluation of the student at each record."""
+    """OpenMM has no stress: one more evaluation of the student at each record of a plain run."""
 
-    def __init__(self, model: Path, structure: Structure, settings: MDSettings) -> None:
+    def __init__(
+        self, model: Path, structure: Structure, settings: MDSettings, begin: Begin
+    ) -> None:
         self._model = None
-        if stress_volume(structure.cell, structure.pbc):
+        if begin.correction is None and stress_volume(structure.cell, structure.pbc):
             self._model = ExportedModel(model, dtype=settings.dtype, threads=settings.threads)
 
     def of(self, frame: Structure) -> Structure:
@@ -130,9 +143,10 @@ class _Stresses:
 
 
 def _half_kick(context: Any, settings: MDSettings, masses: np.ndarray) -> np.ndarray | float:
-    """What leapfrog velocities, half a step before the positions, lack (nm/ps); only in NVE. The
-    velocities of the Langevin integrator are canonical as they are."""
-    if settings.ensemble != "nve":
+    """What leapfrog velocities, half a step before the positions, lack (nm/ps); only in plain NVE.
+    Those of the Langevin integrators are canonical as they are, and MTSIntegrator is velocity
+    Verlet."""
+    if not isinstance(context.getIntegrator(), _import().VerletIntegrator):
         return 0.0
     forces = context.getState(forces=True).getForces(asNumpy=True)._value
     mobile = np.array(
@@ -263,7 +277,7 @@ def _integrator(mm: Any, settings: MDSettings, ensemble: str, seed: int) -> Any:
     timestep = settings.timestep / 1000.0  # ps
     if ensemble == "nve":
         return mm.VerletIntegrator(timestep)
-    integrator = mm.LangevinMiddleIntegrator(settings.temperature, 10.0, timestep)
+    integrator = mm.LangevinMiddleIntegrator(settings.temperature, FRICTION, timestep)
     integrator.setRandomNumberSeed(seed)
     return integrator
 

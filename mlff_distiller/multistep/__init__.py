@@ -7,6 +7,7 @@ trajectory samples the teacher's surface up to its error, whatever the student i
     correction.py  the difference, its calls and its errors
     ase.py         the integrator for ASE
     interval.py    how often to correct
+    server.py      the difference for LAMMPS, which is another program
     labels.py      what the teacher says, kept for training
     reweight.py    averages of the teacher from a student's run, after it
 """

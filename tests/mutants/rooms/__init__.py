@@ -14,6 +14,7 @@ from mutants.rooms import (
     labelling,
     models,
     multistep,
+    multistep_engines,
     rounds,
     sampling,
     training,
@@ -33,6 +34,7 @@ ALL: dict[str, list[Mutation]] = {
     "data": data.MUTATIONS,
     "models": models.MUTATIONS,
     "multistep": multistep.MUTATIONS,
+    "multistep engines": multistep_engines.MUTATIONS,
 }
 
 
