@@ -484,8 +484,9 @@ class LoopConfig(Settings, path="loop"):
     frames: int = setting(24, "Labelled in the first round of dynamics.", least=1)
     growth: float = setting(
         1.0,
-        "After a round in which no run exploded, rounds label this many times as many: explosions "
-        "are cured by rounds, not by frames.",
+        "After a round in which no run exploded and errors were within three times the limits of "
+        "the gates, rounds label this many times as many: wrong students are cured by rounds, not "
+        "by frames.",
         least=1,
         most=4,
     )

@@ -52,6 +52,7 @@ def settings(folder: Path) -> dict[str, Any]:
             "runs": 3,
             "picoseconds": 0.4,
             "frames": 8,
+            "growth": 1.5,
             "visited": 4,
             "epochs": 10,
         },
@@ -101,10 +102,12 @@ def test_rounds_add_frames_that_the_student_visited(finished, folder: Path) -> N
     data = HDF5Dataset(folder / "run" / "data.h5")
     assert len(data) == finished["teacher_calls"]
     sources = [str(s.info["source"]) for s in data]
-    assert sources.count(explore.SOURCE) == 16
+    assert rows[1]["nearly"], "limits are wide here, so that rounds grow"
+    assert [row["labelled"] for row in rows[1:]] == [8, 12]
+    assert sources.count(explore.SOURCE) == 20
     for row in rows[1:]:
         assert row["visited"], "nothing was measured"
-        assert sum(r["frames"] for r in row["visited"]) <= 4
+        assert sum(r["frames"] for r in row["visited"]) <= 4 * 1.5 ** (row["round"] - 1)
         assert len(row["runs"]) == 3
     # Frames of one run never lie on both sides unless they were drawn for validation.
     assert set(data.splits["valid"].tolist()).isdisjoint(data.splits["train"].tolist())
@@ -381,6 +384,10 @@ def test_a_round_holds_within_the_limits_of_the_gates() -> None:
         [cold, {**hot, "mean_component_mev_per_ang": 1e5, "force_mae_mev_per_ang": 121.0}], limits
     )
     assert not holds([], limits), "without a measurement nothing holds"
+    # Rounds grow once a student is nearly right.
+    poor = {**hot, "force_mae_mev_per_ang": 210.0}
+    assert holds([cold, poor], limits, 3.0)
+    assert not holds([cold, {**poor, "force_mae_mev_per_ang": 250.0}], limits, 3.0)
 
 
 def test_errors_are_told_by_temperature() -> None:

@@ -32,6 +32,7 @@ _SHORTEST_FIT = 5.0  # s
 _FOREVER = 10**9  # epochs
 # Share of the minutes, and s at least and at most, for gates and engines at the end.
 _RESERVE, _LEAST_RESERVE, _MOST_RESERVE = 0.25, 30.0, 300.0
+_NEARLY = 3.0  # times the limits of the gates: from there on rounds grow
 _HOT = 0.6  # of the highest temperature: above it limits are shares of the forces
 
 #: student, folder -> names of the gates that fail
@@ -219,9 +220,9 @@ def _ask(
         if went.num_frames:
             relaxed = Hashed(stages.output / relax.RELAXED, went.relaxed_hash)
     calls = loop.teacher_calls
-    # Explosions leave a few telling frames each, whatever is labelled beside them: rounds are small
-    # until there are none.
-    grown = loop.growth ** sum(row.get("exploded") == 0 for row in outcome.rounds)
+    # Wrong students are cured by rounds, not by frames of where they should never have been: rounds
+    # are small until the student is nearly right where it runs.
+    grown = loop.growth ** sum(row.get("nearly", False) for row in outcome.rounds)
     number = round(loop.frames * grown)
     if calls is not None:
         number = min(number, calls - outcome.teacher_calls)
@@ -255,6 +256,7 @@ def _ask(
         "rejected": labelled.rejected,
         "visited": measured.visited,
         "holds": explored.exploded == 0 and holds(measured.visited, config.acceptance),
+        "nearly": explored.exploded == 0 and holds(measured.visited, config.acceptance, _NEARLY),
     }
 
 
@@ -305,12 +307,19 @@ def limited(
     return replace(training, max_epochs=_FOREVER, early_stop_patience=_FOREVER)
 
 
-def holds(visited: Sequence[dict[str, Any]], limits: AcceptanceConfig) -> bool:
-    """Whether the error on visited frames is below the limit of the gates at every temperature."""
+def holds(visited: Sequence[dict[str, Any]], limits: AcceptanceConfig, times: float = 1.0) -> bool:
+    """Whether the error on visited frames is below the limit of the gates at every temperature.
+
+    Args:
+        visited: see :func:`mlff_distiller.pipeline.measure.errors_by_temperature`.
+        limits: of the gates.
+        times: of the limit that is allowed.
+    """
     hottest = max((row["temperature"] for row in visited), default=0.0)
     return bool(visited) and all(
         row["force_mae_mev_per_ang"]
-        <= force_limit(
+        <= times
+        * force_limit(
             limits,
             row["mean_component_mev_per_ang"] if row["temperature"] > _HOT * hottest else None,
         )

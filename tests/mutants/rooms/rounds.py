@@ -100,6 +100,14 @@ MUTATIONS = [
         "a budget of teacher calls is exceeded",
     ),
     Mutation(
+        "rounds never grow",
+        "pipeline/rounds.py",
+        'sum(row.get("nearly", False) for row in outcome.rounds)',
+        "0",
+        "test_rounds.py",
+        "a good student learns as little as a poor one",
+    ),
+    Mutation(
         "a share of the forces is allowed where it is cold",
         "pipeline/rounds.py",
         ' if row["temperature"] > _HOT * hottest else None',
