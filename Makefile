@@ -17,9 +17,12 @@ TEST_TEACHERS ?= chgnet==0.4.2 "orb-models==0.5.5; python_version < '3.12'"
 CUDA_TORCH ?= torch==2.14.1
 # What runs compiled code, less the emulation, which this build does not enter. All tests but those
 # of teachers:  make cuda CUDA_TESTS=tests
-CUDA_TESTS ?= $(addprefix tests/test_,cuda_build.py neighbors.py ops.py messages.py models.py \
+CUDA_TESTS ?= $(addprefix tests/test_,cuda_build.py gpu_sass.py neighbors.py ops.py messages.py models.py \
                 native_engine.py native_files.py export.py calculator.py engines.py) \
               $(filter-out %_gpu.py,$(wildcard tests/test_lammps_*.py tests/test_openmm_*.py))
+# The same on a card, where there is one: docs/testing.md.
+CARD_TESTS ?= $(wildcard tests/test_cuda_*.py tests/test_openmm_*.py) \
+              $(addprefix tests/test_,lammps_gpu.py contract.py limits.py smoothness.py)
 # make openmm-torch: that wheel was compiled for that torch (with CUDA, but no GPU is needed).
 OPENMM_TORCH ?= openmmtorch==1.5 torch==2.9.1 openmm==8.5.2 openmmml==1.7
 OPENMM_TORCH_TESTS ?= $(filter-out %_build.py,$(wildcard tests/test_openmm_*.py)) tests/test_contract.py
@@ -109,6 +112,9 @@ docs: install
 # what the kernels take, against the committed table.
 cuda: $(CUDA_VENV)/.mlff-installed
 	MLFF_EXPECT_CUDA=1 $(CUDA_BIN)/python -m pytest $(CUDA_TESTS) $(PYTEST_ARGS)
+	@if $(CUDA_BIN)/python -c 'from mlff_distiller.ops.engine import gpu_count; raise SystemExit(not gpu_count())'; \
+	  then MLFF_TEST_GPU=1 MLFF_EXPECT_CUDA=1 $(CUDA_BIN)/python -m pytest $(CARD_TESTS) $(PYTEST_ARGS); \
+	  else echo "no GPU here: the tests on a card were skipped (docs/testing.md)"; fi
 	$(CUDA_BIN)/python benchmarks/cuda_resources.py --check
 
 $(CUDA_VENV)/.mlff-packages: Makefile

@@ -1,15 +1,17 @@
-"""Time the student on a GPU beside the CPU engine, its teacher, SchNetPack, MACE and NequIP.
+"""Time the student on a GPU beside the CPU engine, LAMMPS, OpenMM, torch, its teacher and peers.
 
 Correctness first: energies and forces of the GPU against the CPU engine in float64, in float64 and
 float32, with and without a CUDA graph; nothing is timed when they disagree. Then water from 81 to a
 million atoms; every call moves all atoms by 0.01 Å and returns energy and forces to the host, as in
-dynamics. Peers run in environments of their own (benchmarks/peers) with their usual torch.
+dynamics. LAMMPS, OpenMM and the same network in plain torch: gpu_engines.py. Peers (SchNetPack, MACE,
+NequIP) run in environments of their own (benchmarks/peers) with their usual torch.
 
     python benchmarks/gpu.py --quick
     python benchmarks/gpu.py --teacher sevennet-0 --peers schnetpack,mace,nequip
 
 Exit status: 0 measured, 1 the GPU's results are wrong, 2 there is nothing to measure on (no GPU, or an
-engine compiled without CUDA), with one line that says what is missing.
+engine compiled without CUDA), 3 the GPU failed on the way; with one line that says what. The report
+holds whatever was measured until then.
 """
 
 from __future__ import annotations
@@ -19,14 +21,15 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from benchmarks import gpu_report
+from benchmarks import gpu_engines, gpu_report
 from benchmarks.common import RESULTS, parser_of, spread, water, write_structure
 from benchmarks.peers.environments import PEERS as KNOWN_PEERS
 from benchmarks.peers.environments import Peer, python_of
@@ -45,6 +48,7 @@ SKIN = 0.3  # Å
 #: largest one.
 LIMITS = {"float64": (1e-9, 1e-9), "float32": (1e-5, 1e-5)}
 PEERS = ("schnetpack", "mace", "nequip")
+ENGINES = ("lammps", "openmm", "torch", "torch.compile")
 
 
 def require_gpu(device: str) -> str:
@@ -81,16 +85,17 @@ def check_systems() -> dict[str, tuple[Any, ...]]:
     }
 
 
-def check(path: Path, device: str, systems: dict[str, tuple[Any, ...]]) -> list[dict[str, Any]]:
+def check(path: Path, device: str, systems: dict[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
     """Deviations from the CPU engine in float64; rows beyond the limits have ``ok`` False. For tf32 and
-    bfloat16, which round more by intent, they are only reported."""
-    rows = []
+    bfloat16, which round more by intent, they are only reported.
+
+    Raises:
+        DeviceError: the GPU failed.
+    """
     exact = engine.NativePotential(path, dtype="float64")
     for dtype, math in (("float64", "float32"), *(("float32", math) for math in MATHS)):
         for graph in (False, True):
-            potential = engine.NativePotential(
-                path, dtype=dtype, device=device, math=math, graph=graph
-            )
+            potential = open_on_gpu(path, dtype=dtype, device=device, math=math, graph=graph)
             for label, (numbers, positions, cell, pbc) in systems.items():
                 for move in range(3):  # a list, the list again, the captured graph
                     moved = positions + 0.02 * move * np.sin(np.arange(positions.size)).reshape(
@@ -103,21 +108,23 @@ def check(path: Path, device: str, systems: dict[str, tuple[Any, ...]]) -> list[
                 force = float(np.abs(got["forces"] - want["forces"]).max()) / scale
                 rounded = math != "float32"
                 limits = LIMITS[dtype]
-                rows.append(
-                    {
-                        "system": label,
-                        "dtype": dtype,
-                        "math": math,
-                        "graph": graph,
-                        "energy_eV": energy,
-                        "force": force,
-                        "ok": bool(
-                            np.isfinite(force)
-                            and (rounded or (energy <= limits[0] and force <= limits[1]))
-                        ),
-                    }
-                )
-    return rows
+                within = energy <= limits[0] and force <= limits[1]
+                yield {
+                    "system": label,
+                    "dtype": dtype,
+                    "math": math,
+                    "graph": graph,
+                    "energy_eV": energy,
+                    "force": force,
+                    "ok": bool(np.isfinite(force) and (rounded or within)),
+                }
+
+
+def open_on_gpu(path: Path, **options: Any) -> engine.NativePotential:
+    """Without the warning of every potential that cuBLAS is missing: the report says so once."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return engine.NativePotential(path, **options)
 
 
 def timed(call: Callable[[], Any], seconds: float, warm_up: int = 5) -> dict[str, Any]:
@@ -144,27 +151,54 @@ def moving(potential: engine.NativePotential, system: tuple[Any, ...]) -> Callab
     return lambda: potential.compute(numbers, frames[next(turn) % 4], cell, pbc)
 
 
+def student_row(
+    path: Path, system: tuple[Any, ...], seconds: float, **options: Any
+) -> dict[str, Any]:
+    """One mode. Its potential is gone when this returns: a million atoms take 55 GB.
+
+    Raises:
+        DeviceError: the GPU failed in another way than by having too little memory.
+    """
+    row = {"what": "student, GPU", "math": options["math"], "graph": options["graph"],
+           "rebuild": options["skin"] == 0.0}  # fmt: skip
+    try:
+        potential = open_on_gpu(path, **options)
+        call = moving(potential, system)
+        builds = potential.num_builds
+        row.update(timed(call, seconds))
+    except DeviceError as error:
+        if "out of memory" not in str(error):
+            raise
+        return {**row, "not_measured": str(error)}
+    return {**row, "builds": potential.num_builds - builds, "products": potential.products,
+            "memory_GB": potential.memory_bytes / 1e9}  # fmt: skip
+
+
 def student_rows(
     path: Path, device: str, system: tuple[Any, ...], seconds: float
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """The GPU in all its modes, and with the list built in every call."""
-    rows = []
     modes = [(math, graph, SKIN) for math in MATHS for graph in (True, False)]
     for math, graph, skin in [*modes, ("float32", True, 0.0)]:
-        row = {"what": "student, GPU", "math": math, "graph": graph, "rebuild": skin == 0.0}
-        try:
-            potential = engine.NativePotential(
-                path, device=device, math=math, graph=graph, skin=skin
-            )
-            call = moving(potential, system)
-            builds = potential.num_builds
-            row.update(timed(call, seconds))
-            row["builds"] = potential.num_builds - builds
-            row["memory_GB"] = potential.memory_bytes / 1e9
-        except DeviceError as error:  # out of memory, first of all
-            row["not_measured"] = str(error)
-        rows.append(row)
-    return rows
+        yield student_row(path, system, seconds, device=device, math=math, graph=graph, skin=skin)
+
+
+def engine_rows(
+    options: argparse.Namespace, path: Path, system: tuple[Any, ...]
+) -> Iterator[dict[str, Any]]:
+    """LAMMPS, OpenMM and torch, those that were asked for."""
+    wanted, folder = options.engines, options.cache / "lammps"
+    for math in ("float32", "tf32"):
+        if "lammps" in wanted:
+            yield gpu_engines.lammps_row(path, system, math, folder)
+        if "openmm" in wanted:
+            yield gpu_engines.openmm_row(path, system, math, options.device)
+    if "torch" in wanted or "torch.compile" in wanted:
+        few = len(system[0]) <= gpu_engines.MOST_ATOMS_IN_TORCH
+        forces = engine.NativePotential(path).compute(*system)["forces"] if few else None
+        yield from gpu_engines.torch_rows(
+            path, system, options.seconds, forces, "torch.compile" in wanted
+        )
 
 
 def cpu_row(path: Path, system: tuple[Any, ...], seconds: float) -> dict[str, Any]:
@@ -217,70 +251,99 @@ class Peers:
         return {**out, **spread(spent)}
 
 
-def measure(options: argparse.Namespace, path: Path, name: str) -> dict[str, Any]:
-    """Everything, in one report."""
-    report: dict[str, Any] = {
-        "date": time.strftime("%Y-%m-%d %H:%M"),
-        "device": name,
-        "model": str(options.model) if options.model else "random weights, F = 128, 3 interactions",
-        "checks": check(path, options.device, check_systems()),
-        "rows": [],
-    }
-    if not all(row["ok"] for row in report["checks"]):
-        return report
-    torch_device = "cuda" if options.device == "cuda" else options.device
-    peers = Peers(options.peers, options.teacher, torch_device, options.cache)
-    for side in options.sides:
-        numbers, positions, cell = water(side)
-        system = (numbers, positions, cell, np.array([True] * 3))
-        rows = student_rows(path, options.device, system, options.seconds)
-        if len(numbers) <= options.cpu_atoms:
-            rows.append(cpu_row(path, system, options.seconds))
-        rows += [peers.row(peer, system, options.seconds) for peer in peers.peers]
-        report["rows"] += [{"atoms": len(numbers), **row} for row in rows]
-        gpu_report.write(report, options.output)
-        print(f"{len(numbers):,} atoms: done", flush=True)
-    return report
+def measure(options: argparse.Namespace, path: Path, report: dict[str, Any]) -> None:
+    """Everything, into ``report``, which is written after each size and at the end, whatever ends it.
+
+    Raises:
+        DeviceError: the GPU failed.
+    """
+    try:
+        for row in check(path, options.device, check_systems()):
+            report["checks"].append(row)
+        if not all(row["ok"] for row in report["checks"]):
+            return
+        torch_device = "cuda" if options.device == "cuda" else options.device
+        peers = Peers(options.peers, options.teacher, torch_device, options.cache)
+        for side in options.sides:
+            numbers, positions, cell = water(side)
+            system = (numbers, positions, cell, np.array([True] * 3))
+            atoms = {"atoms": len(numbers)}
+            for row in student_rows(path, options.device, system, options.seconds):
+                report["rows"].append({**atoms, **row})
+            if len(numbers) <= options.cpu_atoms:
+                report["rows"].append({**atoms, **cpu_row(path, system, options.seconds)})
+            for row in engine_rows(options, path, system):
+                report["rows"].append({**atoms, **row})
+            for peer in peers.peers:
+                report["rows"].append({**atoms, **peers.row(peer, system, options.seconds)})
+            gpu_report.write(report, options.output)
+            print(f"{len(numbers):,} atoms: done", flush=True)
+    except DeviceError as error:
+        report["failed"] = str(error)
+        raise
+    finally:
+        if report["checks"]:
+            gpu_report.write(report, options.output)
 
 
 def arguments() -> argparse.Namespace:
-    quick = "81 and 1029 atoms, no peers, 0.5 s a row"
+    quick = "81 and 1029 atoms, no other engines, no peers, 0.5 s a row"
     parser = parser_of(__doc__, quick=quick, output=RESULTS)
     parser.add_argument("--device", default="cuda", help="cuda or cuda:N")
     parser.add_argument("--model", type=Path, help="exported student; random weights without")
     parser.add_argument("--teacher", default="sevennet-0", help="of the registry; empty: none")
     parser.add_argument("--peers", default=",".join(PEERS), help="of benchmarks/peers; empty: none")
+    parser.add_argument(
+        "--engines", default=",".join(ENGINES), help=f"of {', '.join(ENGINES)}; empty: none"
+    )
     parser.add_argument("--sides", type=int, nargs="+", help="molecules along an edge of the box")
     parser.add_argument("--seconds", type=float, default=3.0, help="per row")
     parser.add_argument("--cpu-atoms", type=int, default=110_000, help="largest for the CPU engine")
     parser.add_argument("--cache", type=Path, default=ROOT / "build" / "gpu_peers")
     options = parser.parse_args()
     if options.quick:
-        options.peers, options.teacher, options.seconds = "", "", 0.5
+        options.peers = options.teacher = options.engines = ""
+        options.seconds = 0.5
     options.sides = options.sides or (QUICK if options.quick else SIDES)
     options.peers = [name for name in options.peers.split(",") if name]
+    options.engines = [name for name in options.engines.split(",") if name]
     return options
 
 
 def main() -> int:
     options = arguments()
+    report: dict[str, Any] = {"checks": [], "rows": []}
     try:
         name = require_gpu(options.device)
+        report = {
+            "date": time.strftime("%Y-%m-%d %H:%M"),
+            "device": name,
+            "products": engine.gpu_module().gpu_products(),
+            "model": str(options.model.name)
+            if options.model
+            else "random weights, F = 128, 3 interactions",
+            **report,
+        }
         with tempfile.TemporaryDirectory() as folder:
             path = options.model or Path(folder) / "student.pt"
             if not options.model:
                 export_model(path)
-            report = measure(options, path, name)
-    except (InputError, DeviceError) as error:
+            measure(options, path, report)
+    except InputError as error:
         print(f"nothing measured: {error}", file=sys.stderr)
         return 2
+    except DeviceError as error:
+        print(f"the GPU failed: {error} ({len(report['checks'])} checks and "
+              f"{len(report['rows'])} rows before are in {options.output})", file=sys.stderr)  # fmt: skip
+        return 3
     wrong = [row for row in report["checks"] if not row["ok"]]
     if wrong:
         row = max(wrong, key=lambda r: r["force"])
         print(
             f"nothing timed: {len(wrong)} of {len(report['checks'])} checks failed; {row['system']}, "
             f"{row['dtype']}, graph {row['graph']}: energies differ from the CPU engine's by "
-            f"{row['energy_eV']:.1e} eV, forces by {row['force']:.1e}; please report it",
+            f"{row['energy_eV']:.1e} eV, forces by {row['force']:.1e}; please report it with "
+            f"{options.output / 'gpu.json'}",
             file=sys.stderr,
         )
         return 1

@@ -2,12 +2,12 @@
 
 Where NVIDIA publishes nothing, the best measurement known: gpu-benches (E. Ernst, github.com/te42kyfo/
 gpu-benches, files of an A100-SXM4 80 GB, an H100 PCIe and an H200; H200 and H100-SXM have the same chip and
-clocks, so caches and launches are taken from it, memory is not).
+clocks, so caches and launches are taken from it; of the two only memory differs).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 KB, MB, GB, TB = 1e3, 1e6, 1e9, 1e12
 
@@ -90,4 +90,5 @@ H100 = Card(
     l1_bytes=256 * 1024, l2_bytes=50 * 1024**2, bus=63 * GB, l1_latency=34, l2_latency=265,
     launch_graph=1.26e-6, launch_stream=2.4e-6, memory=80 * GB,
 )  # fmt: skip
-CARDS = (A100, H100)
+H200 = replace(H100, name="H200-SXM 141GB", dram=4.8 * TB, memory=141 * GB)
+CARDS = (A100, H100, H200)

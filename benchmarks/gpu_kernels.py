@@ -6,6 +6,7 @@ as formulas of :func:`variables`, so that they can be printed beside the kernel'
 
     fp32 fp64 special   lanes' operations; a fused multiply-add is one
     other               warps' instructions that are neither (selects)
+    code                warps' instructions in all, as counted in the machine code (SASS, float32)
     rows                trips through L1 of 128 bytes or less (loads, stores, shuffles of a warp)
     l2                  bytes between L1 and L2: what L1 did not have, and all that is written
     passes x dram       bytes between L2 and memory, each array once a pass over the atoms, where they
@@ -27,6 +28,14 @@ CHANNELS = 32  # of a chunk: one warp
 BLOCK_SHARE = 0.47
 """Different senders of the four centres of a block, over all their edges: what L1 fetches if a block's
 warps share everything and blocks nothing. Of water in the engine's order of atoms (tested)."""
+SASS = {
+    "forward_kernel<T, true>": 68,
+    "forward_kernel<T, false>": 78,
+    "backward_kernel<T, true>": 105,
+    "backward_kernel<T, false>": 117,
+}
+"""Instructions per edge and 32 channels in the machine code of sm_90, as benchmarks/gpu_sass.py counts
+them: addresses, conversions and moves take issue slots, too."""
 BOX_BYTES, STATE_BYTES, TOTALS = 288, 312, 10
 
 
@@ -81,6 +90,7 @@ class Launch:
     fp64: str = "0"
     special: str = "0"
     other: str = "0"
+    code: str = "0"
     rows: str = "0"
     l2: str = "0"
     dram: str = "0"
@@ -143,10 +153,15 @@ def geometry_launches() -> list[Launch]:
 FOLD = "31/8*k"
 
 
+def code_of(name: str) -> str:
+    return f"{SASS[name]}*n*C*e"
+
+
 def forward_edges(first: bool) -> Launch:
     if first:
         return Launch(
-            "forward_kernel<T, true>", "messages 0", "edges forward", issue=True, passes="C",
+            "forward_kernel<T, true>", "messages 0", "edges forward", code=code_of("forward_kernel<T, true>"),
+            issue=True, passes="C",
             fp32="32*n*C*21*e",
             rows="n*C*(R/16*k + (8*w + 2*w + 1)*e + 4*w)",
             l2="n*C*(R*k + 8*row*far2*e + 4*row)",
@@ -154,7 +169,8 @@ def forward_edges(first: bool) -> Launch:
             chain="3*lat1*e",
         )  # fmt: skip
     return Launch(
-        "forward_kernel<T, false>", "messages", "edges forward", issue=True, passes="C",
+        "forward_kernel<T, false>", "messages", "edges forward", code=code_of("forward_kernel<T, false>"),
+            issue=True, passes="C",
         fp32="32*n*C*27*e",
         rows="n*C*(R/16*k + (12*w + 5*w)*e + 8*w)",
         l2="n*C*(R*k + (12*row*far3 + 5*row*share)*e + 8*row)",
@@ -167,7 +183,8 @@ def backward_edges(first: bool, add: bool) -> Launch:
     partial = 2 if add else 1
     if first:
         return Launch(
-            "backward_kernel<T, true>", "messages 0 reversed", "edges backward", issue=True,
+            "backward_kernel<T, true>", "messages 0 reversed", "edges backward", code=code_of("backward_kernel<T, true>"),
+            issue=True,
             passes="C",
             fp32=f"32*n*C*(37*e + {FOLD})", other=f"n*C*2*{FOLD}",
             rows=f"n*C*(R/16*k + (8*w + 2*w + 1)*e + w*{FOLD} + {partial}/8*k*w + 4*w)",
@@ -176,7 +193,8 @@ def backward_edges(first: bool, add: bool) -> Launch:
             chain="3*lat1*e",
         )  # fmt: skip
     return Launch(
-        "backward_kernel<T, false>", "messages reversed", "edges backward", issue=True, passes="C",
+        "backward_kernel<T, false>", "messages reversed", "edges backward", code=code_of("backward_kernel<T, false>"),
+            issue=True, passes="C",
         fp32=f"32*n*C*(55*e + {FOLD})", other=f"n*C*2*{FOLD}",
         rows=f"n*C*(R/16*k + (12*w + 4*w)*e + w*{FOLD} + {partial}/8*k*w + 20*w)",
         l2=f"n*C*(R*k + (12*row*far3 + 4*row*share)*e + {partial}*4*b*k + 20*row)",

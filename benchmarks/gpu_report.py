@@ -24,9 +24,11 @@ def label(row: dict[str, Any]) -> str:
 
 def markdown(report: dict[str, Any]) -> str:
     lines = [
-        f"Measured {report['date']} on {report['device']}; {report['model']}. Water at 1 g/cm³, energy "
-        "and forces to the host, atoms moved in every call; medians.",
+        f"Measured {report['date']} on {report['device']}, products by {report['products']}; "
+        f"{report['model']}. Water at 1 g/cm³, energy and forces to the host, atoms moved in every "
+        "call; medians.",
         "",
+        *([f"**The GPU failed on the way: {report['failed']}**", ""] if "failed" in report else []),
         "| atoms | what | ms per call | µs per atom | lowest – highest ms | device memory |",
         "|--:|---|--:|--:|---|--:|",
     ]
@@ -36,7 +38,8 @@ def markdown(report: dict[str, Any]) -> str:
             reason = str(row["not_measured"]).replace("|", "/")
             lines.append(f"| {row['atoms']:,} | {name} | not measured: {reason} | | | |")
             continue
-        memory = f"{row['memory_GB']:.2f} GB" if "GPU" in row["what"] else ""
+        on_gpu = "memory_GB" in row and "CPU" not in row["what"]
+        memory = f"{row['memory_GB']:.2f} GB" if on_gpu else ""
         lines.append(
             f"| {row['atoms']:,} | {name} | {row['median_s'] * 1e3:.3g} "
             f"| {row['median_s'] / row['atoms'] * 1e6:.3g} "
@@ -53,7 +56,8 @@ def markdown(report: dict[str, Any]) -> str:
     for dtype, math in kinds:
         rows = [r for r in report["checks"] if (r["dtype"], r["math"]) == (dtype, math)]
         energy, force = max(r["energy_eV"] for r in rows), max(r["force"] for r in rows)
-        lines.append(f"| {dtype} | {math} | {energy:.1e} | {force:.1e} |")
+        wrong = "" if all(r["ok"] for r in rows) else " **wrong**"
+        lines.append(f"| {dtype} | {math} | {energy:.1e} | {force:.1e}{wrong} |")
     return "\n".join(lines) + "\n"
 
 

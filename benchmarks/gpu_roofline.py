@@ -39,7 +39,7 @@ LEFT_OUT = """\
   out even, clocks that sink at a card's power limit, DRAM at 100 % of its peak (streams reach 85 to 92 % of
   it on an A100, gpu-benches);
 - integer and address arithmetic, conversions, divisions and square roots in double, predicates, all of which
-  take issue slots;
+  take issue slots (in the passes over edges they are counted, from the machine code: `gpu_sass.py`);
 - misses of L1 by rows of neighbours within a block, and of the table because rows push it out; both arrays
   are assumed to stay (the part of the table that exceeds L1 is counted);
 - that cuBLAS at these narrow shapes does not reach the peak it is charged with, and tf32 and bfloat16
@@ -67,6 +67,9 @@ def bound(launch: Launch, shapes: Shapes, card: Card, math: str) -> dict[str, An
     special, rows = value(launch.special, names), value(launch.rows, names)
     if shapes.itemsize == 8:
         fp32, fp64 = 0.0, fp32 + fp64
+    issue = (fp32 + fp64) / 32 + rows + value(launch.other, names) if launch.issue else 0.0
+    if shapes.itemsize == 4:
+        issue = max(issue, value(launch.code, names))
     tensor = 0.0
     if launch.multiply and math != "float32" and shapes.itemsize == 4:
         fp32, tensor = 0.0, 2 * fp32
@@ -76,7 +79,7 @@ def bound(launch: Launch, shapes: Shapes, card: Card, math: str) -> dict[str, An
         "FP32": fp32,
         "FP64": fp64,
         "special": special,
-        "issue": (fp32 + fp64) / 32 + rows + value(launch.other, names) if launch.issue else 0.0,
+        "issue": issue,
         "L1": rows,
         "L2": value(launch.l2, names),
         "DRAM": dram,
@@ -237,7 +240,7 @@ def formula_table(report: dict[str, Any]) -> list[str]:
         if key in seen or row["what"] == "returns at once":
             continue
         seen.add(key)
-        work = [f"{k} `{row[k]}`" for k in ("fp32", "fp64", "special", "other", "rows", "l2", "dram", "chain")
+        work = [f"{k} `{row[k]}`" for k in ("fp32", "fp64", "special", "other", "code", "rows", "l2", "dram", "chain")
                 if row[k] != "0"]  # fmt: skip
         if row["passes"] != "1":
             work.append(f"passes `{row['passes']}`")
@@ -309,7 +312,7 @@ def markdown(report: dict[str, Any]) -> str:
 def plot(report: dict[str, Any], path: Path) -> None:
     figure, (left, right) = pyplot().subplots(1, 2, figsize=(12, 4.6), layout="constrained")
     colours = dict(zip(CHANNELS, ("#55a868", "#4c72b0", "#c44e52"), strict=True))
-    for card, style in zip(report["cards"], ("--", "-"), strict=True):
+    for card, style in zip(report["cards"], ("--", "-", ":"), strict=True):
         for f in CHANNELS:
             rows = [
                 r for r in report["predictions"]

@@ -30,10 +30,17 @@ using mlff::format;
 class PairPaiNN::Gpu : public PairPaiNN::Evaluator {
  public:
   Gpu(PairPaiNN& pair, const mlff::gpu::SystemOptions& options)
-      : pair_(pair), system_(pair.model_, options), name_(mlff::gpu::device_name(options.device)) {}
+      : pair_(pair), system_(pair.model_, options), name_(mlff::gpu::device_name(options.device)) {
+    single_ = options.precision == mlff::Precision::kFloat32;
+    const bool rounds = single_ && options.math != mlff::gpu::Math::kFloat32;
+    if (rounds && !system_.uses_cublas() && pair_.comm->me == 0)
+      pair_.error->warning(FLERR, format("pair_style painn: math %s %s", pair_.math_.c_str(),
+                                         mlff::gpu::kNoFasterMath));
+  }
 
   std::string device() const override {
-    return "gpu " + name_ + ", products " + (system_.uses_cublas() ? "cuBLAS " : "") + pair_.math_;
+    return "gpu " + name_ + ", products " + (single_ ? "in " + pair_.math_ + " " : "") + "by " +
+           system_.products();
   }
   size_t max_exchange_bytes() const override { return system_.max_exchange_bytes(); }
   bool needs_list() const override { return false; }
@@ -48,6 +55,7 @@ class PairPaiNN::Gpu : public PairPaiNN::Evaluator {
   PairPaiNN& pair_;
   mlff::gpu::System system_;
   std::string name_;
+  bool single_ = true;
   std::vector<double> positions_;
   std::vector<int32_t> ghost_owners_;
 };

@@ -54,6 +54,8 @@ class StudentCalculator(Calculator):
         threads: of the native engine; 0 is OpenMP's default. Forked children use one, since the
             thread pool does not survive a fork.
         skin: Å; neighbour lists live until an atom has moved half of this.
+        math: of the native engine on a GPU in float32, how factors of matrix products are rounded:
+            ``float32``, ``tf32`` or ``bfloat16`` (forces change by 1e-4 to 1e-2 relative).
         uncertainty: also compute ``uncertainties`` (n,), the expected error of the force on each
             atom, eV/Å (:mod:`mlff_distiller.students.uncertainty`). Left out, they are computed
             where :meth:`get_property` asks for them.
@@ -76,6 +78,7 @@ class StudentCalculator(Calculator):
         backend: str = "auto",
         threads: int = 0,
         skin: float = DEFAULT_SKIN,
+        math: str = "float32",
         uncertainty: bool = False,
     ) -> None:
         self._snapshot: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None = None
@@ -87,6 +90,7 @@ class StudentCalculator(Calculator):
         self.backend = resolve_backend(backend, self.device)
         self.threads = int(threads)
         self.skin = float(skin)
+        self.math = str(math)
         self.uncertainty = bool(uncertainty)
         if self.uncertainty:
             check_uncertainty(self.metadata, self.model_path)
@@ -206,6 +210,7 @@ class StudentCalculator(Calculator):
             "backend": self.backend,
             "threads": self.threads,
             "skin": self.skin,
+            "math": self.math,
             "uncertainty": self.uncertainty,
         }
         return _rebuild, (str(self.model_path), self.device, self.dtype, keywords)
@@ -221,6 +226,7 @@ class StudentCalculator(Calculator):
             "device": self.device,
             "dtype": self.dtype,
             "backend": self.backend,
+            "math": self.math,
             "uncertainty": self.uncertainty,
         }
 
@@ -237,6 +243,7 @@ class StudentCalculator(Calculator):
             dtype=self.dtype,
             threads=self.threads,
             skin=self.skin,
+            math=self.math,
         )
 
     def _volume(self) -> float:

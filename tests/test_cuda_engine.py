@@ -1,4 +1,7 @@
-"""The GPU engine under host emulation (tests/cuda_host): every kernel runs, on every schedule."""
+"""The GPU engine under host emulation (tests/cuda_host): every kernel runs, on every schedule.
+
+On a card with MLFF_TEST_GPU=1 (docs/testing.md).
+"""
 
 import subprocess
 import sys
@@ -8,75 +11,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from ase import Atoms
-from support.cuda_module import build, emulated, sanitizer_environment
-from support.students import ELEMENTS, export_to
+from support.cuda_models import MODELS, assert_agree, compute, cpu, export_models
+from support.cuda_module import build, sanitizer_environment
+from support.students import ELEMENTS
 from support.systems import SYSTEMS, random_system
 
 from mlff_distiller.calculator import StudentCalculator
 from mlff_distiller.errors import DeviceError, InputError
 from mlff_distiller.ops.engine import NativePotential
 
-MODELS = {
-    "default": {"hidden_dim": 128, "num_interactions": 3, "num_rbf": 20, "cutoff": 5.0},
-    "one": {"hidden_dim": 8, "num_interactions": 1, "num_rbf": 6, "cutoff": 3.0},
-    "odd": {"hidden_dim": 40, "num_interactions": 2, "num_rbf": 8, "cutoff": 4.5, "rbf": "bessel"},
-    "zbl": {"hidden_dim": 64, "num_interactions": 3, "num_rbf": 10, "cutoff": 4.0, "zbl": True},
-    "wide": {"hidden_dim": 256, "num_interactions": 2, "num_rbf": 6, "cutoff": 3.5},
-    "paper": {"hidden_dim": 40, "cutoff": 3.5, "norm": "paper", "cutoff_function": "cosine"},
-    "other": {
-        "hidden_dim": 32,
-        "num_interactions": 2,
-        "num_rbf": 9,
-        "cutoff": 3.5,
-        "readout_dim": 40,
-        "rbf": "chebyshev",
-        "rbf_per_interaction": True,
-        "cutoff_function": "mollifier",
-        "norm_scale": 0.2,
-        "zbl": True,
-        "zbl_switched": False,
-    },
-}
-
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    return {name: export_to(folder, **config)[1] for name, config in MODELS.items()}
-
-
-@pytest.fixture
-def gpu():
-    module = emulated()
-    yield module
-    module.set_schedule(0)
-    module.set_device_count(1)
-    module.set_memory_limit(0)
-
-
-def compute(potential, system, atom_virials=False):
-    numbers, positions, cell, pbc = system
-    return potential.compute(
-        np.asarray(numbers, np.int64), positions, cell, pbc, True, atom_virials
-    )
-
-
-def cpu(path, system, **options):
-    numbers, positions, cell, pbc = system
-    potential = NativePotential(path, dtype="float64", threads=1, **options)
-    return potential.compute(numbers, positions, cell, pbc, atom_virials=True)
-
-
-def assert_agree(got, want, dtype, n, scale=1.0):
-    energy, force = (1e-6 * scale, 1e-5 * scale) if dtype == "float32" else (1e-10, 1e-11)
-    assert abs(got["energy"] - want["energy"]) <= energy * max(n, 1)
-    for key in ("energies", "forces", "virial", "atom_virials"):
-        if key in got:
-            scale = max(n, 1) if key == "virial" else 1
-            # 1e-6 is for averages over atoms; single ones scatter
-            limit = 5 * energy if key == "energies" else force * scale
-            # reference energies of 1e3 eV leave 1e-13 relative
-            np.testing.assert_allclose(got[key], want[key], atol=limit, rtol=1e-6 * force)
+    return export_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -253,141 +200,6 @@ def test_forces_are_the_derivative_of_the_energy(gpu, models):
         assert forces[i, a] == pytest.approx(-slope, abs=1e-6)
 
 
-# --- ghosts ---------------------------------------------------------------------------------------
-
-
-def with_ghosts(system, reach):
-    """Local atoms wrapped into the box, images within ``reach`` of it, and whose images they are."""
-    _, positions, cell, pbc = system
-    fractions = positions @ np.linalg.inv(cell)
-    fractions -= np.floor(fractions) * pbc
-    heights = 1 / np.linalg.norm(np.linalg.inv(cell), axis=0)
-    margin = reach / heights * pbc
-    counts = np.ceil(margin).astype(int)
-    ghosts, owners = [], []
-    for shift in np.ndindex(*(2 * counts + 1)):
-        offset = np.array(shift) - counts
-        if not offset.any():
-            continue
-        moved = fractions + offset
-        inside = np.all((moved > -margin) & (moved < 1 + margin), axis=1)
-        ghosts.append(moved[inside])
-        owners.append(np.nonzero(inside)[0])
-    owners = np.concatenate(owners).astype(np.int32)
-    return np.concatenate([fractions, *ghosts]) @ cell, owners
-
-
-@pytest.mark.parametrize("exchange", [False, True], ids=["owners", "exchange"])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("label", ["skewed", "tiny", "slab"])
-def test_local_and_ghost_atoms(gpu, models, label, dtype, exchange):
-    system = SYSTEMS[label]()
-    n = len(system[0])
-    reach = MODELS["zbl"]["cutoff"] + 0.3
-    positions, owners = with_ghosts(system, reach)
-    order = np.concatenate([np.arange(n), owners])
-    species = np.array([ELEMENTS.index(z) for z in system[0]], np.int32)[order]
-    ghosts = gpu.GpuSystem(models["zbl"], dtype=dtype, skin=0.3)
-    rng = np.random.default_rng(0)
-    displacement = np.zeros((n, 3))
-    for step in range(3):  # the list of the first step serves all
-        x = positions + displacement[order]
-        ghosts.begin(
-            n,
-            species,
-            x,
-            np.zeros(0, np.int32) if exchange else owners,
-            np.zeros(0),
-            step == 0,
-            True,
-        )
-        while exchange and (request := ghosts.advance()):
-            request["rows"][n:] = request["rows"][owners]
-        got = ghosts.finish()
-        forces, virials = np.zeros((n, 3)), np.zeros((n, 3, 3))
-        np.add.at(forces, order, got["forces"])
-        np.add.at(virials, order, got["atom_virials"])
-        want = cpu(models["zbl"], (system[0], x[:n], system[2], system[3]))
-        got = {**got, "forces": forces, "atom_virials": virials}
-        assert_agree(got, want, dtype, n)
-        displacement += rng.normal(scale=0.02, size=(n, 3))
-
-
-def test_weighted_energies_of_heat_flux(gpu, models):
-    """Forces of the sum of weight times energy: checked by finite differences."""
-    numbers, positions, _, _ = SYSTEMS["molecule"]()
-    n = len(numbers)
-    species = np.array([ELEMENTS.index(z) for z in numbers], np.int32)
-    weights = np.random.default_rng(1).normal(size=n)
-    system = gpu.GpuSystem(models["zbl"], dtype="float64", skin=0.3)
-
-    def run(x, w):
-        system.begin(n, species, x, np.zeros(0, np.int32), w, True)
-        while system.advance():
-            pass
-        return system.finish()
-
-    forces = run(positions, weights)["forces"]
-    step = 1e-4
-    for i, a in ((0, 0), (3, 1)):
-        sums = []
-        for sign in (1, -1):
-            moved = positions.copy()
-            moved[i, a] += sign * step
-            sums.append(weights @ run(moved, weights)["energies"])
-        assert forces[i, a] == pytest.approx(-(sums[0] - sums[1]) / (2 * step), abs=1e-6)
-
-
-# --- products -------------------------------------------------------------------------------------
-
-
-def rounded(x, bits):
-    """To nearest, ties to even, of float32 numbers with ``bits`` fewer bits of fraction."""
-    i = x.astype(np.float32).view(np.uint32).astype(np.uint64)
-    i = (i + (1 << (bits - 1)) - 1 + ((i >> bits) & 1)) >> bits << bits
-    return i.astype(np.uint32).view(np.float32)
-
-
-@pytest.mark.parametrize("cublas", [False, True], ids=["own", "cublas"])
-@pytest.mark.parametrize("shape", [(1, 16, 32), (65, 130, 40), (200, 64, 256), (0, 32, 32)])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_products(gpu, shape, dtype, cublas):
-    m, n, k = shape
-    rng = np.random.default_rng(0)
-    a = rng.normal(size=(m, k + 3)).astype(dtype)  # a leading dimension of its own
-    b = rng.normal(size=(k, n)).astype(dtype)
-    c = rng.normal(size=(m, n + 5)).astype(dtype)
-    tolerance = 1e-4 if dtype == np.float32 else 1e-12
-    for accumulate in (False, True):
-        got = gpu.multiply(a, k, b, c, accumulate, "float32", cublas)
-        want = c.copy()
-        want[:, :n] = a[:, :k] @ b + (c[:, :n] if accumulate else 0)
-        np.testing.assert_allclose(got, want, atol=tolerance)
-
-
-@pytest.mark.parametrize(("math", "bits"), [("tf32", 13), ("bfloat16", 16)])
-def test_mixed_precision_rounds_the_factors(gpu, math, bits):
-    rng = np.random.default_rng(0)
-    a = rng.normal(size=(33, 48)).astype(np.float32)
-    b = rng.normal(size=(48, 32)).astype(np.float32)
-    got = gpu.multiply(a, 48, b, np.zeros((33, 32), np.float32), False, math, False)
-    want = rounded(a, bits).astype(float) @ rounded(b, bits).astype(float)
-    np.testing.assert_allclose(got, want, atol=2e-5)
-    assert np.abs(got - a.astype(float) @ b).max() > 1e-3
-
-
-def test_mixed_precision_of_a_whole_step(gpu, models):
-    system = SYSTEMS["skewed"]()
-    want = cpu(models["default"], system)
-    error = {}
-    for math in ("float32", "tf32", "bfloat16"):
-        got = compute(gpu.GpuPotential(models["default"], math=math), system)
-        error[math] = np.abs(got["forces"] - want["forces"]).max()
-    scale = np.abs(want["forces"]).max()
-    assert error["float32"] < 1e-5 * scale < error["tf32"] < 1e-2 * scale
-    assert error["tf32"] < error["bfloat16"] < 1e-1 * scale
-
-
 # --- bad input ------------------------------------------------------------------------------------
 
 
@@ -460,20 +272,6 @@ def test_memory_may_run_out_anywhere(gpu, models):
 # --- Python ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def with_gpu(gpu, monkeypatch):
-    """The installed engine as one that was compiled with CUDA."""
-    from mlff_distiller.ops import engine
-
-    parts = {name: getattr(engine._native, name) for name in ("Potential", "available_isas")}
-    monkeypatch.setattr(
-        engine,
-        "_native",
-        SimpleNamespace(**parts, GpuPotential=gpu.GpuPotential, gpu_count=gpu.gpu_count),
-    )
-    return gpu
-
-
 @pytest.mark.parametrize("device", ["cuda", "cuda:0"])
 def test_ase_calculator(with_gpu, models, device):
     numbers, positions, cell, pbc = SYSTEMS["skewed"]()
@@ -528,8 +326,9 @@ def test_openmm_python_force(with_gpu, models):
 
 
 def test_devices_that_do_not_exist(with_gpu, models):
-    with pytest.raises(InputError, match="below the number of GPUs, 1, got 3"):
-        NativePotential(models["one"], device="cuda:3")
+    count = with_gpu.gpu_count()
+    with pytest.raises(InputError, match=f"below the number of GPUs, {count}, got {count + 2}"):
+        NativePotential(models["one"], device=f"cuda:{count + 2}")
     with pytest.raises(InputError, match="device must be cpu, cuda or cuda:N, got 'gpu'"):
         NativePotential(models["one"], device="gpu")
     with pytest.raises(InputError, match="exact filters run on the CPU only"):

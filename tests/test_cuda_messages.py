@@ -1,7 +1,7 @@
 """torch's operators on a GPU, under host emulation: their kernels, and their binding on CPU tensors.
 
 The kernels take numpy arrays (tests/cuda_engine/messages.cpp); the binding is that of CUDA builds,
-registered as ``torch.ops.mlff_emulated`` for CPU tensors.
+registered as ``torch.ops.mlff_emulated`` for CPU tensors, and with MLFF_TEST_GPU=1 on the card.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.cuda_module import build, emulated, operators, sanitizer_environment
+from support.cuda_module import DEVICE, build, on_the_card, operators, sanitizer_environment
 from test_messages import check_training_gradients, derivatives, make
 from test_neighbors import System, to_edges
 from torch import Tensor
@@ -31,22 +31,16 @@ NAMES = ("hx", "hv", "hw", "hr", "g", "G", "x", "v", "w", "r")
 
 
 @pytest.fixture
-def gpu():
-    module = emulated()
-    yield module
-    module.set_schedule(0)
-
-
-@pytest.fixture(scope="module")
-def library():
-    load_library()
-    torch.ops.load_library(str(operators()))
-
-
-@pytest.fixture
-def emulated_operators(library, monkeypatch):
+def gpu_operators(monkeypatch):
     """``torch.ops.mlff`` is what a CUDA build registers for tensors on a GPU."""
-    monkeypatch.setattr(torch.ops, "mlff", torch.ops.mlff_emulated)
+    load_library()
+    monkeypatch.setattr(torch.ops, "mlff", operators())
+
+
+def made(*sizes):
+    """As make(), on the device of the operators."""
+    inputs, edge_index = make(*sizes)
+    return [x.detach().to(DEVICE).requires_grad_(True) for x in inputs], edge_index.to(DEVICE)
 
 
 def arguments(atoms, edges, channels, parts, edge_index=None):
@@ -149,8 +143,8 @@ def test_kernels_are_launched_once_and_wait_for_nothing(gpu):
 
 @pytest.mark.parametrize("parts", [2, 3])
 @pytest.mark.parametrize("sizes", [(1, 1, 8), (5, 0, 8), (0, 0, 4), (9, 40, 3), (30, 300, 33)])
-def test_operators_equal_the_reference(emulated_operators, sizes, parts):
-    inputs, edge_index = make(*sizes, parts)
+def test_operators_equal_the_reference(gpu_operators, sizes, parts):
+    inputs, edge_index = made(*sizes, parts)
     found = derivatives(message, inputs, edge_index)
     expected = derivatives(message_reference, inputs, edge_index)
     for a, b in zip(found, expected, strict=True):
@@ -158,19 +152,19 @@ def test_operators_equal_the_reference(emulated_operators, sizes, parts):
 
 
 @pytest.mark.parametrize("parts", [2, 3])
-def test_gradients_by_finite_differences(emulated_operators, parts):
-    inputs, edge_index = make(3, 5, 2, parts)
+def test_gradients_by_finite_differences(gpu_operators, parts):
+    inputs, edge_index = made(3, 5, 2, parts)
     assert torch.autograd.gradcheck(lambda *x: message(*x, edge_index), inputs)
     assert torch.autograd.gradgradcheck(lambda *x: message(*x, edge_index), inputs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_training_gradients_of_the_network(emulated_operators, monkeypatch, dtype):
-    check_training_gradients(monkeypatch, dtype, atoms=8, edges=60)
+def test_training_gradients_of_the_network(gpu_operators, monkeypatch, dtype):
+    check_training_gradients(monkeypatch, dtype, atoms=8, edges=60, device=DEVICE)
 
 
-def test_bad_arguments_are_refused(emulated_operators):
-    inputs, edge_index = make(5, 20, 8, 3)
+def test_bad_arguments_are_refused(gpu_operators):
+    inputs, edge_index = made(5, 20, 8, 3)
     features, vectors, filters, directions = (x.detach() for x in inputs)
     good = (features, vectors, filters, directions, edge_index)
     cases = [
@@ -182,7 +176,8 @@ def test_bad_arguments_are_refused(emulated_operators):
     for case, text in cases:
         with pytest.raises(ValueError, match=text):
             torch.ops.mlff.painn_message(*case)
-    for wrong in (edge_index + 1, edge_index - 1):  # on a GPU an assertion of the device
+    # On a GPU an assertion of the device, after which the process can do no more.
+    for wrong in () if on_the_card() else (edge_index + 1, edge_index - 1):
         with pytest.raises(RuntimeError, match=r"within 0 \.\. atoms - 1"):
             torch.ops.mlff.painn_message(*good[:4], wrong)
     scalars = vectors[:, 0]
@@ -209,48 +204,50 @@ OPEN, SLAB, FULL = (False, False, False), (True, False, True), (True, True, True
 
 @pytest.mark.parametrize("pbc", [OPEN, SLAB, FULL])
 @pytest.mark.parametrize("kind", ["plain", "tiny", "skewed", "flat", "outside"])
-def test_neighbor_list_has_the_edges_of_the_cpu(emulated_operators, kind, pbc):
+def test_neighbor_list_has_the_edges_of_the_cpu(gpu_operators, kind, pbc):
     for seed in range(4):  # sizes and cutoffs change from call to call, memory is kept
         system = System(seed, kind, pbc)
         dtype = (torch.float64, torch.float32)[seed % 2]
         arguments = (
-            torch.tensor(system.positions, dtype=dtype),
-            torch.tensor(system.cell, dtype=dtype),
-            torch.tensor(system.pbc),
+            torch.tensor(system.positions, dtype=dtype, device=DEVICE),
+            torch.tensor(system.cell, dtype=dtype, device=DEVICE),
+            torch.tensor(system.pbc, device=DEVICE),
             system.cutoff,
         )
-        edge_index, shifts = torch.ops.mlff_emulated.neighbor_list(*arguments)
+        edge_index, shifts = (x.cpu() for x in torch.ops.mlff.neighbor_list(*arguments))
         assert edge_index.dtype == shifts.dtype == torch.int64
         senders, receivers = edge_index.numpy()
         assert (np.diff(receivers) >= 0).all()
         found = to_edges(receivers, senders, shifts.numpy())
-        expected_index, expected_shifts = neighbor_list(*arguments, backend="reference")
+        on_cpu = [x.cpu() for x in arguments[:3]]
+        expected_index, expected_shifts = neighbor_list(*on_cpu, system.cutoff, backend="reference")
         senders, receivers = expected_index.numpy()
         expected = to_edges(receivers, senders, expected_shifts.numpy())
         assert len(found) == len(expected)
         assert sorted(found) == sorted(expected)
-        again = torch.ops.mlff_emulated.neighbor_list(*arguments)
-        assert torch.equal(again[0], edge_index)
-        assert torch.equal(again[1], shifts)
+        again = torch.ops.mlff.neighbor_list(*arguments)
+        assert torch.equal(again[0].cpu(), edge_index)
+        assert torch.equal(again[1].cpu(), shifts)
 
 
-def test_neighbor_list_of_nothing_and_of_one_atom(emulated_operators):
-    listed = torch.ops.mlff_emulated.neighbor_list
-    no_pbc, cell = torch.zeros(3, dtype=torch.bool), torch.eye(3)
+def test_neighbor_list_of_nothing_and_of_one_atom(gpu_operators):
+    listed = torch.ops.mlff.neighbor_list
+    no_pbc, cell = torch.zeros(3, dtype=torch.bool, device=DEVICE), torch.eye(3, device=DEVICE)
     for n in (0, 1):
-        edge_index, shifts = listed(torch.zeros(n, 3), cell, no_pbc, 3.0)
+        edge_index, shifts = listed(torch.zeros(n, 3, device=DEVICE), cell, no_pbc, 3.0)
         assert edge_index.shape == (2, 0)
         assert shifts.shape == (0, 3)
-    edge_index, shifts = listed(torch.zeros(1, 3), cell, ~no_pbc, 1.1)
+    edge_index, shifts = listed(torch.zeros(1, 3, device=DEVICE), cell, ~no_pbc, 1.1)
     assert edge_index.tolist() == [[0] * 6, [0] * 6]
     assert sorted(shifts.abs().sum(1).tolist()) == [1] * 6
 
 
-def test_neighbor_list_refuses_bad_input_and_recovers(emulated_operators):
-    listed = torch.ops.mlff_emulated.neighbor_list
+def test_neighbor_list_refuses_bad_input_and_recovers(gpu_operators):
+    listed = torch.ops.mlff.neighbor_list
     generator = torch.Generator().manual_seed(0)
-    positions, cell = 4 * torch.rand(20, 3, generator=generator), 5 * torch.eye(3)
-    pbc = torch.ones(3, dtype=torch.bool)
+    positions = 4 * torch.rand(20, 3, generator=generator).to(DEVICE)
+    cell = 5 * torch.eye(3, device=DEVICE)
+    pbc = torch.ones(3, dtype=torch.bool, device=DEVICE)
     good = listed(positions, cell, pbc, 2.0)
     bad = positions.clone()
     bad[7, 1] = torch.nan

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import test_cuda_engine
 import test_cuda_messages
+from support.cuda_models import MODELS
 from support.cuda_module import build
 from support.students import export_to
 
@@ -43,7 +44,7 @@ assert ctypes.CDLL(gpu.__file__)._ZN9cuda_host12race_enabledEv() & 1, "nobody wa
 )
 def test_no_races(script: str, models: tuple[str, ...], tmp_path: Path) -> None:
     module = build(races=True)
-    paths = [export_to(tmp_path, **test_cuda_engine.MODELS[name])[1] for name in models]
+    paths = [export_to(tmp_path, **MODELS[name])[1] for name in models]
     command = [sys.executable, "-c", script + PROOF, str(module.parent), str(Path(__file__).parent)]
     done = subprocess.run([*command, *paths], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from support.backends import needs_lammps
-from support.cuda_module import emulated, plugin
+from support.cuda_module import plugin
 from support.lammps import Run, glass_of, run_lmp, script_of, write_student
 from support.students import make_student
-from test_cuda_engine import SYSTEMS
+from support.systems import SYSTEMS
 from test_lammps_uncertainty import FIX, SHOW, expected
 
 from mlff_distiller.errors import InputError
@@ -26,13 +26,6 @@ def uncertain(student):
     student.uncertainty = LastLayerUncertainty(width).double()
     student.uncertainty.set(weight, torch.full((width,), 0.1), 0.02, 0.2)
     return student
-
-
-@pytest.fixture
-def gpu():
-    module = emulated()
-    yield module
-    module.set_schedule(0)
 
 
 def compute(potential, system, **options):

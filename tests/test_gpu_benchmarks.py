@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.cuda_module import gpu_engine
 from support.students import export_to
 from support.systems import water_box
 
@@ -29,9 +30,7 @@ def roofline(monkeypatch):
 
 def emulated_step(path, dtype="float32", side=3):
     """A system after two steps, and what the emulation counted in the second."""
-    from support.cuda_module import emulated
-
-    gpu = emulated()
+    gpu = gpu_engine()
     numbers, positions, cell, pbc = water_box(side)
     potential = gpu.GpuPotential(path, dtype=dtype, skin=0.3)
     for turn in range(2):
@@ -68,8 +67,6 @@ def test_launches_bus_and_memory_are_the_engines(roofline, tmp_path, channels, i
 
 def test_products_are_the_engines(roofline, tmp_path):
     """Their shapes, as cuBLAS gets them, and their sum, as benchmarks/scaling.py has it for the CPU."""
-    from support.cuda_module import emulated
-
     kernels, _, report = roofline
     path = export_to(tmp_path, hidden_dim=64, num_interactions=3, num_rbf=6, cutoff=3.0)[1]
     numbers, positions, cell, _ = water_box(2)
@@ -79,7 +76,7 @@ def test_products_are_the_engines(roofline, tmp_path):
         for launch in kernels.step(3)
         if launch.multiply
     ]
-    shapes = emulated().product_shapes(path, np.asarray(numbers, np.int64), positions, cell)
+    shapes = gpu_engine().product_shapes(path, np.asarray(numbers, np.int64), positions, cell)
     assert [list(shape) for shape in shapes] == expected
 
     scaling = importlib.import_module("benchmarks.scaling")
@@ -133,11 +130,12 @@ def test_prediction(roofline, tmp_path):
     for (card, f, math, graph, atoms), seconds in by_key.items():
         assert seconds <= by_key[(card, f, "float32", graph, atoms)]
         assert by_key[(card, f, math, True, atoms)] <= seconds
-    a100, h100 = cards.CARDS
+    a100, h100, h200 = cards.CARDS
     assert a100.rates()["FP32"] * 2 == pytest.approx(19.5e12, rel=0.01)
     assert h100.rates()["FP32"] * 2 == pytest.approx(66.9e12, rel=0.01)
+    assert (h200.rates()["FP32"], h200.dram) == (h100.rates()["FP32"], 4.8e12)
     shown = [x for x in (BENCHMARKS.parent / "docs/gpu.md").read_text().splitlines() if "-SXM" in x]
-    assert len(shown) == 4
+    assert len(shown) == 6
     assert set(shown) <= set(report.time_table(result))  # run it and copy the lines
     report.plot(result, tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 10_000
@@ -156,6 +154,7 @@ def options(gpu, tmp_path, path, **more):
         "model": path,
         "teacher": "",
         "peers": [],
+        "engines": [],
         "sides": [1],
         "seconds": 0.01,
         "cpu_atoms": 10,
@@ -186,9 +185,7 @@ def test_one_line_where_there_is_no_gpu(tmp_path):
 
 
 def test_one_line_where_cuda_finds_no_gpu(gpu, monkeypatch, capsys):
-    from support.cuda_module import emulated
-
-    module = emulated()
+    module = gpu_engine()
     monkeypatch.setattr(gpu.engine, "gpu_module", lambda: module)
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--quick"])
     module.set_device_count(0)
@@ -201,8 +198,6 @@ def test_one_line_where_cuda_finds_no_gpu(gpu, monkeypatch, capsys):
 
 def test_measures_under_emulation(gpu, tmp_path, monkeypatch, capsys):
     """The whole program where the "GPU" is the emulation: checks pass, every row has its figures."""
-    from support.cuda_module import emulated
-
     config = {"hidden_dim": 8, "num_interactions": 2, "num_rbf": 4, "cutoff": 3.0}
     path = Path(export_to(tmp_path, **config)[1])
     numbers, positions, cell, pbc = water_box(1)
@@ -211,7 +206,7 @@ def test_measures_under_emulation(gpu, tmp_path, monkeypatch, capsys):
         "open": (numbers, positions, cell, ~pbc),
     }
     monkeypatch.setattr(gpu, "check_systems", lambda: small)
-    monkeypatch.setattr(gpu.engine, "gpu_module", emulated)
+    monkeypatch.setattr(gpu.engine, "gpu_module", gpu_engine)
     given = options(gpu, tmp_path, path, teacher="no-such-teacher")
     monkeypatch.setattr(gpu, "arguments", lambda: given)
     assert gpu.main() == 0
@@ -222,7 +217,9 @@ def test_measures_under_emulation(gpu, tmp_path, monkeypatch, capsys):
     }
     student = [row for row in report["rows"] if row["what"] == "student, GPU"]
     assert len(student) == 7
+    assert report["products"] == "own kernel, without cuBLAS"
     for row in student:
+        assert row["products"] == report["products"]
         assert 0 < row["low_s"] <= row["median_s"] <= row["high_s"]
         assert (row["builds"] > 0) == row["rebuild"]
     (teacher,) = [row for row in report["rows"] if row["what"].startswith("teacher")]
@@ -244,5 +241,63 @@ def test_measures_under_emulation(gpu, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu.engine.NativePotential, "compute", wrong)
     monkeypatch.setattr(gpu, "student_rows", lambda *_: pytest.fail("timed"))
     capsys.readouterr()
+    given.output = tmp_path / "wrong"
     assert gpu.main() == 1
     assert "nothing timed: " in capsys.readouterr().err
+    report = json.loads((tmp_path / "wrong" / "gpu.json").read_text())  # what to send to us
+    assert not all(row["ok"] for row in report["checks"])
+    assert report["rows"] == []
+    assert "**wrong**" in (tmp_path / "wrong" / "gpu.md").read_text()
+
+
+@pytest.fixture
+def small(gpu, tmp_path, monkeypatch):
+    """gpu.py with the emulation, a small student and one system to check. Options, and the module."""
+    config = {"hidden_dim": 8, "num_interactions": 2, "num_rbf": 4, "cutoff": 3.0}
+    path = Path(export_to(tmp_path, **config)[1])
+    monkeypatch.setattr(gpu, "check_systems", lambda: {"periodic": water_box(1)})
+    module = gpu_engine()
+    monkeypatch.setattr(gpu.engine, "gpu_module", lambda: module)
+    given = options(gpu, tmp_path, path)
+    monkeypatch.setattr(gpu, "arguments", lambda: given)
+    yield given, module
+    module.set_memory_limit(0)
+
+
+def test_a_failure_is_no_missing_gpu(gpu, small, monkeypatch, capsys):
+    """... and what was measured before it is kept."""
+    given, _ = small
+    rows = iter([{"what": "student, GPU", "math": "float32", "graph": True, "rebuild": False,
+                  "not_measured": "CUDA error while allocating: out of memory"}])  # fmt: skip
+
+    def student_rows(*_):
+        yield next(rows)
+        raise gpu.DeviceError("CUDA error while running a step: an illegal memory access")
+
+    monkeypatch.setattr(gpu, "student_rows", student_rows)
+    assert gpu.main() == 3
+    error = capsys.readouterr().err
+    assert error.startswith("the GPU failed: CUDA error while running a step")
+    assert error.count("\n") == 1
+    report = json.loads((given.output / "gpu.json").read_text())
+    assert report["failed"].endswith("an illegal memory access")
+    assert len(report["rows"]) == 1
+    assert "failed on the way" in (given.output / "gpu.md").read_text()
+
+
+def test_one_potential_at_a_time(gpu, small):
+    """Nothing holds the one before: of a million atoms only one fits."""
+    given, module = small
+    numbers, positions, cell = gpu.water(2)
+    system = (numbers, positions, cell, np.array([True] * 3))
+    before = module.memory_in_use()
+    mode = {"device": "cuda", "math": "float32", "graph": True, "skin": 0.3}
+    row = gpu.student_row(given.model, system, 0.01, **mode)
+    assert module.memory_in_use() == before
+    module.set_memory_limit(before + int(row["memory_GB"] * 1.5e9))
+    rows = list(gpu.student_rows(given.model, "cuda", system, 0.01))
+    assert len(rows) == 7
+    assert not [row for row in rows if "not_measured" in row]
+    module.set_memory_limit(before + int(row["memory_GB"] * 0.9e9))
+    (row,) = [gpu.student_row(given.model, system, 0.01, **mode)]
+    assert "out of memory" in row["not_measured"]

@@ -3,12 +3,13 @@
 The same systems and the same reference as tests/test_lammps_correct.py.
 """
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from support.backends import needs_lammps
-from support.cuda_module import plugin
+from support.cuda_module import on_the_card, plugin
 from support.lammps import Run, assert_same, evaluate, reference, run_lmp, script_of, write_student
 from test_lammps_correct import crystal, systems, trajectory, variations
 
@@ -100,8 +101,6 @@ def test_trajectories_agree_with_the_cpu(soft_model, prefix, tmp_path):
 )  # fmt: skip
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_errors_stop_all_ranks(model, prefix, tmp_path, style, after, message, ranks):
-    import re
-
     run = Run("e", systems()["cubic"], model[0], style=style, after=after, centroid=False)
     script = script_of(run, tmp_path)
     if "thermo_style" in after:
@@ -151,7 +150,20 @@ def test_banner_names_the_device(model, prefix, tmp_path):
     run = Run("b", systems()["glass"], model[0], style=STYLE, centroid=False)
     done = run_lmp(tmp_path, prefix + script_of(run, tmp_path), 2)
     assert "device gpu " in done.output
+    assert re.search(r"products by (cuBLAS 1|own kernel, without cuBLAS)", done.output)
     assert "2 ranks of a node share 1 GPU" in done.output
+
+
+@pytest.mark.parametrize("precision", ["single", "double"])
+def test_rounding_without_cublas_is_a_warning(model, prefix, tmp_path, precision):
+    """It would not be faster; double precision is not rounded."""
+    if on_the_card():
+        pytest.skip("asks the emulation: a machine without cuBLAS")
+    style = f"device gpu math tf32 precision {precision}"
+    run = Run("m", systems()["cubic"], model[0], style=style, centroid=False)
+    done = run_lmp(tmp_path, prefix + script_of(run, tmp_path))
+    assert ("math tf32 needs cuBLAS to be faster" in done.output) == (precision == "single")
+    assert ("products in tf32 by own kernel" in done.output) == (precision == "single")
 
 
 def test_a_build_without_cuda_says_so(model, tmp_path):

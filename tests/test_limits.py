@@ -8,7 +8,7 @@ import pytest
 import torch
 from ase import Atoms
 from support.backends import needs_lammps, needs_openmm, needs_openmm_plugin
-from support.cuda_module import emulated, operators, plugin
+from support.cuda_module import DEVICE, gpu_engine, operators, plugin
 from support.lammps import Run, run_lmp, script_of
 from support.openmm import openmm_context, openmm_results, openmm_system, topology_of
 from support.students import make_student
@@ -67,7 +67,7 @@ def ase(backend):
 
 def gpu(atoms, model, folder):
     numbers = atoms.numbers.astype(np.int64)
-    emulated().GpuPotential(str(model)).compute(
+    gpu_engine().GpuPotential(str(model)).compute(
         numbers, atoms.positions, atoms.cell.array, np.asarray(atoms.pbc), True, False
     )
 
@@ -165,10 +165,11 @@ def listed(backend):
 
 def operator(name):
     def run(cell, pbc, model):
-        load_library() if name == "mlff" else torch.ops.load_library(str(operators()))
-        function = getattr(torch.ops, name).neighbor_list
+        load_library()
+        library, device = (torch.ops.mlff, "cpu") if name == "cpu" else (operators(), DEVICE)
+        tensors = (torch.zeros(1, 3), torch.tensor(cell), torch.tensor(pbc))
         try:
-            function(torch.zeros(1, 3), torch.tensor(cell), torch.tensor(pbc), 3.0)
+            library.neighbor_list(*(x.to(device) for x in tensors), 3.0)
         except ValueError as error:
             raise InputError(str(error)) from None
 
@@ -185,8 +186,8 @@ def potential(engine):
 CELLS = {
     "data": check_of_data,
     "neighbor_list": listed("native"),
-    "neighbor_list operator": operator("mlff"),
-    "neighbor_list operator of a GPU": operator("mlff_emulated"),
+    "neighbor_list operator": operator("cpu"),
+    "neighbor_list operator of a GPU": operator("gpu"),
     "portable": potential(ase("portable")),
     "native": potential(ase("native")),
     "GPU": potential(gpu),

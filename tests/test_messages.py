@@ -84,13 +84,16 @@ def test_threads_change_rounding_only_and_runs_repeat_bit_for_bit():
             assert float((a - b).abs().max() / b.abs().max()) < 1e-5
 
 
-def check_training_gradients(monkeypatch, dtype: torch.dtype, atoms: int, edges: int) -> None:
+def check_training_gradients(
+    monkeypatch, dtype: torch.dtype, atoms: int, edges: int, device: str = "cpu"
+) -> None:
     """Energies, forces and gradients of a loss of both by the fused path and by the reference."""
     torch.manual_seed(0)
     config = ModelConfig(hidden_dim=16, num_rbf=6, cutoff=4.0)
-    painn = PaiNN(2, config).to(dtype)
+    painn = PaiNN(2, config).to(device, dtype)
     species, edge_index = torch.randint(0, 2, (atoms,)), torch.randint(0, atoms, (2, edges))
-    vectors = (1.5 * torch.randn(edges, 3, dtype=dtype)).requires_grad_(True)
+    vectors = (1.5 * torch.randn(edges, 3, dtype=dtype)).to(device).requires_grad_(True)
+    species, edge_index = species.to(device), edge_index.to(device)
 
     def gradients() -> list[Tensor]:
         energies = painn(species, edge_index, vectors)

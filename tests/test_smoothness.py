@@ -16,7 +16,7 @@ import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.spacegroup import crystal
-from support.cuda_module import emulated
+from support.cuda_module import gpu_engine
 from support.lammps import EXACT, Run, evaluate, run_lmp, script_of
 from support.openmm import openmm_context, openmm_results, openmm_system, topology_of
 from support.students import make_student
@@ -87,7 +87,7 @@ def ase_forces(model, frames, _folder, **options):
 
 
 def gpu_forces(model, frames, _folder, dtype):
-    potential = emulated().GpuPotential(str(model), dtype=dtype)
+    potential = gpu_engine().GpuPotential(str(model), dtype=dtype)
     return [
         potential.compute(
             a.numbers.astype(np.int64), a.positions, a.cell.array, a.pbc, True, False

@@ -29,7 +29,7 @@ from mlff_distiller.students.export import export_run, export_student
 from mlff_distiller.training import Hooks, evaluate, fit_reference_energies, train
 from mlff_distiller.training import trainer as trainer_module
 from mlff_distiller.training.interrupt import Interrupt
-from mlff_distiller.training.reference import repulsion_energies, scale_readout
+from mlff_distiller.training.reference import repulsion_of, scale_readout, vectors_of
 from mlff_distiller.training.schedule import Schedule
 
 
@@ -578,7 +578,7 @@ def test_readout_starts_small_and_centred():
     assert float(energies.mean()) == pytest.approx(0.0, abs=1e-5)
 
 
-def test_repulsion_energies_and_closest_pair():
+def test_repulsion_and_closest_pair():
     frames = emt_crystals(3) + emt_molecules(2)
     elements = sorted({int(z) for s in frames for z in s.atomic_numbers})
     model = ModelConfig(hidden_dim=8, zbl=True, zbl_reach=1.0)
@@ -588,11 +588,10 @@ def test_repulsion_energies_and_closest_pair():
         student.painn.readout[-1].bias.zero_()
     batch = collate(frames, student.cutoff, torch.float64)
     expected = student.compute(batch)["energy"]
-    found = repulsion_energies(student, frames)
+    species = student.species(batch.atomic_numbers)
+    found = repulsion_of(student.repulsion, species, batch, vectors_of(batch))
     assert found == pytest.approx(expected.tolist(), rel=1e-12)
     assert found[0] > 0
-    student.repulsion = None
-    assert not repulsion_energies(student, frames).any()
     lone = replace(frames[-1], atomic_numbers=[1], positions=[[0, 0, 0]], forces=None)
     assert closest_pairs([lone], 5.0) == {}
     distances = frames[-1].to_atoms().get_all_distances()

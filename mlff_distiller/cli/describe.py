@@ -41,6 +41,7 @@ def student(path: Path) -> Description:
 
     card = read_metadata(path)
     result = {"kind": "student", "path": path, **card, "native_engine": _native(path)}
+    result["gpu"] = _gpu()
     config = from_dict(ModelConfig, card["model_config"])
     rows = {
         "kind": f"exported student (format {card['format_version']})",
@@ -67,6 +68,7 @@ def student(path: Path) -> Description:
         "written by": f"mlff_distiller {card.get('package_version')}, "
         f"torch {card.get('torch_version')}",
         "native engine": _native_text(result["native_engine"]),
+        "GPU": _gpu_text(result["gpu"]),
     }
     return result, _rows(path, rows)
 
@@ -269,6 +271,26 @@ def _native_text(report: dict[str, Any] | None) -> str:
             f"{table['value_error']:.1e} (values) and {table['derivative_error']:.1e} (slopes)"
         )
     return text
+
+
+def _gpu() -> dict[str, Any] | None:
+    """GPUs that the native engine can use; None where it was built without CUDA."""
+    from mlff_distiller.ops.engine import gpu_report
+
+    try:
+        return gpu_report()
+    except (RuntimeError, ValueError) as error:
+        return {"error": str(error).splitlines()[0]}
+
+
+def _gpu_text(report: dict[str, Any] | None) -> str:
+    if report is None:
+        return "the native engine was built without CUDA"
+    if "error" in report:
+        return f"cannot be used: {report['error']}"
+    if not report["devices"]:
+        return "built with CUDA, which finds no GPU here"
+    return f"{', '.join(report['devices'])}; products by {report['products']}"
 
 
 def _accuracy(errors: dict[str, Any] | None) -> str:

@@ -6,12 +6,14 @@ units and shapes, and says what to do when the compiled module is missing.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mlff_distiller.constants import DEFAULT_SKIN
+from mlff_distiller.constants import DEFAULT_SKIN, MATHS
+from mlff_distiller.cuda_libraries import name_cublas
 from mlff_distiller.errors import InputError
 
 try:
@@ -60,7 +62,8 @@ class NativePotential:
             :func:`gpu_count`). On a GPU, ``threads`` and ``isa`` have no meaning, and
             :attr:`threads`, :attr:`isa`, :attr:`neighbor_seconds` and profiling do not exist.
         math: on a GPU, how factors of float32 matrix products are rounded: ``float32``, ``tf32``
-            or ``bfloat16``. The last two change forces by 1e-4 to 1e-2 relative.
+            or ``bfloat16``. The last two change forces by 1e-4 to 1e-2 relative, and are faster
+            with cuBLAS only: without it there is a warning.
         graph: on a GPU, launch repeated steps as one CUDA graph.
 
     Raises:
@@ -82,6 +85,7 @@ class NativePotential:
         graph: bool = True,
     ) -> None:
         index = device_index(device)
+        check_math(math, on_gpu=index is not None)
         if index is None:
             self._potential = native_module().Potential(
                 str(path), dtype=dtype, threads=threads, tabulate=tabulate, skin=skin, isa=isa
@@ -92,6 +96,12 @@ class NativePotential:
             self._potential = gpu_module().GpuPotential(
                 str(path), dtype=dtype, skin=skin, math=math, device=index, graph=graph
             )
+            if math != "float32" and dtype == "float32" and not self._potential.cublas:
+                warnings.warn(
+                    f"math={math!r} needs cuBLAS to be faster, and none was found: it only rounds; "
+                    "install nvidia-cublas, name libcublas in MLFF_CUBLAS, or use math='float32'",
+                    stacklevel=2,
+                )
         self.dtype = dtype
         self.device = device
 
@@ -182,6 +192,11 @@ class NativePotential:
         return self._potential.memory_bytes
 
     @property
+    def products(self) -> str:
+        """What multiplies matrices on the GPU: cuBLAS with its version and path, or our own kernel."""
+        return self._potential.products
+
+    @property
     def neighbor_seconds(self) -> float:
         """Wall time spent so far on neighbour lists and edge vectors, s."""
         return self._potential.neighbor_seconds
@@ -222,7 +237,18 @@ def gpu_module() -> Any:
             "the native engine was compiled without CUDA; reinstall with `MLFF_CUDA=ON pip install "
             "--no-build-isolation .` where nvcc is, or use device='cpu'"
         )
+    name_cublas()
     return module
+
+
+def check_math(math: str, on_gpu: bool) -> None:
+    """Raise InputError for another name, and for rounding where there is no GPU."""
+    if math not in MATHS:
+        raise InputError(f"math must be {', '.join(MATHS[:-1])} or {MATHS[-1]}, got {math!r}")
+    if math != "float32" and not on_gpu:
+        raise InputError(
+            f"math={math!r} is for the native engine on a GPU; use device='cuda' or math='float32'"
+        )
 
 
 def gpu_count() -> int:
@@ -230,9 +256,30 @@ def gpu_count() -> int:
     return int(getattr(_native, "gpu_count", int)())
 
 
+def gpu_report() -> dict[str, Any] | None:
+    """``devices``, names of the GPUs, and ``products``, what multiplies matrices there (see
+    :attr:`NativePotential.products`); None if the engine was compiled without CUDA.
+
+    Raises:
+        InputError: ``MLFF_CUBLAS`` names no cuBLAS.
+    """
+    if not hasattr(_native, "GpuPotential"):
+        return None
+    module = gpu_module()
+    devices = [str(module.gpu_name(index)) for index in range(module.gpu_count())]
+    return {"devices": devices, "products": str(module.gpu_products())}
+
+
 def available_isas() -> list[str]:
     """Instruction sets that this machine runs: ``portable``, ``avx2``, ``avx512``."""
     return list(native_module().available_isas())
 
 
-__all__ = ["NativePotential", "available_isas", "gpu_count", "native_module"]
+__all__ = [
+    "NativePotential",
+    "available_isas",
+    "check_math",
+    "gpu_count",
+    "gpu_report",
+    "native_module",
+]

@@ -64,6 +64,7 @@ def open_potential(
     dtype: str | None = None,
     threads: int = 0,
     skin: float = DEFAULT_SKIN,
+    math: str = "float32",
 ) -> Potential:
     """Load an exported student.
 
@@ -74,24 +75,33 @@ def open_potential(
         dtype: ``float32`` or ``float64``; None takes that of the file.
         threads: of the native engine; 0 is OpenMP's default.
         skin: Å, see :data:`mlff_distiller.constants.DEFAULT_SKIN`.
+        math: of the native engine on a GPU, see :class:`mlff_distiller.ops.engine.NativePotential`.
 
     Raises:
         InputError: missing, truncated or foreign file, unknown option, native engine not built.
     """
+    from mlff_distiller.ops.engine import NativePotential, check_math
+
     backend = resolve_backend(backend, device)
+    check_math(math, on_gpu=backend == "native" and device != "cpu")
     if dtype is None:
         dtype = str(read_metadata(path)["dtype"])
     if backend == "portable":
         from mlff_distiller.students.portable import PortablePotential
 
         return PortablePotential(path, device=device, dtype=dtype, skin=skin)
-    from mlff_distiller.ops.engine import NativePotential
 
     # Whoever asks for double precision wants every digit, not an interpolated filter.
     # (GPUs have the table only, whose error in double precision is 1e-10.)
     tabulate = dtype == "float32" or device != "cpu"
     return NativePotential(
-        str(path), dtype=dtype, threads=threads, tabulate=tabulate, skin=skin, device=device
+        str(path),
+        dtype=dtype,
+        threads=threads,
+        tabulate=tabulate,
+        skin=skin,
+        device=device,
+        math=math,
     )
 
 

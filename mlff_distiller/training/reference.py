@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mlff_distiller.data import Batch, Structure, collate
+from mlff_distiller.data import Batch, Structure
 from mlff_distiller.data.structure import is_isolated
 from mlff_distiller.elements import symbol
 from mlff_distiller.errors import InputError
@@ -274,19 +274,6 @@ def doubt_isolated_atoms(structures: Sequence[Structure]) -> str:
         f"the teacher's lone atoms ({found}) are no free atoms: the best bound structure would have "
         f"{min(bindings):.2f} eV per atom; reference energies are fitted instead"
     )
-
-
-def repulsion_energies(student: StudentForceField, structures: Sequence[Structure]) -> np.ndarray:
-    """ZBL energy of each structure, (len(structures),), eV; zeros if the student has none."""
-    if student.repulsion is None:
-        return np.zeros(len(structures))
-    parts = []
-    for structure in structures:
-        batch = collate([structure], student.cutoff, torch.float64)
-        batch = batch.to(student.reference_energies.device)
-        species = student.species(batch.atomic_numbers)
-        parts.append(repulsion_of(student.repulsion, species, batch, vectors_of(batch)))
-    return np.concatenate(parts) if parts else np.zeros(0)
 
 
 def vectors_of(batch: Batch) -> torch.Tensor:

@@ -30,6 +30,7 @@ from mlff_distiller.openmm.checks import (
     checked_periodic,
     checked_skin,
 )
+from mlff_distiller.ops.engine import check_math
 from mlff_distiller.students.file import read_metadata
 from mlff_distiller.students.potential import dtype_name
 
@@ -57,6 +58,7 @@ def painn_force(
     force_group: int = 0,
     threads: int = 0,
     skin: float = DEFAULT_SKIN,
+    math: str = "float32",
 ) -> openmm.Force:
     """Make a force that evaluates an exported student; add it to a System.
 
@@ -83,6 +85,8 @@ def painn_force(
         threads: of the native engine; 0 is OpenMP's default.
         skin: a number in Å or an OpenMM length; neighbour lists live until an atom has moved half
             of this.
+        math: of the python backend with the native engine on a GPU, in single precision: how
+            factors of matrix products are rounded, ``float32``, ``tf32`` or ``bfloat16``.
 
     Returns:
         A force that is not yet owned by a System. Energies in kJ/mol include the model's
@@ -104,6 +108,7 @@ def painn_force(
     numbers = atomic_numbers(topology, particles)
     check_elements(numbers, metadata["elements"])
     backend, device = _resolve(backend, device)
+    check_math(math, on_gpu=backend == "python" and device.split(":")[0] == "cuda")
 
     if backend == "native":
         from mlff_distiller.openmm.native import native_force
@@ -144,6 +149,7 @@ def painn_force(
             device=device,
             threads=threads,
             skin=skin,
+            math=math,
             particles=None if chooses else particles,
         )
         force = openmm.PythonForce(computation)

@@ -17,7 +17,7 @@ from typing import Any
 
 from mlff_distiller.errors import InputError
 
-OPTIONS = ("backend", "device", "precision", "periodic", "threads", "skin")
+OPTIONS = ("backend", "device", "precision", "periodic", "threads", "skin", "math")
 
 
 class PainnPotentialImplFactory:

@@ -36,6 +36,7 @@ class PainnComputation:
             TorchScript.
         threads: of the native engine.
         skin: Å.
+        math: of the native engine on a GPU.
         particles: which of the State's particles these are, where OpenMM does not choose them.
 
     Raises:
@@ -56,6 +57,7 @@ class PainnComputation:
         device: str,
         threads: int,
         skin: float,
+        math: str = "float32",
         particles: list[int] | None = None,
     ) -> None:
         self.path = path
@@ -68,6 +70,7 @@ class PainnComputation:
             "device": device,
             "threads": threads,
             "skin": skin,
+            "math": math,
         }
         self._prepare()
         self._idle.append(self._open())  # errors now, not in the first step

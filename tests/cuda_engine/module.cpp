@@ -38,6 +38,8 @@ struct FakeCublas : mlff::gpu::Cublas {
   static inline int compute = 0;
 
   FakeCublas() {
+    path = "of the tests";
+    version = "0.0.0";
     create = [](void** handle) {
       *handle = &stream;
       return 0;
@@ -137,6 +139,79 @@ std::vector<std::array<int64_t, 4>> product_shapes(const std::string& path,
   return seen;
 }
 
+// The devices that were current when a potential on `device`, made and used by a thread on device
+// 0, made and destroyed its handle of cuBLAS; and the one that is current afterwards.
+// `error` if there was no memory.
+py::dict devices_of_a_potential(const std::string& path, int device,
+                                const py::array_t<int64_t>& numbers,
+                                const py::array_t<double>& positions) {
+  static std::vector<int> made, destroyed;
+  struct Recorder : FakeCublas {
+    static int current() {
+      int device = -1;
+      mlff::gpu::check(cudaGetDevice(&device), "asking");
+      return device;
+    }
+    Recorder() {
+      create = [](void** handle) {
+        made.push_back(current());
+        *handle = &stream;
+        return 0;
+      };
+      destroy = [](void*) {
+        destroyed.push_back(current());
+        return 0;
+      };
+    }
+  };
+  static const Recorder recorder;
+  made.clear();
+  destroyed.clear();
+  mlff::gpu::SystemOptions options;
+  options.library = &recorder;
+  options.device = device;
+  std::string error;
+  std::vector<int> after;
+  try {
+    mlff::gpu::Potential potential(path, options);
+    after.push_back(Recorder::current());
+    mlff::PotentialResult result;
+    const std::vector<double> cell(9, 0.0);
+    for (int step = 0; step < 3; ++step) {
+      potential.compute(numbers.size(), numbers.data(), positions.data(), cell.data(),
+                        {false, false, false}, result);
+      after.push_back(Recorder::current());
+    }
+  } catch (const mlff::DeviceError& caught) {
+    error = caught.what();
+  }
+  after.push_back(Recorder::current());
+  py::dict out;
+  out["made"] = made;
+  out["destroyed"] = destroyed;
+  out["after"] = after;
+  out["error"] = error;
+  return out;
+}
+
+// Whether a kernel on a stream of its own sees what assign() has just copied.
+bool assigned_before_a_kernel() {
+  mlff::gpu::DeviceMemory<double> from, to;
+  to.require(1);
+  const double value = 3.0;
+  from.assign(&value, 1);
+  cudaStream_t stream = nullptr;
+  mlff::gpu::check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "making a stream");
+  mlff::gpu::check(
+      cudaMemcpyAsync(to.data(), from.data(), sizeof(value), cudaMemcpyDeviceToDevice, stream),
+      "copying");
+  mlff::gpu::check(cudaStreamSynchronize(stream), "waiting");
+  double found = 0.0;
+  mlff::gpu::check(cudaMemcpy(&found, to.data(), sizeof(found), cudaMemcpyDeviceToHost), "reading");
+  mlff::gpu::check(cudaStreamDestroy(stream), "destroying a stream");
+  return found == value;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda_emulated, m) {
@@ -160,6 +235,8 @@ PYBIND11_MODULE(_cuda_emulated, m) {
     out["device_allocations"] = c.device_allocations;
     out["pinned_allocations"] = c.pinned_allocations;
     out["graph_launches"] = c.graph_launches;
+    out["graph_instantiations"] = c.graph_instantiations;
+    out["graph_updates"] = c.graph_updates;
     out["pageable_copies"] = c.pageable_copies;
     out["bytes_to_device"] = c.bytes_to_device;
     out["bytes_to_host"] = c.bytes_to_host;
@@ -167,5 +244,7 @@ PYBIND11_MODULE(_cuda_emulated, m) {
   });
   m.def("multiply", &multiply);
   m.def("product_shapes", &product_shapes);
+  m.def("devices_of_a_potential", &devices_of_a_potential);
+  m.def("assigned_before_a_kernel", &assigned_before_a_kernel);
   bind_messages(m);
 }

@@ -10,7 +10,9 @@
 //   schedules   who runs next at barriers, shuffles, votes, atomics and fences is a function of
 //               set_schedule(seed). A result that depends on the seed is a race.
 //   streams     work is queued and runs when the host waits for it (in an order, between streams,
-//               that depends on the seed), so that reading too early gives the old values.
+//               that depends on the seed), so that reading too early gives the old values. A
+//               blocking copy from memory that is not page-locked returns before it has run, as it
+//               may.
 //   memory      device memory starts as NaN and lies between red zones, checked after every kernel.
 //               Shared memory starts as NaN in every block. Under AddressSanitizer device memory is
 //               poisoned while the host runs.
@@ -60,6 +62,8 @@ struct Counters {
   std::int64_t device_frees = 0;
   std::int64_t pinned_allocations = 0;
   std::int64_t graph_launches = 0;
+  std::int64_t graph_instantiations = 0;
+  std::int64_t graph_updates = 0;
   std::int64_t pageable_copies = 0;  // asynchronous copies from or to memory that is not pinned
   std::int64_t bytes_to_device = 0;
   std::int64_t bytes_to_host = 0;

@@ -80,6 +80,16 @@ cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpy
   if (bytes == 0) return cudaSuccess;
   const Direction d = direction_of(to, from, bytes, kind);
   count(d, bytes);
+  if (d.to_device && !d.from_device && !is_pinned(from, bytes)) {
+    // Returns once the driver has a copy, which may be before it has arrived.
+    ++counters().host_synchronisations;
+    run_stream(nullptr);
+    const char* source = static_cast<const char*>(from);
+    const auto staged = std::make_shared<std::vector<char>>(source, source + bytes);
+    enqueue(nullptr, Operation{[=] { copy_bytes(to, staged->data(), bytes); }, {}, {}, 0},
+            "cudaMemcpy");
+    return cudaSuccess;
+  }
   enqueue(nullptr, Operation{[=] { copy_bytes(to, from, bytes); }, {}, {}, 0}, "cudaMemcpy");
   if (d.to_device && d.from_device) return cudaSuccess;  // asynchronous, as on a device
   ++counters().host_synchronisations;
@@ -118,6 +128,8 @@ const char* cudaGetErrorName(cudaError_t error) {
       return "cudaErrorInvalidDevice";
     case cudaErrorNotReady:
       return "cudaErrorNotReady";
+    case cudaErrorGraphExecUpdateFailure:
+      return "cudaErrorGraphExecUpdateFailure";
     default:
       return "cudaErrorUnknown";
   }
@@ -137,6 +149,9 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "invalid device ordinal";
     case cudaErrorNotReady:
       return "device not ready";
+    case cudaErrorGraphExecUpdateFailure:
+      return "the graph update was not performed because it included changes which violated "
+             "constraints specific to instantiated graph update";
     default:
       return "unknown error";
   }
@@ -144,14 +159,16 @@ const char* cudaGetErrorString(cudaError_t error) {
 
 cudaError_t cudaGetDevice(int* device) {
   if (cudaError_t error = begin_call("cudaGetDevice", true)) return error;
-  *device = 0;
+  *device = current_device();
   return cudaSuccess;
 }
 
 // An H100's limits, with few multiprocessors so that grids sized by their number stay small.
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int device) {
   if (cudaError_t error = begin_call("cudaGetDeviceProperties", true)) return error;
-  if (device != 0) return set_last_error(cudaErrorInvalidDevice);
+  int devices = 0;
+  cudaGetDeviceCount(&devices);
+  if (device < 0 || device >= devices) return set_last_error(cudaErrorInvalidDevice);
   *p = cudaDeviceProp{};
   std::strcpy(p->name, "host emulation");
   std::size_t available = 0;

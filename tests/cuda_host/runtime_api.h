@@ -13,6 +13,7 @@ enum cudaError_t {
   cudaErrorNoDevice = 100,
   cudaErrorInvalidDevice = 101,
   cudaErrorNotReady = 600,
+  cudaErrorGraphExecUpdateFailure = 910,
   cudaErrorUnknown = 999,
 };
 typedef cudaError_t cudaError;
@@ -54,6 +55,10 @@ typedef struct CudaHostStream* cudaStream_t;
 typedef struct CudaHostEvent* cudaEvent_t;
 typedef struct CudaHostGraph* cudaGraph_t;
 typedef struct CudaHostGraphExec* cudaGraphExec_t;
+
+struct cudaGraphExecUpdateResultInfo {
+  int result;  // 0: updated
+};
 
 struct cudaDeviceProp {
   char name[256];
@@ -122,6 +127,9 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status);
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph,
                                  unsigned long long flags = 0);
+// Refuses a graph whose operations are not of the same kinds and kernels in the same order.
+cudaError_t cudaGraphExecUpdate(cudaGraphExec_t exec, cudaGraph_t graph,
+                                cudaGraphExecUpdateResultInfo* result);
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream);
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) noexcept;
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) noexcept;

@@ -23,6 +23,7 @@ struct Streams {
   cudaError_t last_error = cudaSuccess;
   int num_captures = 0;
   int device_count = 1;
+  int device = 0;  // the current one
   Counters counters;
 };
 
@@ -117,8 +118,14 @@ cudaError_t catch_error(const std::function<cudaError_t()>& f) noexcept {
   }
 }
 
+int current_device() { return g().device; }
+
 void enqueue(cudaStream_t stream, Operation operation, const char* what) {
   CudaHostStream& s = resolve(stream, what);
+  if (stream != nullptr && s.device != g().device) {
+    throw Error(std::string(what) + ": the stream is of device " + std::to_string(s.device) +
+                ", current is " + std::to_string(g().device));
+  }
   if (s.capture != nullptr) {
     s.capture->operations.push_back(std::move(operation));
     return;
@@ -156,7 +163,10 @@ Random& schedule_random() { return g().random; }
 
 Counters& counters() { return g().counters; }
 void reset_counters() { g().counters = Counters(); }
-void set_device_count(int count) { g().device_count = count; }
+void set_device_count(int count) {
+  g().device_count = count;
+  if (g().device >= count) g().device = 0;
+}
 
 void abandon_work() {
   for (CudaHostStream* s : all_streams()) {
@@ -181,8 +191,9 @@ cudaError_t cudaGetDeviceCount(int* count) {
 
 cudaError_t cudaSetDevice(int device) {
   if (cudaError_t error = begin_call("cudaSetDevice", true)) return error;
-  return device >= 0 && device < g().device_count ? cudaSuccess
-                                                  : set_last_error(cudaErrorInvalidDevice);
+  if (device < 0 || device >= g().device_count) return set_last_error(cudaErrorInvalidDevice);
+  g().device = device;
+  return cudaSuccess;
 }
 
 cudaError_t cudaDeviceSynchronize() {
@@ -199,6 +210,7 @@ cudaError_t cudaStreamCreate(cudaStream_t* stream) {
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
   if (cudaError_t error = begin_call("cudaStreamCreate", true)) return error;
   g().others.push_back(std::make_unique<CudaHostStream>());
+  g().others.back()->device = g().device;
   g().others.back()->blocking = (flags & cudaStreamNonBlocking) == 0;
   *stream = g().others.back().get();
   return cudaSuccess;
@@ -347,7 +359,22 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* 
 
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long) {
   if (cudaError_t error = begin_call("cudaGraphInstantiate", true)) return error;
+  ++g().counters.graph_instantiations;
   *exec = new CudaHostGraphExec{graph->operations};
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphExecUpdate(cudaGraphExec_t exec, cudaGraph_t graph,
+                                cudaGraphExecUpdateResultInfo* result) {
+  if (cudaError_t error = begin_call("cudaGraphExecUpdate", true)) return error;
+  const auto same = [](const Operation& a, const Operation& b) { return a.kernel == b.kernel; };
+  const auto& now = graph->operations;
+  const bool fits =
+      std::equal(now.begin(), now.end(), exec->operations.begin(), exec->operations.end(), same);
+  result->result = fits ? 0 : 1;
+  if (!fits) return set_last_error(cudaErrorGraphExecUpdateFailure);
+  exec->operations = now;
+  ++g().counters.graph_updates;
   return cudaSuccess;
 }
 

@@ -34,9 +34,11 @@ cudaError_t set_last_error(cudaError_t error);
 // For destructors: keeps what f throws for the next begin_call().
 cudaError_t catch_error(const std::function<cudaError_t()>& f) noexcept;
 
-// Appends to the stream, or to the graph that the stream is captured into.
+// Appends to the stream, or to the graph that the stream is captured into. As a device does,
+// refuses a stream of another device than the current one.
 void enqueue(cudaStream_t stream, Operation operation, const char* what);
 bool is_capturing(cudaStream_t stream);
+int current_device();
 // Runs until `stream` has nothing left / nothing is left anywhere.
 void run_stream(cudaStream_t stream);
 void run_everything();
@@ -44,6 +46,7 @@ void run_everything();
 }  // namespace cuda_host
 
 struct CudaHostStream {
+  int device = 0;
   bool blocking = true;  // waits for the default stream, and the default stream for it
   bool destroyed = false;
   CudaHostGraph* capture = nullptr;

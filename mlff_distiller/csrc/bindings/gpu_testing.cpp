@@ -1,8 +1,12 @@
+#include <pybind11/stl.h>
+
 #include <string>
+#include <vector>
 
 #include "bindings/potential_python.h"
 #include "bindings/testing.h"
 #include "core/model_file.h"
+#include "cuda/cublas.h"
 #include "cuda/system.h"
 
 using namespace mlff_bindings;
@@ -12,10 +16,11 @@ namespace {
 // A system with ghosts: what LAMMPS uses, for tests.
 class PyGpuSystem {
  public:
-  PyGpuSystem(const std::string& path, const std::string& dtype, double skin)
+  PyGpuSystem(const std::string& path, const std::string& dtype, double skin, bool graph,
+              bool cublas)
       : double_(dtype == "float64"),
         model_(mlff::read_model_file(path)),
-        system_(model_, options(dtype, skin)) {}
+        system_(model_, options(dtype, skin, graph, cublas)) {}
 
   // ghost_owners: (n_rows - n_local,), or empty when another process has them.
   void begin(py::ssize_t n_local, const Int32s& species, const Doubles& positions,
@@ -56,12 +61,16 @@ class PyGpuSystem {
     return out;
   }
 
+  const mlff::gpu::System& system() const { return system_; }
+
  private:
-  static mlff::gpu::SystemOptions options(const std::string& dtype, double skin) {
+  static mlff::gpu::SystemOptions options(const std::string& dtype, double skin, bool graph,
+                                          bool cublas) {
     mlff::gpu::SystemOptions options;
     options.precision = precision_of(dtype);
     options.skin = skin;
-    options.graph = options.cublas = false;
+    options.graph = graph;
+    options.cublas = cublas;
     return options;
   }
 
@@ -77,11 +86,24 @@ class PyGpuSystem {
 
 void bind_gpu_testing(py::module_& m) {
   py::class_<PyGpuSystem>(m, "GpuSystem")
-      .def(py::init<const std::string&, const std::string&, double>(), py::arg("path"),
-           py::arg("dtype"), py::arg("skin"))
+      .def(py::init<const std::string&, const std::string&, double, bool, bool>(), py::arg("path"),
+           py::arg("dtype"), py::arg("skin"), py::arg("graph") = true, py::arg("cublas") = true)
       .def("begin", &PyGpuSystem::begin, py::arg("n_local"), py::arg("species"),
            py::arg("positions"), py::arg("ghost_owners"), py::arg("weights"),
            py::arg("new_list") = true, py::arg("atom_virials") = false)
       .def("advance", &PyGpuSystem::advance)
-      .def("finish", &PyGpuSystem::finish);
+      .def("finish", &PyGpuSystem::finish)
+      .def_property_readonly("num_builds", [](PyGpuSystem& s) { return s.system().num_builds(); })
+      .def_property_readonly("num_graph_launches",
+                             [](PyGpuSystem& s) { return s.system().num_graph_launches(); });
+
+  m.def("cublas_candidates", &mlff::gpu::cublas_candidates, py::arg("wish"), py::arg("own_library"),
+        py::arg("toolkits"));
+  // Name of the first that can be used. Raises InputError with the reason.
+  m.def("open_cublas", [](const std::vector<std::string>& candidates) {
+    mlff::gpu::Cublas found;
+    std::string reason;
+    if (!mlff::gpu::open_cublas(candidates, found, reason)) throw mlff::InputError(reason);
+    return found.name();
+  });
 }

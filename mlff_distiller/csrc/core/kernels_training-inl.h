@@ -27,23 +27,29 @@ static void training_silu_adjoint(int64_t count, DualArray<T> z, DualArray<T> ga
   }
 }
 
+// function(i, f) for every atom and vector of channels.
+template <typename T, typename F>
+MLFF_INLINE void each_vector(const TrainingRows<T>& u, F&& function) {
+  for (int64_t i = 0; i < u.m; ++i) {
+    for (int64_t f = 0; f < u.channels; f += Simd<T>::kLanes) function(i, f);
+  }
+}
+
 // What neighbours read: x0 | x1 | x2 v.
 template <typename T, bool dual>
 static void training_features(const TrainingRows<T>& u) {
   using number = Number<T, dual>;
   typedef typename number::N N;
   const int64_t n = u.channels;
-  for (int64_t i = 0; i < u.m; ++i) {
-    for (int64_t f = 0; f < n; f += Simd<T>::kLanes) {
-      const int64_t x = 3 * n * i + f, to = 5 * n * i + f;
-      const N x2 = number::load(u.x, x + 2 * n);
-      number::store(u.features, to, number::load(u.x, x));
-      number::store(u.features, to + n, number::load(u.x, x + n));
-      for (int64_t a = 0; a < 3; ++a) {
-        number::store(u.features, to + (2 + a) * n, x2 * number::load(u.v0, x + a * n));
-      }
+  each_vector(u, [&](int64_t i, int64_t f) {
+    const int64_t x = 3 * n * i + f, to = 5 * n * i + f;
+    const N x2 = number::load(u.x, x + 2 * n);
+    number::store(u.features, to, number::load(u.x, x));
+    number::store(u.features, to + n, number::load(u.x, x + n));
+    for (int64_t a = 0; a < 3; ++a) {
+      number::store(u.features, to + (2 + a) * n, x2 * number::load(u.v0, x + a * n));
     }
-  }
+  });
 }
 
 // norm = sqrt(|V v|² + epsilon) - shift
@@ -52,16 +58,14 @@ static void training_norms(const TrainingRows<T>& u) {
   using number = Number<T, dual>;
   typedef typename number::N N;
   const int64_t n = u.channels;
-  for (int64_t i = 0; i < u.m; ++i) {
-    for (int64_t f = 0; f < n; f += Simd<T>::kLanes) {
-      N sum = number::constant(u.norm_epsilon);
-      for (int64_t a = 0; a < 3; ++a) {
-        const N y = number::load(u.vu, (6 * i + 2 * a) * n + f);
-        sum += y * y;
-      }
-      number::store(u.cat, (2 * i + 1) * n + f, root<T>(sum) - number::constant(u.norm_shift));
+  each_vector(u, [&](int64_t i, int64_t f) {
+    N sum = number::constant(u.norm_epsilon);
+    for (int64_t a = 0; a < 3; ++a) {
+      const N y = number::load(u.vu, (6 * i + 2 * a) * n + f);
+      sum += y * y;
     }
-  }
+    number::store(u.cat, (2 * i + 1) * n + f, root<T>(sum) - number::constant(u.norm_shift));
+  });
 }
 
 // <U v, V v>
@@ -84,22 +88,20 @@ static void training_combine(const TrainingRows<T>& u) {
   using number = Number<T, dual>;
   typedef typename number::N N;
   const int64_t n = u.channels, width = (u.last ? 2 : 3) * n;
-  for (int64_t i = 0; i < u.m; ++i) {
-    for (int64_t f = 0; f < n; f += Simd<T>::kLanes) {
-      const int64_t at = width * i + f;
-      number::store(u.s, n * i + f,
-                    number::load(u.cat, 2 * n * i + f) + number::load(u.a, at) +
-                        number::load(u.a, at + n) * dot_of<T, dual>(u, i, f));
-      if (u.last) continue;
-      const N scale = number::load(u.a, at + 2 * n);
-      for (int64_t a = 0; a < 3; ++a) {
-        const int64_t to = (3 * i + a) * n + f;
-        number::store(
-            u.v, to,
-            number::load(u.v1, to) + scale * number::load(u.vu, (6 * i + 2 * a + 1) * n + f));
-      }
+  each_vector(u, [&](int64_t i, int64_t f) {
+    const int64_t at = width * i + f;
+    number::store(u.s, n * i + f,
+                  number::load(u.cat, 2 * n * i + f) + number::load(u.a, at) +
+                      number::load(u.a, at + n) * dot_of<T, dual>(u, i, f));
+    if (u.last) return;
+    const N scale = number::load(u.a, at + 2 * n);
+    for (int64_t a = 0; a < 3; ++a) {
+      const int64_t to = (3 * i + a) * n + f;
+      number::store(
+          u.v, to,
+          number::load(u.v1, to) + scale * number::load(u.vu, (6 * i + 2 * a + 1) * n + f));
     }
-  }
+  });
 }
 
 // dE/da_ss = gs;  dE/da_sv = gs <U v, V v>;  dE/da_vv = gv . U v
@@ -108,21 +110,19 @@ static void training_adjoint_a(const TrainingRows<T>& u) {
   using number = Number<T, dual>;
   typedef typename number::N N;
   const int64_t n = u.channels, width = (u.last ? 2 : 3) * n;
-  for (int64_t i = 0; i < u.m; ++i) {
-    for (int64_t f = 0; f < n; f += Simd<T>::kLanes) {
-      const int64_t at = width * i + f;
-      const N gs = number::load(u.gs, n * i + f);
-      number::store(u.ga, at, gs);
-      number::store(u.ga, at + n, gs * dot_of<T, dual>(u, i, f));
-      if (u.last) continue;
-      N sum = number::constant(T(0));
-      for (int64_t a = 0; a < 3; ++a) {
-        sum += number::load(u.gv, (3 * i + a) * n + f) *
-               number::load(u.vu, (6 * i + 2 * a + 1) * n + f);
-      }
-      number::store(u.ga, at + 2 * n, sum);
+  each_vector(u, [&](int64_t i, int64_t f) {
+    const int64_t at = width * i + f;
+    const N gs = number::load(u.gs, n * i + f);
+    number::store(u.ga, at, gs);
+    number::store(u.ga, at + n, gs * dot_of<T, dual>(u, i, f));
+    if (u.last) return;
+    N sum = number::constant(T(0));
+    for (int64_t a = 0; a < 3; ++a) {
+      sum +=
+          number::load(u.gv, (3 * i + a) * n + f) * number::load(u.vu, (6 * i + 2 * a + 1) * n + f);
     }
-  }
+    number::store(u.ga, at + 2 * n, sum);
+  });
 }
 
 // dE/dU v = a_vv gv + gs a_sv V v;  dE/dV v = gs a_sv U v + gnorm V v / (norm + shift)
@@ -131,24 +131,22 @@ static void training_adjoint_vu(const TrainingRows<T>& u) {
   using number = Number<T, dual>;
   typedef typename number::N N;
   const int64_t n = u.channels, width = (u.last ? 2 : 3) * n;
-  for (int64_t i = 0; i < u.m; ++i) {
-    for (int64_t f = 0; f < n; f += Simd<T>::kLanes) {
-      const int64_t norm = (2 * i + 1) * n + f;
-      const N cross = number::load(u.gs, n * i + f) * number::load(u.a, width * i + n + f);
-      const N along =
-          number::load(u.gcat, norm) / (number::load(u.cat, norm) + number::constant(u.norm_shift));
-      for (int64_t a = 0; a < 3; ++a) {
-        const int64_t at = (6 * i + 2 * a) * n + f;
-        const N first = number::load(u.vu, at), second = number::load(u.vu, at + n);
-        number::store(u.gvu, at, cross * second + along * first);
-        N g = cross * first;
-        if (!u.last) {
-          g += number::load(u.a, width * i + 2 * n + f) * number::load(u.gv, (3 * i + a) * n + f);
-        }
-        number::store(u.gvu, at + n, g);
+  each_vector(u, [&](int64_t i, int64_t f) {
+    const int64_t norm = (2 * i + 1) * n + f;
+    const N cross = number::load(u.gs, n * i + f) * number::load(u.a, width * i + n + f);
+    const N along =
+        number::load(u.gcat, norm) / (number::load(u.cat, norm) + number::constant(u.norm_shift));
+    for (int64_t a = 0; a < 3; ++a) {
+      const int64_t at = (6 * i + 2 * a) * n + f;
+      const N first = number::load(u.vu, at), second = number::load(u.vu, at + n);
+      number::store(u.gvu, at, cross * second + along * first);
+      N g = cross * first;
+      if (!u.last) {
+        g += number::load(u.a, width * i + 2 * n + f) * number::load(u.gv, (3 * i + a) * n + f);
       }
+      number::store(u.gvu, at + n, g);
     }
-  }
+  });
 }
 
 // What neighbours read on the way back: the adjoints of s and v after the messages.
@@ -157,18 +155,16 @@ static void training_adjoint_message(const TrainingRows<T>& u) {
   using number = Number<T, dual>;
   typedef typename number::N N;
   const int64_t n = u.channels;
-  for (int64_t i = 0; i < u.m; ++i) {
-    for (int64_t f = 0; f < n; f += Simd<T>::kLanes) {
-      number::store(u.adjoints, 4 * n * i + f,
-                    number::load(u.gs, n * i + f) + number::load(u.gcat, 2 * n * i + f));
-      for (int64_t a = 0; a < 3; ++a) {
-        const int64_t at = (3 * i + a) * n + f;
-        N g = number::load(u.gv1, at);
-        if (!u.last) g += number::load(u.gv, at);
-        number::store(u.adjoints, (4 * i + 1 + a) * n + f, g);
-      }
+  each_vector(u, [&](int64_t i, int64_t f) {
+    number::store(u.adjoints, 4 * n * i + f,
+                  number::load(u.gs, n * i + f) + number::load(u.gcat, 2 * n * i + f));
+    for (int64_t a = 0; a < 3; ++a) {
+      const int64_t at = (3 * i + a) * n + f;
+      N g = number::load(u.gv1, at);
+      if (!u.last) g += number::load(u.gv, at);
+      number::store(u.adjoints, (4 * i + 1 + a) * n + f, g);
     }
-  }
+  });
 }
 
 // Direction of a pair, turned round if sign is -1, and its filters.

@@ -5,13 +5,8 @@
 // for what rounding to tf32 or bfloat16 does to results; tensor cores come from cuBLAS.
 #include <cstring>
 
-#include "cuda/dense.h"
-
-#if !defined(_WIN32)
-#include <dlfcn.h>
-#endif
-
 #include "core/error.h"
+#include "cuda/dense.h"
 
 namespace mlff {
 namespace gpu {
@@ -116,42 +111,19 @@ Math math_from_name(const std::string& name) {
   throw InputError("math must be float32, tf32 or bfloat16, got " + name);
 }
 
-const Cublas* load_cublas() {
-#if defined(_WIN32) || defined(__HIP_PLATFORM_AMD__) || defined(MLFF_CUDA_HOST)
-  return nullptr;  // hipBLAS numbers its enumerations differently
-#else
-  static const Cublas* loaded = []() -> const Cublas* {
-    void* library = nullptr;
-    for (const char* name : {"libcublas.so.13", "libcublas.so.12"}) {
-      library = dlopen(name, RTLD_NOW | RTLD_LOCAL);
-      if (library) break;
-    }
-    if (!library) return nullptr;
-    static Cublas table;
-    const auto find = [library](const char* name, auto& function) {
-      void* address = dlsym(library, name);
-      std::memcpy(&function, &address, sizeof(address));
-      return address != nullptr;
-    };
-    const bool complete =
-        find("cublasCreate_v2", table.create) && find("cublasDestroy_v2", table.destroy) &&
-        find("cublasSetStream_v2", table.set_stream) &&
-        find("cublasSetWorkspace_v2", table.set_workspace) && find("cublasGemmEx", table.gemm);
-    return complete ? &table : nullptr;
-  }();
-  return loaded;
-#endif
-}
-
 Dense::Dense(Math math, const Cublas* cublas) : math_(math), cublas_(cublas) {
   if (!cublas_) return;
   constexpr int64_t kWorkspace = int64_t{32} << 20;  // what NVIDIA advises for the newest cards
-  check_cublas(cublas_->create(&handle_), "cublasCreate");
-  workspace_.require(kWorkspace);
+  workspace_.require(kWorkspace);  // first: a handle would leak if there is no room for it
+  if (const int status = cublas_->create(&handle_)) {
+    throw DeviceError(cublas_->name() + " cannot be used, cublasCreate failed with status " +
+                      std::to_string(status) +
+                      "; set MLFF_CUBLAS to another libcublas, or to off for our own products");
+  }
 }
 
 Dense::~Dense() {
-  if (handle_) cublas_->destroy(handle_);
+  if (handle_) static_cast<void>(cublas_->destroy(handle_));
 }
 
 template <typename T>

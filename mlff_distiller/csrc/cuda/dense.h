@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 
+#include "cuda/cublas.h"
 #include "cuda/device_memory.h"
 #include "cuda/gpu.h"
 
@@ -15,20 +16,6 @@ namespace gpu {
 enum class Math { kFloat32, kTf32, kBfloat16 };
 // "float32", "tf32", "bfloat16"; throws InputError.
 Math math_from_name(const std::string& name);
-
-// The five functions of cuBLAS that we call (NVIDIA cuBLAS library, API version 12 and 13). Loaded
-// at run time, so that nothing has to be linked or shipped; tests put their own in.
-struct Cublas {
-  int (*create)(void** handle) = nullptr;
-  int (*destroy)(void* handle) = nullptr;
-  int (*set_stream)(void* handle, cudaStream_t stream) = nullptr;
-  int (*set_workspace)(void* handle, void* workspace, size_t bytes) = nullptr;
-  int (*gemm)(void* handle, int op_a, int op_b, int m, int n, int k, const void* alpha,
-              const void* a, int type_a, int lda, const void* b, int type_b, int ldb,
-              const void* beta, void* c, int type_c, int ldc, int compute, int algorithm) = nullptr;
-};
-// libcublas.so.13 or .12 from wherever the dynamic loader or this process has it; null without.
-const Cublas* load_cublas();
 
 // C [m, n] = A [m, k] B [k, n], or C += A B; row major, B with rows of n.
 template <typename T>
@@ -45,7 +32,8 @@ struct GemmCall {
 
 class Dense {
  public:
-  // cublas == null: our own kernel. Throws DeviceError if cuBLAS fails.
+  // cublas == null: our own kernel. Throws DeviceError if cuBLAS fails. The device must be current
+  // here, and in the destructor.
   Dense(Math math, const Cublas* cublas);
   ~Dense();
   Dense(const Dense&) = delete;
@@ -54,6 +42,7 @@ class Dense {
   template <typename T>
   void multiply(const GemmCall<T>& product, cudaStream_t stream);
   bool uses_cublas() const { return cublas_ != nullptr; }
+  std::string products() const { return cublas_ ? cublas_->name() : kOwnProducts; }
   Math math() const { return math_; }
   size_t bytes() const { return workspace_.bytes(); }
 

@@ -51,12 +51,15 @@ class Memory {
   int64_t count() const { return count_; }
   size_t bytes() const { return static_cast<size_t>(count_) * sizeof(T); }
 
-  // Blocking copies, for weights and tests.
+  // Blocking copies, for weights and tests. Not cudaMemcpy: from memory that is not page-locked it
+  // returns as soon as the driver has a copy, and streams of ours do not wait for its stream.
   void assign(const T* from, int64_t count) {
     require(count);
     if (count > 0) {
-      check(cudaMemcpy(data_, from, static_cast<size_t>(count) * sizeof(T), cudaMemcpyHostToDevice),
+      check(cudaMemcpyAsync(data_, from, static_cast<size_t>(count) * sizeof(T),
+                            cudaMemcpyHostToDevice, nullptr),
             "copying to the device");
+      check(cudaStreamSynchronize(nullptr), "copying to the device");
     }
   }
   void assign(const std::vector<T>& from) {

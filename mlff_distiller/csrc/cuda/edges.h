@@ -17,15 +17,26 @@ namespace gpu {
 
 constexpr int kChannels = 32;  // of a chunk
 
+// What a record lacks to a multiple of 16 bytes, written like the rest: lanes read it, too.
+template <typename T>
+struct EdgePad {};
+template <>
+struct EdgePad<float> {
+  int unused = 0;
+};
+
 // An edge ready for use: 32 bytes in float32, two 16-byte reads of all lanes at one address.
 template <typename T>
-struct alignas(16) EdgeRecord {
+struct alignas(16) EdgeRecord : EdgePad<T> {
   T r[3];        // direction from centre to sender
   T inverse;     // 1 / distance, 1/Angstrom
   T t;           // place within the interval of the table, 0 to 1
   int interval;  // of the table; -1 at or beyond the cutoff
   int sender;
 };
+// Every byte belongs to a member.
+static_assert(sizeof(EdgeRecord<float>) == 5 * sizeof(float) + 3 * sizeof(int), "a hole");
+static_assert(sizeof(EdgeRecord<double>) == 5 * sizeof(double) + 2 * sizeof(int), "a hole");
 
 // Filters of one interaction, [F / 32][intervals + 2][value | slope][blocks][32]; see FilterTable
 // in core/tables.h. The first interaction has two blocks, others three.

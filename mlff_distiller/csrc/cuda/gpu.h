@@ -44,9 +44,12 @@
 #define cudaGetLastError hipGetLastError
 #define cudaGraphDestroy hipGraphDestroy
 #define cudaGraphExecDestroy hipGraphExecDestroy
+#define cudaGraphExecUpdate hipGraphExecUpdate
+#define cudaGraphExecUpdateResult hipGraphExecUpdateResult
 #define cudaGraphExec_t hipGraphExec_t
 #define cudaGraphInstantiate(exec, graph, flags) hipGraphInstantiateWithFlags(exec, graph, flags)
 #define cudaGraphLaunch hipGraphLaunch
+#define cudaGraphNode_t hipGraphNode_t
 #define cudaGraph_t hipGraph_t
 #define cudaMalloc hipMalloc
 #define cudaMallocHost hipHostMalloc
@@ -93,6 +96,21 @@ namespace gpu {
 // `what` completes "CUDA error while ...".
 inline void check(cudaError_t error, const char* what) {
   if (error != cudaSuccess) fail(error, std::string("CUDA error while ") + what);
+}
+
+// Gives an executable the sizes and addresses of a graph of the same work; false if it is not the
+// same, after which the executable is of no use.
+inline bool update_graph(cudaGraphExec_t exec, cudaGraph_t graph) {
+#if defined(MLFF_CUDA_HOST) || (defined(CUDART_VERSION) && CUDART_VERSION >= 12000)
+  cudaGraphExecUpdateResultInfo result;
+  const cudaError_t error = cudaGraphExecUpdate(exec, graph, &result);
+#else
+  cudaGraphNode_t node;
+  cudaGraphExecUpdateResult result;
+  const cudaError_t error = cudaGraphExecUpdate(exec, graph, &node, &result);
+#endif
+  if (error != cudaSuccess) static_cast<void>(cudaGetLastError());
+  return error == cudaSuccess;
 }
 
 #if defined(MLFF_CUDA_HOST) || defined(__CUDACC__) || defined(__HIP_PLATFORM_AMD__)

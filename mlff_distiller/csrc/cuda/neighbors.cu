@@ -400,12 +400,14 @@ NeighborList::NeighborList(double cutoff, double skin) : cutoff_(cutoff), skin_(
   std::memset(host_box_.require(1), 0, sizeof(Box));
 }
 
-int64_t NeighborList::most_bins(int64_t n_rows) { return n_rows > 64 ? n_rows : 64; }
+// Not of the rows, some of which may only be there for the size (system.cu): bins decide the order
+// of edges, which must not depend on that.
+int64_t NeighborList::most_bins(int64_t n_local) { return n_local > 64 ? n_local : 64; }
 
 // Every buffer whose size depends on the atoms.
 template <typename Self, typename F>
 void NeighborList::each_of_atoms(Self& list, int64_t n_local, int64_t n_rows, F&& f) {
-  const int64_t max_bins = most_bins(n_rows);
+  const int64_t max_bins = most_bins(n_local);
   f(list.host_species_, n_rows);
   f(list.host_positions_, 3 * n_rows);
   f(list.species_, n_rows);
@@ -443,7 +445,7 @@ void NeighborList::resize(int64_t n_local, int64_t n_rows, bool keep_list) {
   }
   n_local_ = n_rows_ = -1;  // until all of it is there
   each_of_atoms(*this, n_local, n_rows, require);
-  max_bins_ = most_bins(n_rows);
+  max_bins_ = most_bins(n_local);
   n_local_ = n_local;
   n_rows_ = n_rows;
   keep_list_ = keep_list;

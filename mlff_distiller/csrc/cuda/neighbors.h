@@ -112,7 +112,7 @@ class NeighborList {
   size_t bytes() const;  // on the device
 
  private:
-  static int64_t most_bins(int64_t n_rows);
+  static int64_t most_bins(int64_t n_local);
   // Call f(buffer, count of its items) for every buffer; see require and BytesOnDevice.
   template <typename Self, typename F>
   static void each_of_atoms(Self& list, int64_t n_local, int64_t n_rows, F&& f);

@@ -9,6 +9,7 @@
 #include "core/engine.h"
 #include "core/error.h"
 #include "core/lattice.h"
+#include "cuda/current_device.h"
 #include "cuda/device_memory.h"
 #include "cuda/network.h"
 #include "cuda/system.h"
@@ -16,8 +17,6 @@
 namespace mlff {
 namespace gpu {
 namespace {
-
-void use_device(int device) { check(cudaSetDevice(device), "selecting the device"); }
 
 class Stream {
  public:
@@ -34,15 +33,42 @@ class Stream {
 
 // A captured step and what it was captured for: sizes, flags, and every address that its work uses,
 // each for itself (sums of them could cancel).
-struct CapturedStep {
+class CapturedStep {
+ public:
   typedef std::array<int64_t, 14> Key;
-  cudaGraphExec_t exec = nullptr;
-  Key key{};  // of no step: a list in use has a generation
-  void drop() {
-    if (exec) static_cast<void>(cudaGraphExecDestroy(exec));
-    exec = nullptr;
-  }
+  CapturedStep() = default;
   ~CapturedStep() { drop(); }
+  CapturedStep(const CapturedStep&) = delete;
+  CapturedStep& operator=(const CapturedStep&) = delete;
+
+  // Whether the last step was like this one; what was captured is stale otherwise.
+  bool same_as_before(const Key& key) {
+    if (key_ == key) return true;
+    key_ = key;
+    valid_ = false;
+    return false;
+  }
+  bool valid() const { return valid_; }
+  // Takes the graph over. An executable of other sizes is updated, which costs a fraction of a new
+  // one, unless the work itself has changed.
+  void set(cudaGraph_t graph) {
+    if (exec_ && !update_graph(exec_, graph)) drop();
+    const cudaError_t status = exec_ ? cudaSuccess : cudaGraphInstantiate(&exec_, graph, 0);
+    static_cast<void>(cudaGraphDestroy(graph));
+    if (status != cudaSuccess) exec_ = nullptr;
+    check(status, "making a graph of a step");
+    valid_ = true;
+  }
+  void launch(cudaStream_t stream) { check(cudaGraphLaunch(exec_, stream), "launching a step"); }
+
+ private:
+  void drop() {
+    if (exec_) static_cast<void>(cudaGraphExecDestroy(exec_));
+    exec_ = nullptr;
+  }
+  cudaGraphExec_t exec_ = nullptr;
+  bool valid_ = false;
+  Key key_{};  // of no step: a list in use has a generation
 };
 
 int64_t address(const void* pointer) {
@@ -106,6 +132,7 @@ class System::Impl {
   virtual size_t memory_bytes() const = 0;
 
   bool uses_cublas = false;
+  std::string products;
   int64_t num_builds = 0, num_edges = 0, num_graph_launches = 0;
 };
 
@@ -122,6 +149,7 @@ class TypedSystem : public System::Impl {
         list_(model.cutoff, options.skin),
         network_(model, dense_) {
     uses_cublas = dense_.uses_cublas();
+    products = dense_.products();
     totals_.require(kTotals);
     host_totals_.require(kTotals);
   }
@@ -135,7 +163,7 @@ class TypedSystem : public System::Impl {
       while (const ExchangeRequest* request = advance()) exchange->forward(*request);
       return finish();
     }
-    use_device(options_.device);
+    const CurrentDevice current(options_.device);
     prepare(input);
     for (;;) {
       run_step();
@@ -146,7 +174,7 @@ class TypedSystem : public System::Impl {
   }
 
   void begin(const StepInput& input) override {
-    use_device(options_.device);
+    const CurrentDevice current(options_.device);
     prepare(input);
     const cudaStream_t stream = stream_.get();
     do {
@@ -162,7 +190,7 @@ class TypedSystem : public System::Impl {
   }
 
   const ExchangeRequest* advance() override {
-    use_device(options_.device);
+    const CurrentDevice current(options_.device);
     const int64_t layers = network_.num_interactions();
     const cudaStream_t stream = stream_.get();
     const int64_t ghosts = input_.n_rows - input_.n_local;
@@ -205,13 +233,14 @@ class TypedSystem : public System::Impl {
   }
 
   const StepResult& finish() override {
+    const CurrentDevice current(options_.device);
     download();
     stream_.wait();
     return results();
   }
 
   const double* uncertainties() override {
-    use_device(options_.device);
+    const CurrentDevice current(options_.device);
     const cudaStream_t stream = stream_.get();
     const double* found = network_.uncertainties(stream);
     if (!found) throw InputError(kNoUncertainty);
@@ -243,31 +272,44 @@ class TypedSystem : public System::Impl {
   }
   const double* weights() const { return input_.energy_weights ? weights_.data() : nullptr; }
 
+  // Rows on the device. Ghosts that this process owns come and go with every list of LAMMPS, and a
+  // captured step serves many lists only if its sizes stay: they are rounded up by a sixteenth, and
+  // kept while they fit and a quarter of them at most is idle.
+  int64_t rows_for(const StepInput& input) const {
+    const int64_t n = input.n_local, ghosts = input.n_rows - n;
+    if (ghosts == 0 || !input.ghost_owners || !options_.graph) return input.n_rows;
+    const int64_t room = n == input_.n_local ? rows_ - n : 0;
+    constexpr int64_t kLeast = 64;
+    if (ghosts <= room && 3 * room <= 4 * ghosts + 3 * kLeast) return rows_;
+    return n + ghosts + ghosts / 16 + kLeast / 4;
+  }
+
   // Everything of a step that may allocate, or that the graph does not repeat.
   void prepare(const StepInput& input) {
-    const int64_t n = input.n_local, rows = input.n_rows;
-    if (n < 0 || rows < n) {
+    const int64_t n = input.n_local, given = input.n_rows;
+    if (n < 0 || given < n) {
       throw InputError("a system must have 0 <= n_local <= n_rows, got " + std::to_string(n) +
-                       " and " + std::to_string(rows));
+                       " and " + std::to_string(given));
     }
-    const bool sizes = input.new_atoms || n != input_.n_local || rows != input_.n_rows;
+    const bool sizes =
+        !prepared_ || input.new_atoms || n != input_.n_local || given != input_.n_rows;
+    const int64_t rows = sizes ? rows_for(input) : rows_;
+    prepared_ = false;  // until all of it is there: memory may run out halfway
     input_ = input;
     input_.forces = input.forces || input.atom_virials;
-    const cudaStream_t stream = stream_.get();
+    rows_ = rows;
     list_.set_skin(input.skin >= 0.0 ? input.skin : options_.skin);
+    if (given == n) {
+      *list_.host_box() = make_box(input.cell, input.pbc, list_.cutoff() + list_.skin());
+    } else {
+      *list_.host_box() = make_box(nullptr, {false, false, false}, 0.0);
+    }
     // A first guess, the density of water; grow_after_overflow() knows better.
     constexpr int64_t kNeighbors = 64;
     if (sizes) {
       list_.resize(n, rows, input.keep_list);
       list_.reserve_edges(n * kNeighbors);
-      if (n > 0 || rows > 0) {
-        std::memcpy(list_.host_species(), input.species,
-                    static_cast<size_t>(rows) * sizeof(int32_t));
-        list_.upload_species(stream);
-        stream_.wait();  // the page-locked copy may be overwritten from now on
-      }
     }
-    if (sizes || input.new_list) list_.force_rebuild(stream);
     network_.resize(list_.view(), input_.forces);
     if (input_.forces) {
       forces_.require(3 * rows);
@@ -285,19 +327,41 @@ class TypedSystem : public System::Impl {
     }
     if (input.ghost_owners && rows > n) {
       owners_.require(rows - n);
-      if (sizes || input.new_list) owners_.assign(input.ghost_owners, rows - n);
+      host_owners_.require(rows - n);
     }
-    Box box;
-    if (rows == n) {
-      box = make_box(input.cell, input.pbc, list_.cutoff() + list_.skin());
-    } else {
-      box = make_box(nullptr, {false, false, false}, 0.0);
+    copy_positions();
+    if (sizes || input.new_list) copy_atoms(sizes);
+    prepared_ = true;
+  }
+
+  // To page-locked memory, which no copy is reading: every step ends with a wait. Rows that are
+  // only there for the size lie where the first atom is and have no species, so nothing sees them.
+  void copy_positions() {
+    const int64_t given = input_.n_rows;
+    if (input_.device_positions || given == 0) return;
+    double* to = list_.host_positions();
+    std::memcpy(to, input_.positions, static_cast<size_t>(3 * given) * sizeof(double));
+    for (int64_t i = 3 * given; i < 3 * rows_; ++i) to[i] = to[i % 3];
+  }
+
+  // What only changes with the list, on the step's stream.
+  void copy_atoms(bool species) {
+    const cudaStream_t stream = stream_.get();
+    const int64_t n = input_.n_local, given = input_.n_rows;
+    if (species && given > 0) {
+      std::copy_n(input_.species, given, list_.host_species());
+      std::fill_n(list_.host_species() + given, rows_ - given, -1);
+      list_.upload_species(stream);
     }
-    *list_.host_box() = box;
-    if (!input.device_positions && rows > 0) {
-      std::memcpy(list_.host_positions(), input.positions,
-                  static_cast<size_t>(3 * rows) * sizeof(double));
+    if (input_.ghost_owners && rows_ > n) {
+      std::copy_n(input_.ghost_owners, given - n, host_owners_.data());
+      std::fill_n(host_owners_.data() + (given - n), rows_ - given, 0);
+      check(cudaMemcpyAsync(owners_.data(), host_owners_.data(),
+                            static_cast<size_t>(rows_ - n) * sizeof(int), cudaMemcpyHostToDevice,
+                            stream),
+            "copying owners of ghosts to the device");
     }
+    list_.force_rebuild(stream);
   }
 
   void upload() {
@@ -318,7 +382,7 @@ class TypedSystem : public System::Impl {
     list_.update(stream);
     network_.begin(list_.view(), weights(), input_.forces, options_.warn_distance, stream);
     const int64_t layers = network_.num_interactions(), n = input_.n_local;
-    const int64_t ghosts = input_.n_rows - n;
+    const int64_t ghosts = rows_ - n;
     const int f = network_.num_channels();
     for (int64_t stage = 0; stage < stages(); ++stage) {
       const bool backward = stage >= layers;
@@ -336,7 +400,7 @@ class TypedSystem : public System::Impl {
     const cudaStream_t stream = stream_.get();
     network_.finish(forces_.data(), input_.atom_virials ? atom_virials_.data() : nullptr,
                     totals_.data(), stream);
-    const int64_t rows = input_.n_rows, n = input_.n_local;
+    const int64_t rows = rows_, n = input_.n_local;
     if (n > 0) {
       check(
           cudaMemcpyAsync(host_energies_.data(), network_.energies(),
@@ -353,7 +417,7 @@ class TypedSystem : public System::Impl {
     return {list_.generation(),
             network_.generation(),
             input_.n_local,
-            input_.n_rows,
+            rows_,
             input_.forces | input_.atom_virials << 1 | (input_.energy_weights != nullptr) << 2,
             address(input_.device_positions),
             address(forces_.data()),
@@ -366,20 +430,15 @@ class TypedSystem : public System::Impl {
             address(host_weights_.data())};
   }
 
-  // Captures a step once nothing it depends on has changed since the step before.
+  // Captures a step once nothing it depends on has changed since the step before: what is loaded or
+  // allocated at first use (cuBLAS does) is there by then.
   void run_step() {
-    if (!options_.graph) {
-      enqueue();
-      return;
-    }
-    if (step_.key != key()) {
-      step_.drop();
-      step_.key = key();
+    if (!options_.graph || !step_.same_as_before(key())) {
       enqueue();
       return;
     }
     const cudaStream_t stream = stream_.get();
-    if (!step_.exec) {
+    if (!step_.valid()) {
       cudaGraph_t graph = nullptr;
       check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capturing a step");
       try {
@@ -390,11 +449,9 @@ class TypedSystem : public System::Impl {
         throw;
       }
       check(cudaStreamEndCapture(stream, &graph), "capturing a step");
-      const cudaError_t status = cudaGraphInstantiate(&step_.exec, graph, 0);
-      static_cast<void>(cudaGraphDestroy(graph));
-      check(status, "making a graph of a step");
+      step_.set(graph);
     }
-    check(cudaGraphLaunch(step_.exec, stream), "launching a step");
+    step_.launch(stream);
     ++num_graph_launches;
   }
 
@@ -439,6 +496,8 @@ class TypedSystem : public System::Impl {
   NeighborList list_;
   Network<T> network_;
   StepInput input_;
+  int64_t rows_ = 0;       // on the device, see rows_for()
+  bool prepared_ = false;  // for input_
   StepResult result_;
   CapturedStep step_;
   int64_t stage_ = 0;
@@ -447,6 +506,7 @@ class TypedSystem : public System::Impl {
   PinnedMemory<T> host_rows_;
   DeviceMemory<double> forces_, atom_virials_, weights_, totals_;
   DeviceMemory<int> owners_;
+  PinnedMemory<int> host_owners_;
   PinnedMemory<double> host_forces_, host_atom_virials_, host_energies_, host_weights_,
       host_totals_, host_uncertainties_;
 };
@@ -460,7 +520,7 @@ std::unique_ptr<System::Impl> make_system(const ModelFile& model, const SystemOp
   if (!(options.skin >= 0.0) || !std::isfinite(options.skin)) {
     throw InputError("skin must be >= 0 Å, got " + std::to_string(options.skin));
   }
-  use_device(options.device);
+  const CurrentDevice current(options.device);
   if (options.precision == Precision::kFloat32) {
     return std::make_unique<TypedSystem<float>>(model, options);
   }
@@ -469,9 +529,16 @@ std::unique_ptr<System::Impl> make_system(const ModelFile& model, const SystemOp
 
 }  // namespace
 
-System::System(const ModelFile& model, const SystemOptions& options)
-    : impl_(make_system(model, options)) {}
-System::~System() = default;
+System::System(const ModelFile& model, const SystemOptions& options) : device_(options.device) {
+  impl_ = make_system(model, options);
+}
+System::~System() {
+  try {  // streams, handles and graphs are destroyed on the device that they are of
+    const CurrentDevice current(device_);
+    impl_.reset();
+  } catch (const Error&) {  // the device is gone; so is what was on it
+  }
+}
 const StepResult& System::compute(const StepInput& input, GhostExchange* exchange) {
   return impl_->compute(input, exchange);
 }
@@ -489,6 +556,7 @@ bool System::close_pair(int& centre, int& sender, double& distance) const {
 size_t System::max_exchange_bytes() const { return 5 * impl_->row_bytes(); }
 const TableReport& System::table_report() const { return impl_->table_report(); }
 bool System::uses_cublas() const { return impl_->uses_cublas; }
+std::string System::products() const { return impl_->products; }
 int64_t System::num_builds() const { return impl_->num_builds; }
 int64_t System::num_edges() const { return impl_->num_edges; }
 int64_t System::num_graph_launches() const { return impl_->num_graph_launches; }

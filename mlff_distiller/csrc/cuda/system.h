@@ -2,12 +2,14 @@
 //
 // A step without ghosts of other processes is one sequence of asynchronous work with a single wait
 // at its end, whether or not the neighbour list is rebuilt, and can be captured in a graph. What
-// crosses the bus: positions and cell up; forces, energies and 10 sums down.
+// crosses the bus: positions and cell up; forces, energies and 10 sums down. The device of the
+// caller's thread is the same after every call.
 #pragma once
 
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include "core/graph.h"
 #include "core/model_file.h"
@@ -94,14 +96,16 @@ class System {
   size_t max_exchange_bytes() const;  // per row, of any request
   const TableReport& table_report() const;
   bool uses_cublas() const;
-  int64_t num_builds() const;  // neighbour lists built so far
-  int64_t num_edges() const;   // in the present list, skin included
+  std::string products() const;  // "cuBLAS 13.1.0 (/path)", or what takes its place
+  int64_t num_builds() const;    // neighbour lists built so far
+  int64_t num_edges() const;     // in the present list, skin included
   int64_t num_graph_launches() const;
   size_t memory_bytes() const;  // on the device
 
   class Impl;
 
  private:
+  int device_;
   std::unique_ptr<Impl> impl_;
 };
 

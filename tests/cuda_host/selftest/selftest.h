@@ -56,6 +56,7 @@ class Array {
   Array(std::size_t n, T value) : Array(n) {
     const std::vector<T> values(n, value);
     cudaMemcpy(data_, values.data(), n * sizeof(T), cudaMemcpyHostToDevice);
+    cudaStreamSynchronize(nullptr);  // other streams may use it
   }
   ~Array() { cudaFree(data_); }
   Array(const Array&) = delete;

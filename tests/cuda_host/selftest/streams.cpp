@@ -227,6 +227,73 @@ CASE(graphs_replay_what_was_captured) {
   });
 }
 
+CASE(an_executable_takes_a_graph_of_the_same_work) {
+  Stream stream;
+  Array<int> a(1, 0), b(1, 0);
+  const auto capture = [&](Array<int>& array, int times) {
+    cudaStreamBeginCapture(stream.handle, cudaStreamCaptureModeThreadLocal);
+    for (int k = 0; k < times; ++k) {
+      MLFF_LAUNCH(add, 1, 1, 0, stream.handle, array.data(), 1, 1);
+    }
+    cudaGraph_t graph = nullptr;
+    cudaStreamEndCapture(stream.handle, &graph);
+    return graph;
+  };
+  cudaGraph_t first = capture(a, 2), other = capture(b, 2), longer = capture(b, 3);
+  cudaGraphExec_t exec = nullptr;
+  cudaGraphInstantiate(&exec, first, 0);
+  cuda_host::reset_counters();
+  EXPECT(mlff::gpu::update_graph(exec, other));
+  EXPECT(!mlff::gpu::update_graph(exec, longer));
+  EXPECT(cudaPeekAtLastError() == cudaSuccess);
+  EXPECT(cuda_host::counters().graph_updates == 1);
+  cudaGraphLaunch(exec, stream.handle);
+  cudaStreamSynchronize(stream.handle);
+  EXPECT(a.read()[0] == 0 && b.read()[0] == 2);
+  for (cudaGraph_t graph : {first, other, longer}) cudaGraphDestroy(graph);
+  cudaGraphExecDestroy(exec);
+}
+
+CASE(blocking_copies_of_pageable_memory_may_return_early) {
+  std::set<int> seen;
+  for (const bool waits : {true, false}) {
+    cuda_host::for_schedules(8, [&](std::uint64_t) {
+      Stream stream(cudaStreamNonBlocking);
+      Array<int> device(1, 0), out(1, 0);
+      const int value = 7;
+      cudaMemcpy(device.data(), &value, sizeof(value), cudaMemcpyHostToDevice);
+      if (waits) cudaStreamSynchronize(nullptr);
+      cudaMemcpyAsync(out.data(), device.data(), 4, cudaMemcpyDeviceToDevice, stream.handle);
+      cudaStreamSynchronize(stream.handle);
+      const int found = out.read()[0];
+      if (waits) EXPECT(found == 7);
+      seen.insert(found);
+    });
+  }
+  EXPECT(seen == (std::set<int>{0, 7}));
+}
+
+CASE(work_is_given_to_the_device_of_the_stream) {
+  cuda_host::set_device_count(2);
+  int current = -1;
+  EXPECT(cudaSetDevice(2) == cudaErrorInvalidDevice);
+  EXPECT(cudaGetLastError() == cudaErrorInvalidDevice);  // else the next launch is blamed
+  EXPECT(cudaSetDevice(1) == cudaSuccess && cudaGetDevice(&current) == cudaSuccess && current == 1);
+  {
+    Stream stream;
+    Array<int> device(1, 0);
+    cudaSetDevice(0);
+    EXPECT_ERROR(MLFF_LAUNCH(add, 1, 1, 0, stream.handle, device.data(), 1, 1),
+                 "the stream is of device 1, current is 0");
+    cudaSetDevice(1);
+    MLFF_LAUNCH(add, 1, 1, 0, stream.handle, device.data(), 1, 1);
+    cudaStreamSynchronize(stream.handle);
+    EXPECT(device.read()[0] == 1);
+  }
+  cuda_host::set_device_count(1);
+  EXPECT(cudaGetDevice(&current) == cudaSuccess && current == 0);
+}
+
 CASE(captures_refuse_what_they_can_not_hold) {
   Stream stream;
   Array<int> device(1, 0);

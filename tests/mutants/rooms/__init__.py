@@ -9,6 +9,7 @@ from mutants.rooms import (
     evaluation,
     export,
     gates,
+    gpu,
     importers,
     kinds,
     labelling,
@@ -33,6 +34,7 @@ ALL: dict[str, list[Mutation]] = {
     "importers": importers.MUTATIONS,
     "data": data.MUTATIONS,
     "models": models.MUTATIONS,
+    "gpu": gpu.MUTATIONS,
     "multistep": multistep.MUTATIONS,
     "multistep engines": multistep_engines.MUTATIONS,
 }

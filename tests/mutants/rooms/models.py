@@ -159,8 +159,8 @@ MUTATIONS = [
     Mutation(
         "copies forget their skin",
         "calculator.py",
-        '            "skin": self.skin,\n            "uncertainty"',
-        '            "uncertainty"',
+        '            "skin": self.skin,\n            "math"',
+        '            "math"',
         "test_calculator.py -k copies",
         "a pickled calculator is another",
     ),
