@@ -567,8 +567,9 @@ class TrainConfig(Settings):
     training: TrainingConfig = section(TrainingConfig)
 
 
-#: Ready-made networks: `--preset`.
+#: Ready-made networks, `--preset`: about 27,000, 0.1, 0.6 and 2.3 million parameters.
 PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {"hidden_dim": 32, "num_interactions": 2},
     "small": {"hidden_dim": 64, "num_interactions": 2},
     "base": {},
     "large": {"hidden_dim": 256, "num_interactions": 3},
