@@ -347,8 +347,16 @@ class TrainingConfig(Settings, path="training"):
         unit="min",
         above=0,
     )
-    learning_rate: float = setting(1e-3, "Of AdamW, after the warm-up.", above=0)
-    weight_decay: float = setting(1e-4, "Of AdamW.", least=0)
+    optimizer: str = setting(
+        "adamw",
+        "`soap` is Adam in the eigenbasis of the gradients of each matrix: fewer steps to an error, "
+        "each of which costs more (docs/defaults.md).",
+        choices=("adamw", "soap"),
+    )
+    learning_rate: float = setting(1e-3, "After the warm-up.", above=0)
+    weight_decay: float = setting(
+        1e-4, "Share of a weight that a step takes, by the learning rate.", least=0
+    )
     warmup_steps: int = setting(50, "Steps in which the learning rate rises.", least=0)
     schedule: str = setting(
         "cosine",
