@@ -1,8 +1,8 @@
 """What a training step costs by atoms and by edges: are batches of equal numbers of atoms equal?
 
 Batches of about 512 atoms from thin to dense, F = 64 and 128, three interactions, 5 Å, float32, one
-thread: CPU time and memory of a step of the native operators. A fit of both as atoms · a + edges · b
-says how unequal steps are where a set mixes them, with batches of equal atoms and of equal edges.
+thread: CPU time of a step of the native operators, its fit as atoms · a + edges · b, and how unequal
+steps are where a set mixes them, with batches of equal atoms and of equal edges.
 
     python benchmarks/batching.py
 """
@@ -22,7 +22,6 @@ from ase.build import bulk
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from benchmarks.common import RESULTS, in_turn, parser_of, processor, water, write_report
-from benchmarks.scaling import forget_peak_memory, peak_memory
 from mlff_distiller.config import ModelConfig
 from mlff_distiller.data import Batch, Structure, collate
 from mlff_distiller.models import StudentForceField
@@ -64,19 +63,11 @@ class Step:
         loss.backward(inputs=list(self.student.parameters()))
         return time.process_time() - start
 
-    def memory(self) -> int:
-        """Bytes that a step takes on top of what is there before it."""
-        self()
-        forget_peak_memory()
-        before = peak_memory()
-        self()
-        return peak_memory() - before
 
-
-def fit(rows: list[dict[str, Any]], key: str) -> tuple[float, float]:
-    """Cost of an atom and of an edge, non-negative, with equal relative errors."""
+def fit(rows: list[dict[str, Any]]) -> tuple[float, float]:
+    """Seconds of an atom and of an edge, by least squares of relative errors."""
     found = np.array([[r["atoms"], r["edges"]] for r in rows], dtype=float)
-    cost = np.array([r[key] for r in rows])
+    cost = np.array([r["seconds"] for r in rows])
     a, b = np.linalg.lstsq(found / cost[:, None], np.ones(len(cost)), rcond=None)[0]
     return float(a), float(b)
 
@@ -85,23 +76,21 @@ def main() -> None:
     parser = parser_of(__doc__, quick="64 atoms, two rounds", output=RESULTS, whole=True)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    atoms, rounds = (64, 2) if options.quick else (ATOMS, 6)
+    atoms, rounds = (64, 2) if options.quick else (ATOMS, 5)
     rows, lines, costs = [], [], []
     for width in WIDTHS:
         steps = {name: Step(width, frames) for name, frames in systems(atoms).items()}
-        memory = {name: step.memory() for name, step in steps.items()}
+        for step in steps.values():
+            step()
         times = in_turn(steps, rounds, rotate=True)
         mine: list[dict[str, Any]] = []
         for name, step in steps.items():
             n, edges = len(step.batch.positions), step.batch.edge_index.shape[1]
             seconds = statistics.median(times[name])
             row = {"width": width, "system": name, "atoms": n, "edges": edges}
-            mine.append({**row, "seconds": seconds, "bytes": memory[name]})
-            lines.append(
-                f"| {width} | {name} | {n} | {edges / n:.0f} | {1e6 * seconds / n:.0f} | "
-                f"{memory[name] / n / 1024:.1f} |"
-            )
-        (a, b) = fit(mine, "seconds")
+            mine.append({**row, "seconds": seconds})
+            lines.append(f"| {width} | {name} | {n} | {edges / n:.0f} | {1e6 * seconds / n:.0f} |")
+        a, b = fit(mine)
         per_atom = [r["seconds"] / r["atoms"] for r in mine]
         per_edge = [r["seconds"] / r["edges"] for r in mine]
         costs.append(
@@ -110,7 +99,7 @@ def main() -> None:
             f"{max(per_edge) / min(per_edge):.1f} with equal edges."
         )
         rows += mine
-    head = "| F | system | atoms | neighbours | CPU µs an atom | KiB an atom |\n|---|---|---|---|---|---|"
+    head = "| F | system | atoms | neighbours | CPU µs an atom |\n|---|---|---|---|---|"
     text = f"A training step, native operators, one thread. {processor()}.\n\n{head}\n"
     text += "\n".join([*lines, "", *costs]) + "\n"
     print(text)

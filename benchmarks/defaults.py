@@ -36,9 +36,15 @@ from mlff_distiller.training import Hooks, train
 WORK = Path(__file__).resolve().parents[1] / "runs" / "defaults"
 #: Steps of a run with the batches of its task, of an optimiser and of any other variation.
 STEPS_OPTIMIZER, STEPS = 1500, 1000
-RATES = (1e-3, 3e-3, 1e-2)
-#: Optimisers with all of these rates; the others have the second one.
-SWEPT = ("AdamW", "Muon", "SOAP")
+RATES: dict[str, tuple[float, ...]] = {
+    "AdamW": (1e-3, 3e-3, 1e-2, 3e-2),
+    "Muon": (1e-3, 3e-3, 1e-2),
+    "SOAP": (1e-3, 3e-3, 5e-3, 1e-2, 3e-2),
+}
+#: Those that training has, and their names there.
+OWN = {"AdamW": "adamw", "SOAP": "soap"}
+#: Of the other optimisers.
+RATE = 3e-3
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class Variation:
         training: keys of TrainingConfig.
         model: keys of ModelConfig.
         batch: factor of the task's batch.
-        optimizer: another one than training's.
+        optimizer: name in the tables; that of training's default when left out.
         steps: of the defaults' batch.
         seeds: how many runs.
         only: tasks that have it; empty for all.
@@ -70,37 +76,38 @@ class Variation:
 def variations() -> list[Variation]:
     """All runs, the defaults first."""
     found = [Variation("default", "default", seeds=3)]
-    for name in ("AdamW", *OPTIMIZERS):
-        for rate in RATES if name in SWEPT else RATES[1:2]:
+    for name in (*OWN, *OPTIMIZERS):
+        for rate in RATES.get(name, (RATE,)):
             found.append(
                 Variation(
                     "optimiser",
                     f"{name}, {rate:g}",
                     {"learning_rate": rate},
-                    optimizer=None if name == "AdamW" else name,
+                    optimizer=name,
                     steps=STEPS_OPTIMIZER,
                 )
             )
-    # What SOAP's steps cost is measured by the table: with small batches half as much again.
-    for rate in RATES[1:]:
-        fewer = Variation(
-            "equal time",
-            f"SOAP, {rate:g}, two thirds of the steps",
-            {"learning_rate": rate},
-            optimizer="SOAP",
-            steps=2 * STEPS_OPTIMIZER // 3,
-            seeds=2,
-        )
-        adam = Variation(
-            "equal time",
-            f"AdamW, {rate:g}",
-            {"learning_rate": rate},
-            steps=STEPS_OPTIMIZER,
-            seeds=2,
-        )
-        found += [adam, fewer]
+    # SOAP's steps cost half as much again with small batches, little more with large ones.
+    for rate in (3e-3, 5e-3, 1e-2):
+        keys = {"learning_rate": rate}
+        for name, optimizer, share in (
+            (f"AdamW, {rate:g}", "AdamW", 1.0),
+            (f"SOAP, {rate:g}, two thirds", "SOAP", 2 / 3),
+            (f"SOAP, {rate:g}, nine tenths", "SOAP", 0.9),
+        ):
+            steps = round(share * STEPS_OPTIMIZER)
+            found.append(
+                Variation(
+                    "equal time",
+                    name,
+                    keys,
+                    optimizer=optimizer,
+                    steps=steps,
+                    seeds=1 if rate == 5e-3 else 2,
+                )
+            )
     trainings: dict[str, list[tuple[str, dict[str, Any]]]] = {
-        "learning rate": [(f"{v:g}", {"learning_rate": v}) for v in (3e-4, 3e-3, 1e-2)],
+        "learning rate": [(f"{v:g}", {"learning_rate": v}) for v in (1e-3, 3e-3, 3e-2)],
         "warm-up": [(f"{v} steps", {"warmup_steps": v}) for v in (0, 10, 300)],
         "schedule": [
             *((f"cosine to {v:g}", {"final_lr_fraction": v}) for v in (0.0, 0.1, 1.0)),
@@ -157,11 +164,12 @@ def run(task: Task, v: Variation, seed: int) -> dict[str, float]:
                 "tensorboard": False,
                 "device": "cpu",
                 "seed": seed,
+                **({"optimizer": OWN[v.optimizer]} if v.optimizer in OWN else {}),
                 **v.training,
             }
         ),
     )
-    hooks = Hooks() if v.optimizer is None else Replace(v.optimizer)
+    hooks = Replace(v.optimizer) if v.optimizer in OPTIMIZERS else Hooks()
     with tempfile.TemporaryDirectory() as folder:
         start = time.thread_time()
         found = train(config, folder, hooks=hooks, progress=False)

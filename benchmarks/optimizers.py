@@ -52,7 +52,7 @@ def _all(student: nn.Module) -> list[Tensor]:
     return list(student.parameters())
 
 
-#: Name -> what makes it, from the student and the keys of AdamW. AdamW is what training has.
+#: Name -> what makes it, from the student and the keys of AdamW.
 OPTIMIZERS: dict[str, Make] = {
     "AdamW, betas 0.95": lambda s, k: torch.optim.AdamW(
         _all(s), betas=(0.95, 0.95), fused=True, **k
@@ -61,7 +61,6 @@ OPTIMIZERS: dict[str, Make] = {
     "NAdam": lambda s, k: torch.optim.NAdam(_all(s), decoupled_weight_decay=True, **k),
     "RAdam": lambda s, k: torch.optim.RAdam(_all(s), decoupled_weight_decay=True, **k),
     "Muon": muon,
-    "SOAP": lambda s, k: SOAP(_all(s), **k),
     "SOAP, blocks of 192": lambda s, k: SOAP(_all(s), block=192, **k),
     "SOAP, refreshed every 10": lambda s, k: SOAP(_all(s), refresh=10, **k),
     "SOAP, refreshed every 50": lambda s, k: SOAP(_all(s), refresh=50, **k),

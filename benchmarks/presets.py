@@ -37,7 +37,7 @@ from mlff_distiller.config import PRESETS, ModelConfig
 from mlff_distiller.models import StudentForceField
 from mlff_distiller.ops.engine import NativePotential
 
-STEPS, ROUNDS, WATERS_PER_SIDE = 2000, 12, 6
+STEPS, ROUNDS, WATERS_PER_SIDE = 500, 12, 6
 
 
 def inference(folder: Path, rounds: int, per_side: int) -> dict[str, list[float]]:

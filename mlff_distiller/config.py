@@ -348,12 +348,12 @@ class TrainingConfig(Settings, path="training"):
         above=0,
     )
     optimizer: str = setting(
-        "adamw",
+        "soap",
         "`soap` is Adam in the eigenbasis of the gradients of each matrix: fewer steps to an error, "
-        "each of which costs more (docs/defaults.md).",
-        choices=("adamw", "soap"),
+        "each of which costs more (docs/defaults.md); `adamw` is Adam.",
+        choices=("soap", "adamw"),
     )
-    learning_rate: float = setting(1e-3, "After the warm-up.", above=0)
+    learning_rate: float = setting(1e-2, "After the warm-up.", above=0)
     weight_decay: float = setting(
         1e-4, "Share of a weight that a step takes, by the learning rate.", least=0
     )

@@ -25,6 +25,8 @@ from mlff_distiller.training.statistics import Statistics, gather
 
 # Structures from which the first scale of the readout is estimated.
 _SCALE_SAMPLE = 8
+# Larger learning rates leave little of the weights that training starts from.
+_GENTLE_RATE = 5e-3
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,11 @@ def first_student(
     student.uncertainty = None  # of the weights that are about to change
     student.train().to(getattr(torch, config.training.precision))
     data.metadata["started_from"] = fine_tune.origin(student, start_from)
+    if (rate := config.training.learning_rate) > _GENTLE_RATE:
+        data.notes.append(
+            f"training.learning_rate {rate:g} is one for new students: a smaller one, such as 0.001, "
+            "keeps more of what this one knows"
+        )
     refit = config.training.reference_energies == "refit"
     data.notes.extend(fine_tune.doubts(student, data.elements, data.train, kept=not refit))
     if refit:

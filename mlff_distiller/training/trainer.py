@@ -433,9 +433,8 @@ class _Trainer:
         for group, factor in zip(self.optimizer.param_groups, self.factors, strict=True):
             group["lr"] = rate * factor
         self.optimizer.step()
-        if self.settings.optimizer == "soap":
-            # Bases of directions without gradients are as each CPU rounds.
-            self.processes.make_equal(p.detach() for p in self.parameters)
+        if self.settings.optimizer == "soap" and self.fabric.world_size > 1:
+            self._make_equal()
         self.optimizer.zero_grad(set_to_none=True)
         self.averaged.update(self.step)
         self.train_sums += torch.stack([sums, squares, counts]).cpu()
@@ -526,6 +525,14 @@ class _Trainer:
                 parameter.grad = piece.view_as(parameter)
         limit = self.settings.gradient_clip or math.inf
         return float(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
+
+    def _make_equal(self) -> None:
+        """The first process' weights in all: SOAP's bases depend on how a CPU rounds."""
+        flat = torch.cat([p.detach().reshape(-1) for p in self.parameters])
+        self.processes.make_equal([flat])
+        pieces = flat.split([p.numel() for p in self.parameters])
+        for parameter, piece in zip(self.parameters, pieces, strict=True):
+            parameter.detach().copy_(piece.view_as(parameter))
 
     def _stop_if_asked(self) -> None:
         self.processes.check()
