@@ -140,7 +140,7 @@ def test_nvt_has_the_teacher_s_heat(engine, model) -> None:
     """Equipartition of springs: half of f kT in the positions, and half in the motion. The student
     has other minima and knows no temperature."""
     start, temperature = cold(LENGTH), 40.0
-    settings = corrected("nvt", 6000, 3, interval=6, timestep=2.0, temperature=temperature, seed=3)
+    settings = corrected("nvt", 4500, 3, interval=6, timestep=2.0, temperature=temperature, seed=3)
     run = run_md(engine, model, start, settings, teacher=Springs(start))
     half = 0.5 * 93 * units.kB * temperature
     potential = run.potential_energy[100:] / half
@@ -164,7 +164,7 @@ def test_npt_has_the_teacher_s_volume(engine, model) -> None:
     expected = rest**3 / np.sqrt(2)  # Å^3 per atom
     assert 0.005 < 1 - (rest / LENGTH) ** 3 < 0.05
     settings = corrected(
-        "npt", 3600, 3, interval=6, timestep=2.0, temperature=20.0, pressure=pressure
+        "npt", 3000, 3, interval=6, timestep=2.0, temperature=20.0, pressure=pressure
     )
     run = run_md(engine, model, cold(), settings, teacher=teacher)
     volume = run.volume[200:] / 32
