@@ -33,13 +33,16 @@ def model(tmp_path_factory):
 
 def rehearse(script: str, out: Path, model: str, **settings: str) -> dict[str, str]:
     """What stages.txt says of every stage."""
-    build()
     environment = clean_environment(
-        FIRST_LIGHT_REHEARSAL="1", OUT=str(out), MODEL=str(model), PYTHON=sys.executable,
+        FIRST_LIGHT_REHEARSAL=str(build().parent), OUT=str(out), MODEL=str(model), PYTHON=sys.executable,
         ROW="0.01", MILLION="1", OMP_NUM_THREADS="1", **settings,
     )  # fmt: skip
     done = subprocess.run(
-        ["bash", str(FOLDER / script)], env=environment, capture_output=True, text=True, timeout=600
+        ["bash", str(FOLDER / script)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=1800,
     )
     logs = "\n".join(path.read_text()[-1500:] for path in out.glob("*.log"))
     assert done.returncode == 0, done.stderr

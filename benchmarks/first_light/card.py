@@ -4,7 +4,7 @@
     python card.py --versions                # of what is here
     python card.py --model student.pt        # the default network with random weights
 
-FIRST_LIGHT_REHEARSAL=1 rehearses: no GPU is needed, every kernel runs on the host.
+FIRST_LIGHT_REHEARSAL=build/cuda_emulated rehearses: no GPU is needed, every kernel runs on the host.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import numpy as np
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
-REHEARSAL = os.environ.get("FIRST_LIGHT_REHEARSAL", "") not in ("", "0")
+#: Folder of the emulation that the tests have compiled; empty on a card.
+REHEARSAL = os.environ.get("FIRST_LIGHT_REHEARSAL", "")
 
 
 def native() -> Any:
@@ -59,20 +60,21 @@ def torch_device() -> str:
 
 def rehearse() -> None:
     """Put the emulation where the card would be: in the engine, in torch, in LAMMPS."""
-    sys.path.append(str(ROOT / "tests"))
-    from support.cuda_module import emulated, plugin
+    sys.path.append(REHEARSAL)
+    import _cuda_emulated as emulated
 
     from benchmarks import common, gpu_engines
     from mlff_distiller.ops import engine
 
+    plugin = Path(REHEARSAL) / "lammps_plugin" / "painnplugin.so"
     parts = {name: getattr(engine._native, name) for name in ("Potential", "available_isas")}
     names = ("GpuPotential", "gpu_count", "gpu_name", "gpu_products")
-    parts |= {name: getattr(emulated(), name) for name in names}
+    parts |= {name: getattr(emulated, name) for name in names}
     engine._native = SimpleNamespace(**parts)
     molecule = common.water
     common.water = lambda side: molecule(1)
     gpu_engines.torch_device = torch_device
-    gpu_engines.before_pair_style = lambda: f"plugin unload pair painn\nplugin load {plugin()}\n"
+    gpu_engines.before_pair_style = lambda: f"plugin unload pair painn\nplugin load {plugin}\n"
 
 
 def versions() -> None:
