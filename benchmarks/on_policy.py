@@ -89,6 +89,7 @@ def config_of(method: str, budget: int, output: Path) -> DistillConfig:
             "model": {"hidden_dim": 32, "num_interactions": 2, "num_rbf": 16},
             "training": {
                 "batch_size": batch,
+                "optimizer": "adamw",
                 "learning_rate": 3e-3,
                 "stress_weight": 5000,
                 "max_epochs": last,

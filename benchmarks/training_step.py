@@ -3,7 +3,8 @@
 Energies, forces, loss, its gradient by the weights and AdamW, on a batch with its neighbour lists: ten
 molecules of ethanol (rMD17, F = 128, 3 interactions, 20 radial functions, 5 Å) and one silicon cell of
 64 atoms (F = 64, 2 interactions, 16 radial functions, 5 Å, with stress). Float32. Every way is a
-process of its own that waits for its turn.
+process of its own that waits for its turn; its largest memory is given, and how much of that came
+after the imports, the network and the batch.
 
     python benchmarks/training_step.py
     python benchmarks/training_step.py --schnetpack build/peers/schnetpack/bin/python
@@ -12,6 +13,7 @@ process of its own that waits for its turn.
 from __future__ import annotations
 
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -160,12 +162,18 @@ def schnetpack(system: str, data: Path) -> Callable[[], None]:
     return step
 
 
+def peak_memory() -> float:
+    """Largest resident memory of this process so far, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def work(way: str, system: str, threads: int, data: Path) -> None:
-    """For every line that comes, the seconds of a step (median of some)."""
+    """For every line that comes: seconds of a step (median of some), MiB at most and before steps."""
     import torch
 
     torch.set_num_threads(threads)
     step = schnetpack(system, data) if way == "schnetpack" else ours(system, data, way == "native")
+    before = peak_memory()
     for _ in range(3):
         step()
     for line in sys.stdin:
@@ -174,22 +182,22 @@ def work(way: str, system: str, threads: int, data: Path) -> None:
             start = time.perf_counter()
             step()
             times.append(time.perf_counter() - start)
-        print(statistics.median(times), flush=True)
+        print(statistics.median(times), peak_memory(), before, flush=True)
 
 
-def turn(worker: subprocess.Popen[str], steps: int) -> float:
-    """Seconds of a step of a worker."""
+def turn(worker: subprocess.Popen[str], steps: int) -> tuple[float, ...]:
+    """What a worker prints."""
     assert worker.stdin is not None
     assert worker.stdout is not None
     worker.stdin.write(f"{steps}\n")
     worker.stdin.flush()
-    return float(worker.stdout.readline())
+    return tuple(map(float, worker.stdout.readline().split()))
 
 
 def measure(
     system: str, threads: int, data: Path, pythons: dict[str, str], rounds: int, steps: int
-) -> dict[str, list[float]]:
-    """Seconds of a step of every way, one for each round."""
+) -> dict[str, list[tuple[float, ...]]]:
+    """What the worker of every way prints, one line for each round."""
     workers = {
         way: subprocess.Popen(
             [python, __file__, "--worker", way, system, str(threads), str(data)],
@@ -233,18 +241,27 @@ def main() -> None:
         for threads in (1, 2):
             found = measure(system, threads, options.data, pythons, rounds, steps)
             rows += [
-                {"system": system, "threads": threads, "way": way, **spread(seconds)}
-                for way, seconds in found.items()
+                {
+                    "system": system,
+                    "threads": threads,
+                    "way": way,
+                    **spread([seconds for seconds, _, _ in lines]),
+                    "peak_mib": lines[-1][1],
+                    "before_mib": lines[-1][2],
+                }
+                for way, lines in found.items()
             ]
     lines = [
-        f"A training step in ms, median of {rounds} rounds in turn. {processor()}.",
+        f"A training step in ms, median of {rounds} rounds in turn, and the largest memory of its "
+        f"process in MiB (in brackets: what steps added to it). {processor()}.",
         "",
         "| system | threads | " + " | ".join(WAYS[way] for way in pythons) + " |",
         "|---|---|" + "---|" * len(pythons),
     ]
     for system, threads in dict.fromkeys((r["system"], r["threads"]) for r in rows):
         cells = [
-            f"{1e3 * r['median_s']:.1f}"
+            f"{1e3 * r['median_s']:.1f}; {r['peak_mib']:.0f} "
+            f"({r['peak_mib'] - r['before_mib']:.0f})"
             for r in rows
             if (r["system"], r["threads"]) == (system, threads)
         ]

@@ -48,6 +48,11 @@ class EnergyModel(Protocol):
         """Energy, forces and stress of one structure. Raises InputError."""
         ...
 
+    def follow(self, structure: Structure) -> Labels:
+        """Like :meth:`compute`, of the next configuration of a run: a model may start from what it
+        found for the last one, so that labels depend on their order to its convergence."""
+        return self.compute(structure)
+
     def check(self, structures: Sequence[Structure]) -> None:
         """Raise InputError for structures that it cannot compute, before any work."""
         if self.elements is not None:

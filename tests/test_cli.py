@@ -424,7 +424,7 @@ def test_teacher_missing_or_misspelt(folder: Path, tmp_path: Path) -> None:
 def test_options_that_make_no_sense(folder: Path, silicon_student: Path, tmp_path: Path) -> None:
     refuse(
         "train", "--data", folder / "data.h5", "--preset", "huge", "-o", tmp_path,
-        say=["small, base, large"],
+        say=["tiny, small, base, large"],
     )  # fmt: skip
     refuse("train", say=["--data"])
     refuse("md", silicon_student, "builtin:silicon-8", "--engine", "gromacs", say=["lammps", "ase"])

@@ -138,7 +138,7 @@ def test_what_a_file_may_hold() -> None:
     config = from_dict(
         DistillConfig,
         yaml.safe_load(
-            "{structures: a.xyz, model: null, training: {learning_rate: 1e-3, max_epochs: 7.0, "
+            "{structures: a.xyz, model: null, training: {learning_rate: 1e-2, max_epochs: 7.0, "
             "max_minutes: null}, sampling: {rattle_stdev: [1e-2, 1]}, teacher: {options: {a: [1]}}}"
         ),
     )

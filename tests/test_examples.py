@@ -109,6 +109,24 @@ def test_openmm_mixed(model, tmp_path):
 
 
 @openmm_too
+def test_openmm_multiple_time_steps(model, tmp_path):
+    pytest.importorskip("openmm")
+    output = run_example(
+        "openmm/multiple_time_steps.py",
+        tmp_path,
+        model,
+        "--teacher",
+        "emt",
+        "--steps",
+        40,
+        "--every",
+        2,
+    )
+    assert len(table_of(output, 3)) == 20
+    assert re.search(r"^20 calls of emt, ", output, re.MULTILINE)
+
+
+@openmm_too
 def test_openmm_npt_water(model, tmp_path):
     pytest.importorskip("openmm")
     output = run_example("openmm/npt_water.py", tmp_path, model, "--steps", 40, "--box", 1.2)

@@ -178,7 +178,7 @@ def test_case_36_model_files(model, glass, tmp_path):
 
 
 def test_case_37_plugin_of_another_lammps(model, glass, tmp_path):
-    # plugin.cpp as compiled for an older version; nothing of the pair style itself may be touched
+    # plugin.cpp as compiled for an older version; nothing of the styles themselves may be touched
     compiler = shutil.which("g++") or shutil.which("c++")
     if compiler is None:
         pytest.skip("no C++ compiler")
@@ -187,7 +187,10 @@ def test_case_37_plugin_of_another_lammps(model, glass, tmp_path):
     root = Path(__file__).parent.parent / "lammps_plugin"
     headers = next(iter(lammps.__path__)) + "/include/lammps"
     stub = tmp_path / "stub.cpp"
-    stub.write_text("#include <cstdlib>\nvoid* mlff_create_pair_painn(void*) { std::abort(); }\n")
+    stub.write_text(
+        "#include <cstdlib>\nvoid* mlff_create_pair_painn(void*) { std::abort(); }\n"
+        "void* mlff_create_fix_painn_correct(void*, int, char**) { std::abort(); }\n"
+    )
     for name, flags in {
         "old": ["-DMLFF_LAMMPS_DATE=20220623", "-DLAMMPS_SMALLBIG"],
         "big": ["-DMLFF_LAMMPS_DATE=20250722", "-DLAMMPS_BIGBIG"],
@@ -206,8 +209,12 @@ def test_case_37_plugin_of_another_lammps(model, glass, tmp_path):
         "stubs": ("without MPI",),
     }
     for name, expected in words.items():
-        load = f"plugin unload pair painn\nplugin load ./{name}plugin.so"
+        load = f"plugin unload pair painn\nplugin unload fix painn/correct\nplugin load ./{name}plugin.so"
         fails(Run("e", glass, model[0], before=load), tmp_path, *expected)
+        fix = f"{load}\nregion r block 0 1 0 1 0 1\ncreate_box 1 r\nfix c all painn/correct s every 2\n"
+        done = run_lmp(tmp_path, fix)
+        assert done.returncode != 0
+        assert all(word in done.error for word in expected), done.output
 
 
 def test_case_38_units_without_a_scale(model, glass, tmp_path):

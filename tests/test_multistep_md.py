@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ase import Atoms
+from ase import Atoms, units
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.io import read, write
@@ -148,7 +148,7 @@ def test_labels_of_another_teacher_are_refused(model: Path, tmp_path: Path) -> N
 
 
 class Failing(EMT):
-    """EMT that fails at one of its calculations."""
+    """EMT that fails from one of its calculations on."""
 
     def __init__(self, at: int | None) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ class Failing(EMT):
 
     def calculate(self, *args, **kwargs) -> None:
         self.calls += 1
-        if self.calls == self.at:
+        if self.at is not None and self.calls >= self.at:
             raise RuntimeError("out of range")
         super().calculate(*args, **kwargs)
 
@@ -253,6 +253,20 @@ def test_heavy_hydrogens_keep_mass_and_kinetic_energy() -> None:
         with_heavy_hydrogens(copper(), 3.0)
 
 
+def test_every_engine_has_the_heavy_hydrogens(engine: str, model: Path) -> None:
+    start = Structure.from_atoms(molecule("CH3OH"))
+    settings = MDSettings(
+        ensemble="nve", steps=40, interval=40, timestep=0.5, dtype="float64", threads=1,
+        hydrogen_mass=3.0,
+    )  # fmt: skip
+    found = run_md(engine, model, start, settings).frames[-1]
+    expected = run_md("ase", model, start, settings).frames[-1]
+    light = run_md("ase", model, start, replace(settings, hydrogen_mass=None)).frames[-1]
+    assert np.abs(light.positions - expected.positions).max() > 0.02
+    np.testing.assert_allclose(found.positions, expected.positions, atol=1e-4)
+    assert found.info["temperature_k"] == pytest.approx(expected.info["temperature_k"], rel=1e-3)
+
+
 def test_heavy_hydrogens_slow_the_run_and_go_on(model: Path, tmp_path: Path) -> None:
     start = Structure.from_atoms(molecule("CH3OH"))
     said: list[str] = []
@@ -268,6 +282,8 @@ def test_heavy_hydrogens_slow_the_run_and_go_on(model: Path, tmp_path: Path) -> 
     kinetic = trajectory.total_energy[-1] - trajectory.potential_energy[-1]
     assert frame.momenta is not None
     assert kinetic == pytest.approx((frame.momenta**2 / (2 * frame.masses[:, None])).sum())
+    degrees = 3 * len(start) - 3
+    assert trajectory.temperature[-1] == pytest.approx(2 * kinetic / degrees / units.kB, rel=1e-3)
     assert any("resonates" in line and "--hydrogen-mass 3" in line for line in said)
     assert not any("--hydrogen-mass" in line for line in lines)
     assert trajectory.state is not None
@@ -326,8 +342,6 @@ def test_a_teacher_that_fails_ends_the_command_with_status_3(model: Path, tmp_pa
 
 def test_reweighting_a_students_run(model: Path, tmp_path: Path) -> None:
     """Frames drawn from a harmonic well of known width, weighted to another."""
-    from ase import units
-
     from mlff_distiller.multistep.reweight import reweight
 
     sites = np.arange(9.0).reshape(3, 3)

@@ -23,6 +23,7 @@ from mlff_distiller.multistep.server import CorrectionServer
 from mlff_distiller.teachers import get_teacher
 
 pytestmark = needs_lammps
+EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 @pytest.fixture(scope="module")
@@ -154,3 +155,16 @@ def test_the_command_prints_the_line_to_paste(model, tmp_path) -> None:
     assert not Path(line.split()[4]).exists()
     labels = HDF5Dataset(tmp_path / "labels.h5")
     assert [labels[k].info["step"] for k in range(len(labels))] == [0, 4, 8, 12, 16]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_example(tmp_path, ranks) -> None:
+    path = write_model(tmp_path / "si.pt")
+    text = (EXAMPLES / "lammps" / "multiple_time_steps.lmp").read_text()
+    settings = {"model": path, "socket": "socket", "every": 4, "cells": 1, "steps": 16}
+    words = [w for key, value in settings.items() for w in ("-var", key, str(value))]
+    with serving(path, tmp_path / "socket") as server:
+        done = run_lmp(tmp_path, text, ranks, *words, timeout=60)
+        assert done.returncode == 0, done.output
+        assert server.correction.calls == 5
+    assert re.search(r"^TEACHER MINUS STUDENT -?\d+\.\d{6} eV$", done.output, re.MULTILINE)

@@ -78,10 +78,12 @@ class Asked:
 
 def test_md_passes_every_option_on(model: Path, tmp_path: Path, monkeypatch) -> None:
     asked = Asked(monkeypatch, dynamics)
+    monkeypatch.setattr("mlff_distiller.cli.simulate.check_device", str)  # there is no GPU
     wanted = MDSettings(
         ensemble="npt", steps=77, temperature=123.0, pressure=456.0, timestep=0.7, interval=11,
         warmup_steps=13, dtype="float64", threads=2, seed=9, new_velocities=True,
-        on_extrapolation="stop", ranks=2, uncertainty_limit=0.25,
+        on_extrapolation="stop", ranks=2, uncertainty_limit=0.25, correct_with="emt", every=11,
+        teacher_device="cuda", keep_labels="labels.h5", hydrogen_mass=2.5,
     )  # fmt: skip
     defaults = MDSettings()
     for f in dataclasses.fields(MDSettings):
@@ -92,7 +94,8 @@ def test_md_passes_every_option_on(model: Path, tmp_path: Path, monkeypatch) -> 
         "--steps", 77, "--temperature", 123, "--pressure", 456, "--timestep", 0.7,
         "--interval", 11, "--warmup", 13, "--dtype", "float64", "--threads", 2, "--seed", 9,
         "--new-velocities", "--on-extrapolation", "stop", "--ranks", 2,
-        "--uncertainty-limit", 0.25, "-o", tmp_path / "t.extxyz",
+        "--uncertainty-limit", 0.25, "--correct-with", "emt", "--every", 11, "--device", "cuda",
+        "--keep-labels", "labels.h5", "--hydrogen-mass", 2.5, "-o", tmp_path / "t.extxyz",
     )  # fmt: skip
     assert asked.calls == [("openmm", wanted)]
 

@@ -21,6 +21,8 @@ from mlff_distiller.cli.common import (
 from mlff_distiller.errors import InputError
 from mlff_distiller.launch import leads
 
+_PRESET = "Size of the network: tiny, small, base or large."
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
@@ -56,7 +58,7 @@ def train(
     data: list[str] = typer.Option(
         [], "--data", help="Labelled HDF5 file; may be repeated, also with a weight: FILE=0.2."
     ),
-    preset: str | None = typer.Option(None, help="Size of the network: small, base or large."),
+    preset: str | None = typer.Option(None, help=_PRESET),
     max_minutes: float | None = typer.Option(None, help="Stop after this time."),
     max_epochs: int | None = typer.Option(None, help="Stop after this many epochs."),
     output: Path = typer.Option(Path("runs/train"), "-o", "--output", help="Run directory."),
@@ -174,7 +176,7 @@ def distill(
     minutes: float | None = typer.Option(None, help="Wall-clock time for everything."),
     teacher_calls: int | None = typer.Option(None, help="Frames that the teacher may label."),
     rounds: int | None = typer.Option(None, help="On-policy rounds, at most; 0 for none."),
-    preset: str | None = typer.Option(None, help="Size of the network: small, base or large."),
+    preset: str | None = typer.Option(None, help=_PRESET),
     device: str | None = typer.Option(None, help="Of teacher and training: cpu or cuda."),
     seed: int | None = typer.Option(None, help="Seed of everything."),
     output: Path | None = typer.Option(None, "-o", "--output", help="Run directory."),

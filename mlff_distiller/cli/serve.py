@@ -9,7 +9,7 @@ from pathlib import Path
 
 import typer
 
-from mlff_distiller.cli.common import example, note, say, user_errors
+from mlff_distiller.cli.common import JSON, emit, example, note, say, user_errors
 
 
 def register(app: typer.Typer) -> None:
@@ -39,6 +39,7 @@ def correct_server(
         None, help="HDF5 file to which the teacher's labels are added, for training."
     ),
     temperature: float = typer.Option(300.0, help="K, noted with the labels."),
+    as_json: bool = JSON,
 ) -> None:
     """Answer LAMMPS on this machine until Ctrl-C."""
     with (
@@ -61,7 +62,8 @@ def correct_server(
             server = stack.enter_context(CorrectionServer(correction, path))
             say(f"{correction.teacher.name} minus {correction.student.name}; end with Ctrl-C")
             note("into the input script, above all fixes that move atoms:")
-            typer.echo(f"fix correct all painn/correct {path} every {every}")
+            line = f"fix correct all painn/correct {path} every {every}"
+            emit({"socket": path, "every": every, "fix": line}, as_json, line)
             told = None
             while True:
                 server.wait(1.0)

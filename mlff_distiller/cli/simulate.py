@@ -178,7 +178,10 @@ def md(
             fail(f"{dead} ({output} has the {frames} frames until then)", status=3)
         frames = _save(output, before, trajectory)
         summary = {"path": output, "num_frames": frames, **trajectory.summary()}
-        emit(summary, as_json, "\n".join([*_report(summary), wrote(output, f"{frames} frames")]))
+        lines = [*_report(summary), wrote(output, f"{frames} frames")]
+        if keep_labels is not None:
+            lines.append(wrote(keep_labels, "labels of every call"))
+        emit(summary, as_json, "\n".join(lines))
 
 
 def _every(text: str | None, teacher: str | None) -> int:

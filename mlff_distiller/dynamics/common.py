@@ -247,6 +247,7 @@ class Recorder:
         Raises:
             RunStoppedError: see :class:`Watch`.
         """
+        frame = replace(frame, masses=self._structure.masses)
         if self._begin.correction is not None:
             frame = self._begin.correction.labelled(frame)
         began = time.perf_counter()
@@ -265,7 +266,7 @@ class Recorder:
             pressure = (virial + 2 * kinetic / (3 * volume)) / _BAR
         info = {"step": step, "time_fs": elapsed, "temperature_k": temperature}
         potential = frame.energy
-        frame = replace(frame, info={**frame.info, **info}, masses=self._structure.masses)
+        frame = replace(frame, info={**frame.info, **info})
         self._rows.append((potential, potential + kinetic, temperature, volume, pressure, elapsed))
         self._frames.append(frame)
         self._extra = extra
@@ -455,8 +456,6 @@ def _check_freedom(engine: str, structure: Structure, settings: MDSettings) -> N
     check_constraints(structure)
     if degrees_of_freedom(structure) == 0:
         raise InputError("all atoms are held, so nothing can move; remove constraints")
-    if settings.hydrogen_mass is not None and engine == "lammps":
-        raise InputError("--hydrogen-mass is for ASE and OpenMM, got --engine lammps; use another")
     if settings.ranks > 1 and engine != "lammps":
         raise InputError(f"--ranks is for LAMMPS, got --engine {engine}; use --engine lammps")
     if settings.ensemble != "npt":

@@ -40,6 +40,7 @@ from mlff_distiller.dynamics.lammps_files import (
     boundary,
     data_file,
     group_commands,
+    kinds_of,
 )
 from mlff_distiller.errors import InputError
 from mlff_distiller.lammps import lammps_command
@@ -248,8 +249,7 @@ class _Script:
                 "wrap the atoms into the cell"
             )
         self._structure, self._box = structure, box
-        self._elements = sorted({int(z) for z in structure.atomic_numbers})
-        symbols = " ".join(chemical_symbols[z] for z in self._elements)
+        symbols = " ".join(chemical_symbols[z] for z, _ in kinds_of(structure))
         # As from Python: in double precision the filters are computed, not looked up in a table.
         precision = "double" if dtype == "float64" else "single"
         if ranks > 1 and not threads:
@@ -279,7 +279,7 @@ class _Script:
     ) -> Records:
         """Run ``commands`` and hand each record on as it comes; what ``record`` raises ends it.
         Every record is handed on before ``server`` answers for the next step."""
-        text = data_file(self._structure, self._box, self._elements, velocities)
+        text = data_file(self._structure, self._box, velocities)
         (folder / "atoms.data").write_text(text)
         (folder / "in.lammps").write_text("\n".join([*self._head, *commands]) + "\n")
         environment = dict(os.environ)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from ase.data import atomic_masses
 
 from mlff_distiller.data import Structure
+from mlff_distiller.dynamics.freedom import masses_of
 
 # Å beyond the outermost atoms in open directions. LAMMPS lets such walls follow the atoms.
 _ROOM = 10.0
@@ -74,24 +74,36 @@ def boundary(pbc: np.ndarray) -> str:
     return " ".join("p" if periodic else "m" for periodic in pbc)
 
 
-def data_file(
-    structure: Structure, box: Box, elements: list[int], velocities: np.ndarray | None
-) -> str:
-    """Text for ``read_data``; velocities (n, 3) in Å/fs."""
-    cell = box.cell
-    lines = ["written by mlff_distiller", f"{len(structure)} atoms", f"{len(elements)} atom types"]
+def kinds_of(structure: Structure) -> list[tuple[int, float]]:
+    """Atomic number and mass, amu, of each atom type."""
+    masses = masses_of(structure)[:, 0].round(9).tolist()
+    return sorted(set(zip(structure.atomic_numbers.tolist(), masses, strict=True)))
+
+
+def data_file(structure: Structure, box: Box, velocities: np.ndarray | None) -> str:
+    """Text for ``read_data``, types as in :func:`kinds_of`; velocities (n, 3) in Å/fs."""
+    cell, kinds = box.cell, kinds_of(structure)
+    masses = masses_of(structure)[:, 0].round(9).tolist()
+    lines = ["written by mlff_distiller", f"{len(structure)} atoms", f"{len(kinds)} atom types"]
     for axis, name in enumerate("xyz"):
         low = box.low[axis]
         lines.append(f"{low:.16e} {low + cell[axis, axis]:.16e} {name}lo {name}hi")
     if np.abs(cell[np.tril_indices(3, -1)]).max() > 1e-12:
         lines.append(f"{cell[1, 0]:.16e} {cell[2, 0]:.16e} {cell[2, 1]:.16e} xy xz yz")
     lines += ["", "Masses", ""]
-    lines += [f"{i} {atomic_masses[z]:.10g}" for i, z in enumerate(elements, start=1)]
+    lines += [f"{i} {mass:.10g}" for i, (_, mass) in enumerate(kinds, start=1)]
     lines += ["", "Atoms # atomic", ""]
-    for i, (z, (x, y, zc)) in enumerate(
-        zip(structure.atomic_numbers, structure.positions @ box.rotation, strict=True), start=1
+    types = {kind: i for i, kind in enumerate(kinds, start=1)}
+    for i, (z, mass, (x, y, zc)) in enumerate(
+        zip(
+            structure.atomic_numbers.tolist(),
+            masses,
+            structure.positions @ box.rotation,
+            strict=True,
+        ),
+        start=1,
     ):
-        lines.append(f"{i} {elements.index(int(z)) + 1} {x:.16e} {y:.16e} {zc:.16e}")
+        lines.append(f"{i} {types[z, mass]} {x:.16e} {y:.16e} {zc:.16e}")
     if velocities is not None:
         lines += ["", "Velocities", ""]
         for i, row in enumerate(velocities @ box.rotation * 1000.0, start=1):  # Å/ps

@@ -121,7 +121,7 @@ class Correction:
         """With the teacher's labels, checked; counts and times the call."""
         begin = time.perf_counter()
         try:
-            labels = self.teacher.compute(structure)
+            labels = self.teacher.follow(structure)
             labelled = structure.with_labels(*labels)
             if self.step is not None:
                 labelled.info["step"] = self.step

@@ -75,7 +75,7 @@ def timestep_for(structures: Sequence[Structure]) -> float:
 def training_for(structures: Sequence[Structure]) -> dict[str, Any]:
     """Batches of about a hundred atoms."""
     batch = int(np.clip(round(_BATCH_ATOMS / _mean_atoms(structures)), 2, 16))
-    return {"batch_size": batch, "learning_rate": 3e-3}
+    return {"batch_size": batch, "learning_rate": 5e-3}
 
 
 def loop_for(structures: Sequence[Structure]) -> dict[str, Any]:

@@ -4,7 +4,7 @@
 |---|---|---|
 | 2 | model_config | norm, cutoff_function and their numbers; 1 had the paper's of both |
 | 2 | model_config | since then ``zbl_reach``; 1 where it is missing |
-| | config.training | what later versions added, as it was before: squared errors, all trained |
+| | config.training | what later versions added, as it was before: AdamW, squared errors, all trained |
 | 2 | state | ``painn.rbf`` became ``painn.bases.0``; ``painn.scales``; ``zbl`` became ``repulsion`` |
 """
 
@@ -20,6 +20,7 @@ from mlff_distiller.students.repulsion import PairRepulsion
 
 # Added without a new version: files that lack these keys were written before there was a choice.
 _BEFORE_THE_CHOICE: dict[str, Any] = {
+    "optimizer": "adamw",
     "energy_huber": 0.0,
     "force_huber": 0.0,
     "stress_huber": 0.0,

@@ -82,9 +82,23 @@ class CalculatorTeacher(Teacher):
         Raises:
             InputError: the calculator fails.
         """
-        atoms = structure.to_atoms(labels=False)
         # A warm start from the last frame would make labels depend on their order.
         self.calculator.reset()
+        return self._compute(structure)
+
+    def follow(self, structure: Structure) -> Labels:
+        """Labels of the next configuration of a run; self-consistent methods start from the last.
+
+        Raises:
+            InputError: the calculator fails, also from a fresh start.
+        """
+        try:
+            return self._compute(structure)
+        except InputError:
+            return self.compute(structure)
+
+    def _compute(self, structure: Structure) -> Labels:
+        atoms = structure.to_atoms(labels=False)
         atoms.calc = self.calculator
         try:
             energy = float(atoms.get_potential_energy())

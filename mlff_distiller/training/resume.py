@@ -14,8 +14,8 @@ EXECUTION = ("device", "devices", "threads", "tensorboard")
 #: Settings that say when it ends: with other ones a run goes on, unless it is past them already.
 LIMITS = ("max_epochs", "max_minutes", "early_stop_patience")
 _OF_THE_SPLITS = ("valid_fraction", "test_fraction", "split_seed")
-#: What decides which parameters are trained.
-_TRAINED = ("frozen", "learning_rate_factors")
+#: What decides which parameters are trained, and by what.
+_TRAINED = ("optimizer", "frozen", "learning_rate_factors")
 _OF_THE_DATA = ("data_hash", "num_train", "num_valid")
 
 
@@ -82,7 +82,7 @@ def _check_same(
 
 
 def _check_same_parameters(last: Path, content: dict[str, Any], training: TrainingConfig) -> None:
-    """The optimiser's state belongs to groups of parameters."""
+    """The state belongs to an optimiser and its groups of parameters."""
     given = to_dict(training)
     there = content["config"]["training"]
     for key in _TRAINED:

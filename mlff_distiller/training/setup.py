@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mlff_distiller.config import TrainConfig, to_dict
+from mlff_distiller.config import TrainConfig, TrainingConfig, to_dict
 from mlff_distiller.data import collate
 from mlff_distiller.data.batch import NeighborMemory
 from mlff_distiller.data.frames import DataFiles, Frames, open_files
@@ -20,10 +20,13 @@ from mlff_distiller.students.student import load_student
 from mlff_distiller.training import fine_tune
 from mlff_distiller.training.reference import scale_readout
 from mlff_distiller.training.resume import difference
+from mlff_distiller.training.soap import SOAP
 from mlff_distiller.training.statistics import Statistics, gather
 
 # Structures from which the first scale of the readout is estimated.
 _SCALE_SAMPLE = 8
+# Larger learning rates leave little of the weights that training starts from.
+_GENTLE_RATE = 5e-3
 
 
 @dataclass(frozen=True)
@@ -180,6 +183,11 @@ def first_student(
     student.uncertainty = None  # of the weights that are about to change
     student.train().to(getattr(torch, config.training.precision))
     data.metadata["started_from"] = fine_tune.origin(student, start_from)
+    if (rate := config.training.learning_rate) > _GENTLE_RATE:
+        data.notes.append(
+            f"training.learning_rate {rate:g} is one for new students: a smaller one, such as 0.001, "
+            "keeps more of what this one knows"
+        )
     refit = config.training.reference_energies == "refit"
     data.notes.extend(fine_tune.doubts(student, data.elements, data.train, kept=not refit))
     if refit:
@@ -203,6 +211,15 @@ def new_student(config: TrainConfig, data: TrainingData) -> StudentForceField:
     stride = -(-len(data.train) // _SCALE_SAMPLE)
     scale_readout(student, collate(data.train[::stride], student.cutoff, dtype), binding)
     return student
+
+
+def new_optimizer(groups: list[dict[str, Any]], settings: TrainingConfig) -> torch.optim.Optimizer:
+    """The optimiser of the configuration, for groups of parameters."""
+    rate, decay = settings.learning_rate, settings.weight_decay
+    if settings.optimizer == "soap":
+        return SOAP(groups, lr=rate, weight_decay=decay)
+    # Fused: one pass over all weights, a tenth of the time on a CPU.
+    return torch.optim.AdamW(groups, lr=rate, weight_decay=decay, fused=True)
 
 
 class AveragedStudent:

@@ -40,7 +40,7 @@ class Sites(Calculator):
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes) -> None:
         self.calls += 1
-        if self.calls == self.fail_at:
+        if self.fail_at is not None and self.calls >= self.fail_at:
             raise RuntimeError("the self-consistent field does not converge")
         super().calculate(atoms, properties, system_changes)
         u = atoms.positions - self.sites

@@ -60,6 +60,7 @@ def tiny_config(path: Path, **training: object) -> TrainConfig:
         "batch_size": 5,
         "max_epochs": 4,
         "warmup_steps": 3,
+        "optimizer": "adamw",  # SOAP has its own tests
         "learning_rate": 3e-3,
         "threads": 1,
         "tensorboard": False,

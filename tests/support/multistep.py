@@ -27,7 +27,7 @@ TEACHER = f"ase.calculators.lj:LennardJones({', '.join(f'{k}={v!r}' for k, v in 
 
 
 class FailsAt(LennardJones):
-    """The teacher, which gives up at one of its calls."""
+    """The teacher, which gives up from one of its calls on."""
 
     def __init__(self, call: int, **parameters: Any) -> None:
         super().__init__(**{**LJ, **parameters})
@@ -35,7 +35,7 @@ class FailsAt(LennardJones):
 
     def calculate(self, *args: Any, **kwargs: Any) -> None:
         self.calls += 1
-        if self.calls == self.call:
+        if self.calls >= self.call:
             raise RuntimeError("no convergence after 250 iterations")
         super().calculate(*args, **kwargs)
 

@@ -53,7 +53,7 @@ def script(
     box = Box.around(start)
     assert start.momenta is not None
     velocities = start.momenta / masses_of(start) * units.fs
-    (folder / "atoms.data").write_text(data_file(start, box, [14], velocities))
+    (folder / "atoms.data").write_text(data_file(start, box, velocities))
     return f"""
 units metal
 {head}

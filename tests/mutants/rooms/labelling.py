@@ -54,8 +54,8 @@ MUTATIONS = [
     Mutation(
         "labels depend on the frame before",
         "teachers/base.py",
-        "        self.calculator.reset()\n        atoms.calc = self.calculator\n        try:",
-        "        atoms.calc = self.calculator\n        try:",
+        "        self.calculator.reset()\n        return self._compute(structure)",
+        "        return self._compute(structure)",
         "test_teachers.py -k memory",
         "a warm start changes digits: labelling in another order gives other data",
     ),

@@ -84,6 +84,14 @@ MUTATIONS = [
         "molecules are too heavy",
     ),
     Mutation(
+        "heavy hydrogens: temperatures are counted with the masses of the elements",
+        "dynamics/common.py",
+        "        frame = replace(frame, masses=self._structure.masses)\n",
+        "",
+        "test_multistep_md.py -k heavy",
+        "a run at 150 K says 280 K",
+    ),
+    Mutation(
         "reweighting: the sign of the difference",
         "multistep/reweight.py",
         "weights = np.exp(difference.min() - difference)",
