@@ -183,6 +183,8 @@ def test_a_teacher_that_fails_ends_the_run_with_what_was_recorded(engine, model)
     text = str(stopped.value)
     assert "\n" not in text
     assert "step 20" in text
+    assert "LAMMPS" not in text  # nor a line of its source
+    assert "OpenMM" not in text
     trajectory = stopped.value.trajectory
     assert [f.info["step"] for f in trajectory.frames] == [0, 4, 8, 12, 16]
     assert trajectory.state.step == 16
