@@ -306,7 +306,7 @@ def _follow(
     environment: dict[str, str],
     records: Records,
     record: OnRecord,
-    server: CorrectionServer | None,
+    server: CorrectionServer | None = None,
 ) -> int:
     """Exit status. On Ctrl-C, or when ``record`` raises, nothing of the program stays behind:
     ``lmp`` may be a script that starts the real one, so the whole group is ended."""
