@@ -91,7 +91,15 @@ def versions() -> None:
     print(f"GPUs of the engine: {', '.join(names) or 'none'}; products by {module.gpu_products()}")
 
 
+def help_if_asked(doc: str | None) -> None:
+    """The docstring of a script, where its first word asks for help or there is none."""
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+        print(doc)
+        raise SystemExit(0)
+
+
 def main() -> None:
+    help_if_asked(__doc__)
     sys.path.insert(1, str(ROOT))
     if REHEARSAL:
         rehearse()

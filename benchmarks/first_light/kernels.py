@@ -145,6 +145,7 @@ def measure(path: str, side: int, math: str) -> dict[str, Any]:
 
 
 def main() -> None:
+    card.help_if_asked(__doc__)
     path, out, sides = sys.argv[1], Path(sys.argv[2]), [int(x) for x in sys.argv[3:]]
     report = []
     for side in sides:

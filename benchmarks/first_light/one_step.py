@@ -13,6 +13,7 @@ import numpy as np
 
 
 def main() -> None:
+    card.help_if_asked(__doc__)
     path, side, steps = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     words = sys.argv[4:]
     math = next((word for word in words if word in ("tf32", "bfloat16")), "float32")

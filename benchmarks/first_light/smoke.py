@@ -55,6 +55,7 @@ def one(module, path: str, dtype: str, graph: bool, cublas: bool, reference) -> 
 
 
 def main() -> int:
+    card.help_if_asked(__doc__)
     path, cublas = sys.argv[1], "no-cublas" not in sys.argv
     module = card.native()
     print(
