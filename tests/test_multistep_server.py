@@ -16,6 +16,7 @@ from support.commands import COMMAND, environment
 from support.lammps import run_lmp
 from support.multistep import TEACHER, FailsAt, write_model
 from support.multistep_lammps import run_script, script, serving
+from support.processes import default_signals
 
 from mlff_distiller.data import HDF5Dataset
 from mlff_distiller.errors import InputError
@@ -142,7 +143,7 @@ def test_the_command_prints_the_line_to_paste(model, tmp_path) -> None:
     command += ["--dtype", "float64", "--keep-labels", tmp_path / "labels.h5"]
     with subprocess.Popen(
         list(map(str, command)), env=environment(), stdout=subprocess.PIPE, text=True,
-        stderr=subprocess.DEVNULL, cwd=tmp_path,
+        stderr=subprocess.DEVNULL, cwd=tmp_path, preexec_fn=default_signals,
     ) as server:  # fmt: skip
         assert server.stdout is not None
         line = server.stdout.readline().strip()
