@@ -163,7 +163,9 @@ def test_killed_and_gone_on_with_gives_the_same(
     assert metrics["force_mae_mev_per_ang"] == finished["force_mae_mev_per_ang"]
 
 
-def test_a_gate_that_fails_is_told_by_the_exit_status(folder: Path, tmp_path: Path) -> None:
+def test_a_gate_that_fails_is_told_by_the_exit_status(
+    finished, folder: Path, tmp_path: Path
+) -> None:
     """The student is there all the same, and nothing is trained again for it."""
     shutil.copytree(folder / "run", tmp_path / "run")
     content = {**settings(folder), "output": str(tmp_path / "run")}
