@@ -57,8 +57,8 @@ def correct_server(
             if keep_labels is not None:
                 from mlff_distiller.multistep.labels import KeptLabels
 
-                kept = stack.enter_context(KeptLabels(keep_labels, surface, temperature))
-                correction.keep = kept.append
+                kept = KeptLabels(keep_labels, surface, temperature)
+                correction.keep = stack.enter_context(contextlib.closing(kept)).append
             server = stack.enter_context(CorrectionServer(correction, path))
             say(f"{correction.teacher.name} minus {correction.student.name}; end with Ctrl-C")
             note("into the input script, above all fixes that move atoms:")

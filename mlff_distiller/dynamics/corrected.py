@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from mlff_distiller.multistep.interval import (
     resonance_warning,
 )
 from mlff_distiller.students.energy_model import ExportedModel
-from mlff_distiller.teachers import CalculatorTeacher, get_teacher
+from mlff_distiller.teachers import as_teacher
 
 if TYPE_CHECKING:
     from mlff_distiller.dynamics.common import Begin, MDSettings
@@ -103,13 +103,9 @@ def teacher_of(
                 f"{what} needs a teacher, got none; add e.g. --correct-with sevennet-0"
             )
         return s, None
-    if isinstance(teacher, EnergyModel):
-        found = teacher
-    elif teacher is not None:
-        found = CalculatorTeacher(type(teacher).__name__, teacher)
-    else:
-        assert s.correct_with is not None
-        found = get_teacher(s.correct_with, device=s.teacher_device)
+    chosen = s.correct_with if teacher is None else teacher
+    assert chosen is not None
+    found = as_teacher(chosen, device=s.teacher_device)
     every = s.every
     if not every and resume is not None:
         every = int(resume.extra.get("every", 0))
@@ -162,7 +158,7 @@ def plan(
 
             run = f"{structure.formula} {s.ensemble} {s.temperature:g} {s.pressure:g} {s.seed}"
             kept = KeptLabels(s.keep_labels, teacher, s.temperature, run, resumed=begin.resumed)
-            correction.keep = stack.enter_context(kept).append
+            correction.keep = stack.enter_context(closing(kept)).append
         yield s, replace(begin, correction=correction)
 
 

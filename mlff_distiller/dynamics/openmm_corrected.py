@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 #: 1/ps, of the Langevin thermostats.
 FRICTION = 10.0
+#: Steps from one attempt of the barostat to the next ...
+STEP_OF_BAROSTAT = 25
 _STUDENT, _CORRECTION = 0, 1
-# From one attempt of the barostat to the next: at most a tenth more calls of the teacher.
+# ... and outer ones, at least: at most a tenth more calls of the teacher.
 _LEAST_OUTER_STEPS = 10
-_STEP_OF_BAROSTAT = 25
 
 
 class OuterSteps:
@@ -70,7 +71,7 @@ class OuterSteps:
     @property
     def barostat_frequency(self) -> int:
         """Outer steps from one attempt to the next."""
-        return max(_LEAST_OUTER_STEPS, _STEP_OF_BAROSTAT // self._settings.every)
+        return max(_LEAST_OUTER_STEPS, STEP_OF_BAROSTAT // self._settings.every)
 
     @property
     def failure(self) -> BaseException | None:

@@ -22,13 +22,12 @@ from mlff_distiller.dynamics.common import (
     exact_settings,
 )
 from mlff_distiller.dynamics.freedom import drift_of, masses_of, still_directions
-from mlff_distiller.dynamics.openmm_corrected import FRICTION, OuterSteps
+from mlff_distiller.dynamics.openmm_corrected import FRICTION, STEP_OF_BAROSTAT, OuterSteps
 from mlff_distiller.errors import InputError
 from mlff_distiller.lattice import stress_volume
 from mlff_distiller.students.energy_model import ExportedModel
 from mlff_distiller.units import EV_IN_KJ_PER_MOL
 
-_STEP_OF_BAROSTAT = 25
 _STEPS_PER_CALL = 50
 
 
@@ -84,7 +83,7 @@ def run_md(model: Path, structure: Structure, settings: MDSettings, begin: Begin
         outer = OuterSteps(structure, s, begin.correction, rotation, begin.step)
         system.addForce(outer.force)
     if s.ensemble == "npt":
-        frequency = _STEP_OF_BAROSTAT if outer is None else outer.barostat_frequency
+        frequency = STEP_OF_BAROSTAT if outer is None else outer.barostat_frequency
         barostat = mm.MonteCarloBarostat(s.pressure, s.temperature, frequency)
         barostat.setRandomNumberSeed(seed)
         system.addForce(barostat)

@@ -22,7 +22,7 @@ from mlff_distiller.energy_model import Labels
 from mlff_distiller.errors import InputError
 from mlff_distiller.lattice import right_handed
 from mlff_distiller.multistep.correction import Correction, Difference
-from mlff_distiller.teachers.base import CalculatorTeacher
+from mlff_distiller.teachers import CalculatorTeacher, as_teacher
 
 #: 1 / ASE's unit of time: thermostats of this package.
 FRICTION = 0.01 / units.fs
@@ -150,8 +150,8 @@ class MultipleTimeStep(MolecularDynamics):
         self.every, self.inner_timestep = int(every), float(timestep)
         super().__init__(atoms, self.every * self.inner_timestep, **keywords)
         if not isinstance(correction, Correction):
-            teacher = CalculatorTeacher(type(correction).__name__, correction)
-            correction = Correction(teacher, CalculatorTeacher("the student", atoms.calc))
+            student = CalculatorTeacher("the student", atoms.calc)
+            correction = Correction(as_teacher(correction), student)
         self.correction, self.barostat = correction, barostat
         self.first_step = first_step
         self._inner = InnerSteps(atoms, timestep, temperature_K, friction, rng)

@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from mlff_distiller.data import Structure
@@ -20,7 +19,7 @@ _RELATIVES = 16
 
 
 class KeptLabels:
-    """Adds labelled frames to an HDF5 file, in batches; a context manager.
+    """Adds labelled frames to an HDF5 file, in batches; :meth:`close` it.
 
     Ctrl-C and errors keep every frame. A killed process loses those of the last second.
 
@@ -86,14 +85,3 @@ class KeptLabels:
             self._flush()
         finally:
             self._writer.close()
-
-    def __enter__(self) -> KeptLabels:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -197,15 +197,26 @@ def _picoseconds(trajectory: Trajectory) -> float:
 def _sane(frames: Sequence[Structure], inputs: Inputs) -> list[Structure]:
     """Frames before the first that no teacher should be asked about."""
     for i, frame in enumerate(frames):
-        assert frame.forces is not None
-        finite = np.isfinite(frame.positions).all() and np.isfinite(frame.forces).all()
-        if (
-            not finite
-            or np.linalg.norm(frame.forces, axis=1).max() > _WILD * inputs.max_force
-            or closest_ratio(frame) < inputs.min_distance
-        ):
+        if not is_sane(frame, inputs.min_distance, inputs.max_force):
             return list(frames[:i])
     return list(frames)
+
+
+def is_sane(frame: Structure, min_distance: float, max_force: float) -> bool:
+    """Whether a teacher can be asked about a frame.
+
+    Args:
+        frame: with the student's forces.
+        min_distance: closest contact, as a share of the covalent radii.
+        max_force: eV/Å, of labels.
+    """
+    assert frame.forces is not None
+    return bool(
+        np.isfinite(frame.positions).all()
+        and np.isfinite(frame.forces).all()
+        and np.linalg.norm(frame.forces, axis=1).max() <= _WILD * max_force
+        and closest_ratio(frame) >= min_distance
+    )
 
 
 def _candidate(frame: Structure, run: Run, start: Structure) -> Structure:

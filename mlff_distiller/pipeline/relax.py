@@ -17,17 +17,16 @@ from ase.optimize import BFGS
 from mlff_distiller.config import DistillConfig
 from mlff_distiller.data import Structure, structures_hash, write_structures
 from mlff_distiller.errors import InputError
+from mlff_distiller.pipeline.explore import is_sane
 from mlff_distiller.pipeline.stage import EXECUTION, Hashed, Say, Station
 from mlff_distiller.sampling.defect_frames import defect_frames, is_crystal
-from mlff_distiller.sampling.geometry import closest_ratio, unlabelled
+from mlff_distiller.sampling.geometry import unlabelled
 from mlff_distiller.sampling.task import Task
 from mlff_distiller.workers import run_all
 
 RELAXED = "relaxed.h5"
 SOURCE = "student-relaxation"
 _FMAX, _STEPS, _STEP = 0.03, 80, 0.1  # eV/Å, most steps, Å
-# Frames with a larger force by the student are nothing to ask the teacher about.
-_WILD = 2.0
 # Off the symmetric places that forces alone cannot leave.
 _RATTLE = 0.03  # Å
 
@@ -85,10 +84,8 @@ def relax_one(job: tuple[Inputs, int]) -> tuple[list[Structure], bool]:
     minimiser = BFGS(atoms, logfile=None, maxstep=_STEP)
     try:
         for _ in minimiser.irun(fmax=_FMAX, steps=_STEPS):
-            frame = replace(start, positions=atoms.get_positions())
-            force = float(np.linalg.norm(atoms.get_forces(), axis=1).max())
-            near = closest_ratio(frame) < inputs.min_distance
-            sane = np.isfinite(force) and force <= _WILD * inputs.max_force and not near
+            frame = replace(start, positions=atoms.get_positions(), forces=atoms.get_forces())
+            sane = is_sane(frame, inputs.min_distance, inputs.max_force)
             if not sane:
                 break
             path.append(frame)

@@ -2,12 +2,18 @@
 
 from mlff_distiller.teachers.base import CalculatorTeacher, Teacher
 from mlff_distiller.teachers.label import LabelReport, label_dataset
-from mlff_distiller.teachers.registry import get_teacher, list_teachers, teacher_calculator
+from mlff_distiller.teachers.registry import (
+    as_teacher,
+    get_teacher,
+    list_teachers,
+    teacher_calculator,
+)
 
 __all__ = [
     "CalculatorTeacher",
     "LabelReport",
     "Teacher",
+    "as_teacher",
     "get_teacher",
     "label_dataset",
     "list_teachers",

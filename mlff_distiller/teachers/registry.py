@@ -15,6 +15,7 @@ from typing import Any
 from ase.calculators.calculator import Calculator
 from ase.data import atomic_numbers
 
+from mlff_distiller.energy_model import EnergyModel
 from mlff_distiller.errors import InputError
 from mlff_distiller.teachers.base import CalculatorTeacher, Teacher, quiet
 
@@ -164,6 +165,28 @@ def get_teacher(name: str, device: str = "cpu", **options: Any) -> Teacher:
         # Orb's first models, and those that say so, predict forces without an energy's gradient.
         conservative=entry.module != "orb_models" or "conservative" in name,
     )
+
+
+def as_teacher(teacher: str | EnergyModel | Calculator, device: str = "cpu") -> EnergyModel:
+    """A teacher from its name, an ASE calculator, or one that is there.
+
+    Args:
+        teacher: see :func:`get_teacher`; calculators are named after their class.
+        device: of a teacher given by name.
+
+    Raises:
+        InputError: none of these, or see :func:`get_teacher`.
+    """
+    if isinstance(teacher, str):
+        return get_teacher(teacher, device=device)
+    if isinstance(teacher, EnergyModel):
+        return teacher
+    if not isinstance(teacher, Calculator):
+        raise InputError(
+            "teacher must be a name such as 'sevennet-0' or an ASE calculator, got "
+            f"{type(teacher).__name__}; see `mlff-distiller info --teachers`"
+        )
+    return CalculatorTeacher(type(teacher).__name__, teacher)
 
 
 def package_of(name: str) -> str:

@@ -38,7 +38,7 @@ from mlff_distiller.openmm.checks import (
 from mlff_distiller.openmm.force import atomic_numbers, openmm
 from mlff_distiller.students.energy_model import ExportedModel
 from mlff_distiller.students.potential import dtype_name
-from mlff_distiller.teachers import CalculatorTeacher, get_teacher
+from mlff_distiller.teachers import as_teacher
 from mlff_distiller.units import ANGSTROM_IN_NM, EV_IN_KJ_PER_MOL
 
 if TYPE_CHECKING:
@@ -278,15 +278,6 @@ class CorrectionComputation:
 
 
 def _opened(recipe: dict[str, Any]) -> Correction:
-    teacher = recipe["teacher"]
-    if isinstance(teacher, str):
-        teacher = get_teacher(teacher, device=recipe["device"])
-    elif not isinstance(teacher, EnergyModel):
-        if not isinstance(teacher, Calculator):
-            raise InputError(
-                "teacher must be a name such as 'sevennet-0' or an ASE calculator, got "
-                f"{type(teacher).__name__}; see `mlff-distiller info --teachers`"
-            )
-        teacher = CalculatorTeacher(type(teacher).__name__, teacher)
+    teacher = as_teacher(recipe["teacher"], device=recipe["device"])
     student = ExportedModel(recipe["model"], dtype=recipe["dtype"], threads=recipe["threads"])
     return Correction(teacher, student)
