@@ -26,6 +26,7 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from benchmarks.common import RESULTS, parser_of, processor, write_report
+from benchmarks.training_step import NETWORKS, schnetpack_network
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 #: system -> file, frames for validation, error to reach (meV/Å), test file
@@ -33,7 +34,7 @@ SYSTEMS: dict[str, tuple[str, int, float, str]] = {
     "ethanol": ("rmd17/rmd17_ethanol_train_01.npz", 50, 20.0, "rmd17/rmd17_ethanol_test_01.npz"),
     "acac": ("acac/train_300K.xyz", 50, 60.0, "acac/test_MD_300K.xyz"),
 }
-NETWORK = {"hidden_dim": 128, "num_interactions": 3, "num_rbf": 20, "cutoff": 5.0}
+NETWORK = NETWORKS["ethanol"]
 BATCH = 10
 _KCAL = 0.0433641153087705  # eV
 
@@ -71,7 +72,6 @@ def ours(system: str, minutes: float, threads: int, folder: Path) -> dict[str, A
         TrainConfig,
         {
             "data": {"path": str(path)},
-            "output": str(output),
             "model": NETWORK,
             "training": {
                 "batch_size": BATCH,
@@ -84,7 +84,7 @@ def ours(system: str, minutes: float, threads: int, folder: Path) -> dict[str, A
         },
     )
     start = time.perf_counter()
-    train(config)
+    train(config, output)
     seconds = time.perf_counter() - start
     history = read_history(output / "history.csv")
     errors = 1e3 * history["valid_force_mae"]
@@ -100,27 +100,13 @@ def ours(system: str, minutes: float, threads: int, folder: Path) -> dict[str, A
 def schnetpack(system: str, target: float, threads: int, minutes: float, source: Path) -> None:
     """Worker: trains until the error is below ``target`` and prints what it took, a line an epoch."""
     import torch
-    from schnetpack.atomistic import Atomwise, Forces, PairwiseDistances
-    from schnetpack.model import NeuralNetworkPotential
-    from schnetpack.nn import CosineCutoff, GaussianRBF
-    from schnetpack.representation import PaiNN
     from schnetpack.train import ReduceLROnPlateau
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     with np.load(source) as file:
         arrays = dict(file)
-    width, cutoff = NETWORK["hidden_dim"], NETWORK["cutoff"]
-    model = NeuralNetworkPotential(
-        representation=PaiNN(
-            n_atom_basis=width,
-            n_interactions=NETWORK["num_interactions"],
-            radial_basis=GaussianRBF(n_rbf=NETWORK["num_rbf"], cutoff=cutoff),
-            cutoff_fn=CosineCutoff(cutoff),
-        ),
-        input_modules=[PairwiseDistances()],
-        output_modules=[Atomwise(n_in=width, output_key="energy"), Forces()],
-    )
+    model = schnetpack_network(NETWORK)
     frames = [_inputs(arrays, m) for m in range(len(arrays["energy"]))]
     # As its AddOffsets does: the mean energy of the training frames is taken off.
     count = int(arrays["num_train"])
@@ -153,7 +139,7 @@ def schnetpack(system: str, target: float, threads: int, minutes: float, source:
         losses, errors = [], []
         for inputs, energy, forces in valid:
             found = averaged({k: v.clone() for k, v in inputs.items()})
-            errors.append(float((found["forces"] - forces).abs().mean()))
+            errors.append(float((found["forces"].detach() - forces).abs().mean()))
             losses.append(
                 0.01 * float((found["energy"] - energy).square().mean())
                 + 0.99 * float((found["forces"] - forces).square().mean())
@@ -238,6 +224,8 @@ def peer(
             rows.append(json.loads(line))
             if len(rows) % 20 == 0:
                 print(f"  epoch {rows[-1]['epoch']}: {rows[-1]['force_mae']:.1f} meV/Å", flush=True)
+    if not rows:
+        raise SystemExit("SchNetPack's process ended before its first epoch; its output says why")
     return rows
 
 

@@ -99,19 +99,20 @@ def ours(system: str, data: Path, native: bool) -> Callable[[], None]:
     return step
 
 
-def schnetpack(system: str, data: Path) -> Callable[[], None]:
-    """A step of SchNetPack's network without its data loader."""
-    import torch
-    from ase.neighborlist import neighbor_list
+def schnetpack_network(network: dict[str, Any], *, periodic: bool = False) -> Any:
+    """SchNetPack's PaiNN of the same size, with random weights.
+
+    Args:
+        network: keys of ModelConfig.
+        periodic: with a stress.
+    """
     from schnetpack.atomistic import Atomwise, Forces, PairwiseDistances, Strain
     from schnetpack.model import NeuralNetworkPotential
     from schnetpack.nn import CosineCutoff, GaussianRBF
     from schnetpack.representation import PaiNN
 
-    network = NETWORKS[system]
-    width, cutoff, periodic = network["hidden_dim"], network["cutoff"], system == "silicon"
-    torch.manual_seed(0)
-    model = NeuralNetworkPotential(
+    width, cutoff = network["hidden_dim"], network["cutoff"]
+    return NeuralNetworkPotential(
         representation=PaiNN(
             n_atom_basis=width,
             n_interactions=network["num_interactions"],
@@ -121,6 +122,16 @@ def schnetpack(system: str, data: Path) -> Callable[[], None]:
         input_modules=[*([Strain()] if periodic else []), PairwiseDistances()],
         output_modules=[Atomwise(n_in=width, output_key="energy"), Forces(calc_stress=periodic)],
     )
+
+
+def schnetpack(system: str, data: Path) -> Callable[[], None]:
+    """A step of SchNetPack's network without its data loader."""
+    import torch
+    from ase.neighborlist import neighbor_list
+
+    cutoff, periodic = NETWORKS[system]["cutoff"], system == "silicon"
+    torch.manual_seed(0)
+    model = schnetpack_network(NETWORKS[system], periodic=periodic)
     lists: dict[str, list[Any]] = {k: [] for k in ("z", "r", "cell", "i", "j", "offsets", "m")}
     atoms_before = 0
     for m, atoms in enumerate(frames(system, data)):
