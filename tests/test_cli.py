@@ -558,10 +558,10 @@ def test_interrupted_training_resumes(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("engine", ["ase", "openmm", "lammps"])
 def test_ctrl_c_keeps_the_frames_of_a_run(silicon_student, tmp_path, engine):
     """A run is stopped after the third record: those three are written."""
-    from mlff_distiller.dynamics import common
+    from mlff_distiller.dynamics.record import Recorder
 
     output = tmp_path / "t.extxyz"
-    original = common.Recorder.add
+    original = Recorder.add
 
     def add(self, frame, **extra):
         original(self, frame, **extra)
@@ -569,7 +569,7 @@ def test_ctrl_c_keeps_the_frames_of_a_run(silicon_student, tmp_path, engine):
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(common.Recorder, "add", add)
+        patch.setattr(Recorder, "add", add)
         done = run(
             "md", silicon_student, "builtin:silicon-8", "--engine", engine, "--steps", 1000,
             "--interval", 5, "-o", output, code=130, cwd=tmp_path,

@@ -6,13 +6,14 @@ import contextlib
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 
-from mlff_distiller.errors import DeviceError, InputError
+from mlff_distiller.errors import DeviceError, InputError, LostProcessError
 from mlff_distiller.files import jsonable
 from mlff_distiller.launch import launched, speaks
 
@@ -48,9 +49,12 @@ def user_errors(
         with _terminate_like_ctrl_c():
             yield
     except InputError as error:
-        if getattr(error, "told", not speaks()):
-            raise typer.Exit(2) from None
-        fail(str(error))
+        told = getattr(error, "told", not speaks())
+        if not told:
+            _red("error", str(error), "red")
+        if isinstance(error, LostProcessError) and launched() is not None:
+            _end_at_once(2)
+        raise typer.Exit(2) from None
     except DeviceError as error:
         fail(str(error), status=1)
     except OSError as error:
@@ -80,6 +84,18 @@ def fail(message: str, status: int = 2) -> None:
     """Print one red line on stderr and exit with ``status``."""
     _red("error", message, "red")
     raise typer.Exit(status) from None
+
+
+def _end_at_once(status: int) -> NoReturn:
+    """Without what Python does at its end: groups of processes that lost one may abort there.
+
+    A thread that still listens to a lost process when its group is destroyed is unwound through
+    C++ that does not allow it, and the exit status would be that of SIGABRT.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(status)
 
 
 def _red(word: str, message: str, colour: str) -> None:

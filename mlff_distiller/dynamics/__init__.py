@@ -8,16 +8,10 @@ an input script and OpenMM integrates on its own. ``torchscript`` (single points
 portable form of the exported file, which shares no code with the native engine.
 """
 
-from mlff_distiller.dynamics.common import (
-    ENGINES,
-    MDSettings,
-    RunInterrupted,
-    Trajectory,
-    engine_of,
-    run_md,
-    single_point,
-)
+from mlff_distiller.dynamics.run import ENGINES, engine_of, run_md, single_point
+from mlff_distiller.dynamics.settings import MDSettings
 from mlff_distiller.dynamics.state import RunState
+from mlff_distiller.dynamics.trajectory import RunInterrupted, Trajectory
 from mlff_distiller.dynamics.watch import RunStoppedError
 
 __all__ = [

@@ -15,14 +15,10 @@ from ase.stress import voigt_6_to_full_3x3_stress
 
 from mlff_distiller.data import Structure
 from mlff_distiller.data.constraints import constraints_of
-from mlff_distiller.dynamics.common import (
-    Begin,
-    MDSettings,
-    Recorder,
-    Trajectory,
-    exact_settings,
-)
 from mlff_distiller.dynamics.freedom import still_directions
+from mlff_distiller.dynamics.record import Begin, Recorder
+from mlff_distiller.dynamics.settings import MDSettings, exact_settings
+from mlff_distiller.dynamics.trajectory import Trajectory
 from mlff_distiller.errors import InputError
 from mlff_distiller.lattice import stress_volume
 from mlff_distiller.multistep.ase import FRICTION, MultipleTimeStep

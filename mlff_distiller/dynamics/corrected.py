@@ -27,7 +27,8 @@ from mlff_distiller.students.energy_model import ExportedModel
 from mlff_distiller.teachers import as_teacher
 
 if TYPE_CHECKING:
-    from mlff_distiller.dynamics.common import Begin, MDSettings
+    from mlff_distiller.dynamics.record import Begin
+    from mlff_distiller.dynamics.settings import MDSettings
 
 
 # Steps of a run for which twelve calls more are nothing.

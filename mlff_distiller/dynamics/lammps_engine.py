@@ -25,13 +25,6 @@ from ase.data import chemical_symbols
 
 from mlff_distiller.cpus import usable_cpus
 from mlff_distiller.data import Structure
-from mlff_distiller.dynamics.common import (
-    Begin,
-    MDSettings,
-    Recorder,
-    Trajectory,
-    exact_settings,
-)
 from mlff_distiller.dynamics.freedom import masses_of, still_directions
 from mlff_distiller.dynamics.lammps_files import (
     MARKER,
@@ -42,6 +35,9 @@ from mlff_distiller.dynamics.lammps_files import (
     group_commands,
     kinds_of,
 )
+from mlff_distiller.dynamics.record import Begin, Recorder
+from mlff_distiller.dynamics.settings import MDSettings, exact_settings
+from mlff_distiller.dynamics.trajectory import Trajectory
 from mlff_distiller.errors import InputError
 from mlff_distiller.lammps import lammps_command
 from mlff_distiller.lattice import stress_volume

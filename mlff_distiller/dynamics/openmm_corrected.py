@@ -17,7 +17,7 @@ from mlff_distiller.data import Structure
 from mlff_distiller.multistep.correction import Correction
 
 if TYPE_CHECKING:
-    from mlff_distiller.dynamics.common import MDSettings
+    from mlff_distiller.dynamics.settings import MDSettings
 
 #: 1/ps, of the Langevin thermostats.
 FRICTION = 10.0

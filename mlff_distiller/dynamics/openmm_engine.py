@@ -14,15 +14,11 @@ from ase import units
 from ase.data import chemical_symbols
 
 from mlff_distiller.data import Structure
-from mlff_distiller.dynamics.common import (
-    Begin,
-    MDSettings,
-    Recorder,
-    Trajectory,
-    exact_settings,
-)
 from mlff_distiller.dynamics.freedom import drift_of, masses_of, still_directions
 from mlff_distiller.dynamics.openmm_corrected import FRICTION, STEP_OF_BAROSTAT, OuterSteps
+from mlff_distiller.dynamics.record import Begin, Recorder
+from mlff_distiller.dynamics.settings import MDSettings, exact_settings
+from mlff_distiller.dynamics.trajectory import Trajectory
 from mlff_distiller.errors import InputError
 from mlff_distiller.lattice import stress_volume
 from mlff_distiller.students.energy_model import ExportedModel

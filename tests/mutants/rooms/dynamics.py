@@ -293,7 +293,7 @@ MUTATIONS = [
     ),
     Mutation(
         "times of the records forget the time step",
-        "dynamics/common.py",
+        "dynamics/record.py",
         "len(self._rows) * self._settings.interval * self._settings.timestep",
         "len(self._rows) * self._settings.interval",
         "test_dynamics.py",
@@ -309,7 +309,7 @@ MUTATIONS = [
     ),
     Mutation(
         "drift is per system",
-        "dynamics/common.py",
+        "dynamics/trajectory.py",
         "return float(slope * 1e6 / self.num_atoms)",
         "return float(slope * 1e6)",
         "test_evaluation.py -k drift",
@@ -317,7 +317,7 @@ MUTATIONS = [
     ),
     Mutation(
         "means are over the whole run",
-        "dynamics/common.py",
+        "dynamics/trajectory.py",
         "half = slice(len(self.time) // 2, None)",
         "half = slice(0, None)",
         "test_dynamics.py",
@@ -325,7 +325,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a run that blew up is returned",
-        "dynamics/common.py",
+        "dynamics/run.py",
         "    if not finite.all():",
         "    if False:",
         "test_dynamics.py test_cli.py",

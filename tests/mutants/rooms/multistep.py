@@ -53,7 +53,7 @@ MUTATIONS = [
     ),
     Mutation(
         "records of corrected runs have the student's labels",
-        "dynamics/common.py",
+        "dynamics/record.py",
         "            frame = self._begin.correction.labelled(frame)",
         "            pass",
         "test_multistep_md.py -k records",
@@ -85,7 +85,7 @@ MUTATIONS = [
     ),
     Mutation(
         "heavy hydrogens: temperatures are counted with the masses of the elements",
-        "dynamics/common.py",
+        "dynamics/record.py",
         "        frame = replace(frame, masses=self._structure.masses)\n",
         "",
         "test_multistep_md.py -k heavy",
