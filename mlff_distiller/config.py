@@ -403,7 +403,10 @@ class TrainingConfig(Settings, path="training"):
     )
     gradient_clip: float = setting(10.0, "Largest norm of the gradient; 0 turns it off.", least=0)
     early_stop_patience: int = setting(
-        100, "Epochs without a better validation loss before training stops.", least=1
+        100,
+        "Epochs without a better validation (the geometric mean of the mean errors) before "
+        "training stops.",
+        least=1,
     )
     reference_energies: str = setting(
         "least-squares",

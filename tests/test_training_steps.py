@@ -17,6 +17,7 @@ from mlff_distiller.data import HDF5Dataset, collate
 from mlff_distiller.models import StudentForceField
 from mlff_distiller.students.checkpoint import read_checkpoint
 from mlff_distiller.training import evaluate, train
+from mlff_distiller.training.metrics import ErrorSums, score
 from mlff_distiller.training.schedule import Schedule
 from mlff_distiller.training.setup import load_data, new_student
 
@@ -304,6 +305,39 @@ def test_equal_losses_keep_the_first_epoch_and_count_as_stagnation(data, tmp_pat
     assert (result["best_epoch"], result["epochs"]) == (1, 5)
     assert result["stopped"] == "early stop"
     assert read_checkpoint(tmp_path / "run")["metadata"]["epoch"] == 1
+
+
+def test_best_is_the_epoch_of_the_least_mean_errors_not_of_the_least_loss(
+    data, tmp_path, monkeypatch
+):
+    """A fit that goes on is better on all atoms but a few, whose squares decide the loss."""
+    from mlff_distiller.training import trainer
+
+    tables = iter([(8.0, 45.0, 80.0), (1.2, 43.0, 90.0), (1.2, 44.0, 70.0)])
+
+    def scripted(student, batches, *, loss, after_batch):
+        energy, force, outliers = next(tables)
+        errors = ErrorSums(loss=loss)
+        errors.table[0] = torch.tensor([energy, energy**2, 1.0, energy**2]) / 1e3
+        errors.table[1] = torch.tensor([force, outliers**2, 1.0, outliers**2]) / 1e3
+        return errors
+
+    monkeypatch.setattr(trainer, "error_sums", scripted)
+    result = train(whole(data, max_epochs=3), tmp_path / "run", progress=False)
+    assert result["best_epoch"] == 2
+    losses = [row["valid_loss"] for row in rows(tmp_path / "run")]
+    assert losses.index(min(losses)) == 2
+
+
+def test_the_score_of_an_epoch_counts_what_has_labels_and_weight():
+    metrics = {
+        "energy_mae_mev_per_atom": 2.0, "force_mae_mev_per_ang": 8.0, "stress_mae_gpa": None
+    }  # fmt: skip
+    assert score({}, TrainingConfig()) == math.inf
+    assert score(metrics, TrainingConfig()) == pytest.approx(4.0)
+    assert score(metrics, TrainingConfig(energy_weight=0.0)) == pytest.approx(8.0)
+    assert score({**metrics, "stress_mae_gpa": 0.5}, TrainingConfig()) == pytest.approx(2.0)
+    assert score(dict.fromkeys(metrics), TrainingConfig()) == 0.0
 
 
 def test_patience_is_counted_through_a_stop(data, tmp_path):

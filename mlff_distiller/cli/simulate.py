@@ -117,24 +117,19 @@ def md(
     kept = [f"the run was stopped and {output} was not written"]
     with user_errors(lambda: kept[0]):
         from mlff_distiller.dynamics import MDSettings, RunInterrupted, RunStoppedError, run_md
+        from mlff_distiller.dynamics.settings import check_multiple
         from mlff_distiller.sampling import starting_structures
 
         number = _every(every, correct_with)
-        if number and steps % number:
-            raise InputError(
-                f"--steps must be a multiple of --every ({number}), got {steps}; use e.g. "
-                f"--steps {-(-steps // number) * number}"
-            )
+        if number:
+            check_multiple("--steps", steps, "--every", number)
         if interval is None:
             interval = 10 if correct_with is None else _good_interval(steps, number)
         if 0 < steps < interval:
             interval = steps
-        elif interval > 0 and steps % interval:
+        elif interval > 0:
             # The trajectory would end before the run does, and --continue not where it ends.
-            raise InputError(
-                f"--steps must be a multiple of --interval ({interval}), got {steps}; use e.g. "
-                f"--steps {steps // interval * interval}"
-            )
+            check_multiple("--steps", steps, "--interval", interval)
         settings = MDSettings(
             ensemble=ensemble.lower(),
             steps=steps,

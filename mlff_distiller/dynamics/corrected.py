@@ -13,6 +13,7 @@ from ase import units
 from ase.calculators.calculator import Calculator
 
 from mlff_distiller.data import Structure
+from mlff_distiller.dynamics.settings import MDSettings, check_multiple
 from mlff_distiller.dynamics.state import RunState
 from mlff_distiller.energy_model import EnergyModel
 from mlff_distiller.errors import InputError
@@ -28,8 +29,6 @@ from mlff_distiller.teachers import as_teacher
 
 if TYPE_CHECKING:
     from mlff_distiller.dynamics.record import Begin
-    from mlff_distiller.dynamics.settings import MDSettings
-
 
 # Steps of a run for which twelve calls more are nothing.
 _WORTH_A_CHECK = 1000
@@ -197,8 +196,4 @@ def _chosen(
 def _check_interval(settings: MDSettings) -> None:
     s = settings
     for name, value in (("--interval", s.interval), ("--steps", s.steps)):
-        if value % s.every:
-            raise InputError(
-                f"{name} must be a multiple of --every ({s.every}), got {value}; use e.g. "
-                f"{name} {-(-value // s.every) * s.every}"
-            )
+        check_multiple(name, value, "--every", s.every)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlff_distiller.constants import MAX_THREADS, PRECISIONS
+from mlff_distiller.errors import InputError
 from mlff_distiller.settings import Settings, setting
 
 ENSEMBLES = ("nve", "nvt", "npt")
@@ -90,3 +91,12 @@ def exact_settings(settings: MDSettings) -> list[Any]:
     s = settings
     plain = [s.ensemble, s.temperature, s.pressure, s.timestep, s.dtype]
     return plain if s.correct_with is None else [*plain, s.correct_with, s.every]
+
+
+def check_multiple(name: str, value: int, of: str, number: int) -> None:
+    """Raise InputError where ``value`` of option ``name`` is no multiple of ``number`` of ``of``."""
+    if value % number:
+        raise InputError(
+            f"{name} must be a multiple of {of} ({number}), got {value}; use e.g. "
+            f"{name} {-(-value // number) * number}"
+        )

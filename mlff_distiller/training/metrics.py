@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from ase.data import chemical_symbols
 
+from mlff_distiller.config import TrainingConfig
 from mlff_distiller.data import Batch, Structure, collate
 from mlff_distiller.elements import MAX_Z
 from mlff_distiller.errors import InputError
@@ -88,6 +89,28 @@ class ErrorSums:
             if rows[3 + z][2]
         }
         return result
+
+
+def score(metrics: Mapping[str, Any], config: TrainingConfig) -> float:
+    """What the best epoch has the least of: the geometric mean of the mean absolute errors.
+
+    Of energy, forces and stress, as far as they have labels and a weight. The loss would not do: its
+    squares are decided by a few atoms with large forces, on which a student gets worse, while the
+    rest gets better, as soon as it fits the training frames closely. A fit whose energies were a
+    fifth of those of the epoch with the least loss was thrown away for that.
+
+    Args:
+        metrics: see :meth:`ErrorSums.metrics`; empty for no epoch yet, which every other beats.
+        config: whose weights count.
+    """
+    if not metrics:
+        return math.inf
+    weights = (config.energy_weight, config.force_weight, config.stress_weight)
+    names = (REPORTED[quantity][0].format("mae") for quantity in QUANTITIES)
+    errors = [
+        metrics[n] for n, w in zip(names, weights, strict=True) if w and metrics[n] is not None
+    ]
+    return math.prod(errors) ** (1.0 / len(errors)) if errors else 0.0
 
 
 def error_sums(

@@ -1,7 +1,8 @@
 """The training loop.
 
-A run directory holds ``best.ckpt`` (averaged weights of the best validation), ``last.ckpt`` (the
-same of now, and all that resuming needs), ``config.yaml``, ``history.csv`` and ``tensorboard/``.
+A run directory holds ``best.ckpt`` (averaged weights of the best validation, see :func:`score`),
+``last.ckpt`` (the same of now, and all that resuming needs), ``config.yaml``, ``history.csv`` and
+``tensorboard/``.
 
 Resuming repeats an uninterrupted run bit for bit on the CPU: the order of the structures is a
 function of seed and epoch (batches.py), nothing else draws random numbers, and weights, averages, moments of
@@ -46,7 +47,7 @@ from mlff_distiller.training.history import History
 from mlff_distiller.training.hooks import Hooks
 from mlff_distiller.training.interrupt import Interrupt
 from mlff_distiller.training.losses import QUANTITIES, Loss, residuals
-from mlff_distiller.training.metrics import ErrorSums, error_sums
+from mlff_distiller.training.metrics import ErrorSums, error_sums, score
 from mlff_distiller.training.processes import (
     Processes,
     check_devices,
@@ -453,10 +454,11 @@ class _Trainer:
         self.epoch, self.batch = self.epoch + 1, 0
         self.train_sums.zero_()
         self.schedule.end_epoch(loss)
-        best = loss < self.best_loss
+        metrics = errors.metrics()
+        best = score(metrics, self.settings) < score(self.best_metrics, self.settings)
         if best:
             self.best_loss, self.best_epoch, self.stagnation = loss, self.epoch, 0
-            self.best_metrics = errors.metrics()
+            self.best_metrics = metrics
             self._save(BEST, self.best_metrics)
         else:
             self.stagnation += 1

@@ -198,10 +198,18 @@ MUTATIONS = [
     Mutation(
         "an equal loss counts as better",
         "training/trainer.py",
-        "best = loss < self.best_loss",
-        "best = loss <= self.best_loss",
+        "best = score(metrics, self.settings) < score(",
+        "best = score(metrics, self.settings) <= score(",
         "test_training_steps.py",
         "a run that stands still never stops",
+    ),
+    Mutation(
+        "the best epoch is that of the least root-mean-square errors",
+        "training/metrics.py",
+        'names = (REPORTED[quantity][0].format("mae")',
+        'names = (REPORTED[quantity][0].format("rmse")',
+        "test_training_steps.py -k best_is_the_epoch",
+        "the export is a fit that has hardly begun",
     ),
     Mutation(
         "early stop is an epoch early",
