@@ -453,11 +453,16 @@ def test_a_plan_states_every_choice() -> None:
     assert config.model.hidden_dim == 64
     assert config.model.zbl
     assert config.loop.minutes == 30.0
-    assert config.loop.rounds == LoopConfig().rounds
+    assert config.model.num_interactions == 3
+    assert (config.loop.picoseconds, config.loop.interval) == (10.0, 100.0)
+    assert config.loop.growth > 1.0
+    assert config.loop.rounds > LoopConfig().rounds  # the clock ends them
     water = plan(["w.xyz"], [Structure.from_atoms(molecule("H2O"))], purpose={}, given={})
     assert water.purpose.phases == ["molecule"]
     assert water.purpose.timestep == 0.5
     assert water.model.hidden_dim == 128
+    assert (water.loop.growth, water.loop.rounds) == (1.0, LoopConfig().rounds)
+    assert water.loop.final_share == LoopConfig().final_share
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,10 @@ _SMALL_BELOW = 120.0
 _BATCH_ATOMS, _ROUND_ATOMS = 128, 4096
 # Of each pair of elements.
 _DIMERS = 10
-_SMALL = {"hidden_dim": 64, "num_interactions": 2, "num_rbf": 16}
+_BULK = {"crystal", "liquid", "slab"}
+# Of a run of the student, and between two of its candidates.
+_STEPS, _CANDIDATE = 5000, 50
+_MOST_ROUNDS = 12
 
 
 def plan(
@@ -55,8 +58,8 @@ def plan(
         "structures": list(sources),
         "purpose": {**chosen, "phases": found},
         "sampling": sampling_for(found, {**to_dict(settings), **chosen}, structures),
-        "model": dict(_SMALL) if minutes is not None and minutes < _SMALL_BELOW else {},
-        "loop": loop_for(repeated),
+        "model": _small(found) if minutes is not None and minutes < _SMALL_BELOW else {},
+        "loop": loop_for(repeated, found, chosen["timestep"], minutes),
         "training": training_for(repeated),
         "engines": {"timestep": chosen["timestep"]},
     }
@@ -64,6 +67,12 @@ def plan(
         both = isinstance(value, dict) and isinstance(mapping.get(key), dict)
         mapping[key] = {**mapping[key], **value} if both else value
     return from_dict(DistillConfig, mapping)
+
+
+def _small(found: Sequence[str]) -> dict[str, Any]:
+    """Three interactions are a third slower than two, and better at liquids."""
+    layers = 3 if set(found) & _BULK else 2
+    return {"hidden_dim": 64, "num_interactions": layers, "num_rbf": 16}
 
 
 def timestep_for(structures: Sequence[Structure]) -> float:
@@ -78,20 +87,35 @@ def training_for(structures: Sequence[Structure]) -> dict[str, Any]:
     return {"batch_size": batch, "learning_rate": 5e-3}
 
 
-def loop_for(structures: Sequence[Structure]) -> dict[str, Any]:
-    """As many frames in a round as make some 4000 atoms: small ones teach less each."""
+def loop_for(
+    structures: Sequence[Structure], found: Sequence[str], timestep: float, minutes: float | None
+) -> dict[str, Any]:
+    """As many frames in a round as make some 4000 atoms: small ones teach less each.
+
+    With a limit in minutes the clock ends the rounds, and they grow as soon as the student is nearly
+    right. A teacher of bulk costs far more than the student learns from one frame in a second, and
+    more frames then help more than a longer last training; with molecules it is the other way
+    round (docs/distillation.md).
+    """
     frames = int(np.clip(round(_ROUND_ATOMS / _mean_atoms(structures)), 12, 128))
-    return {"frames": frames, "visited": round(frames / 3)}
+    loop: dict[str, Any] = {"frames": frames, "visited": round(frames / 3)}
+    if set(found) & _BULK:
+        loop |= {
+            "picoseconds": timestep * _STEPS / 1000.0,
+            "interval": timestep * _CANDIDATE,
+            "overshoot": 1.4,
+            "final_share": 0.2,
+        }
+    if minutes is not None:
+        loop |= {"rounds": _MOST_ROUNDS, "growth": 1.8}
+    return loop
 
 
 def sampling_for(
     found: Sequence[str], purpose: dict[str, Any], structures: Sequence[Structure]
 ) -> dict[str, Any]:
     """What the first student is trained on; the rounds bring the rest."""
-    bulk, molecules = (
-        set(found) & {"crystal", "liquid", "slab"},
-        set(found) & {"molecule", "cluster"},
-    )
+    bulk, molecules = set(found) & _BULK, set(found) & {"molecule", "cluster"}
     elements = len(elements_of(structures))
     number_of_pairs = elements * (elements + 1) // 2
     sampling: dict[str, Any] = {
