@@ -135,7 +135,7 @@ def sampling_for(
     if "molecule" in found:
         sampling["molecules"] = {"number": 96}
     if purpose.get("defects"):
-        sampling["defects"] = {"number": 4 * len(purpose["defects"]), "kinds": purpose["defects"]}
+        sampling["defects"] = {"number": 8 * len(purpose["defects"]), "kinds": purpose["defects"]}
     return sampling
 
 
