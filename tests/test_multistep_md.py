@@ -121,6 +121,36 @@ def test_kept_labels_are_training_data(model: Path, tmp_path: Path) -> None:
     assert steps == list(range(0, 81, 4))
 
 
+def test_a_run_goes_on_on_the_same_surface_or_not_at_all(model: Path) -> None:
+    plain = replace(SETTINGS, correct_with=None, every=0)
+    corrected, alone = (run_md("ase", model, copper(), s).state for s in (SETTINGS, plain))
+    for settings, state, words in (
+        (plain, corrected, "had --correct-with emt, got no --correct-with"),
+        (SETTINGS, alone, "had no --correct-with, got --correct-with emt"),
+    ):
+        with pytest.raises(InputError, match=words):
+            run_md("ase", model, copper(), settings, resume=state)
+    with pytest.raises(InputError, match="had --correct-with emt, got --correct-with Failing"):
+        run_md("ase", model, copper(), SETTINGS, teacher=Failing(None), resume=corrected)
+
+
+def test_a_plain_run_from_a_corrected_frame_forgets_its_student_energy(model: Path) -> None:
+    start = run_md("ase", model, copper(), SETTINGS).frames[-1]
+    assert "student_ev" in start.info
+    plain = replace(SETTINGS, correct_with=None, every=0)
+    frames = run_md("ase", model, start, plain).frames
+    assert not any("student_ev" in f.info for f in frames)
+
+
+def test_atoms_at_one_point_are_what_is_said(model: Path) -> None:
+    said: list[str] = []
+    atoms = bulk("Cu", cubic=True)
+    atoms.positions[1] = atoms.positions[0]
+    with pytest.raises(InputError, match="at one point"):
+        run_md("ase", model, Structure.from_atoms(atoms, labels=False), SETTINGS, say=said.append)
+    assert said == []
+
+
 def test_what_was_stored_after_the_last_record_is_not_stored_again(model, tmp_path) -> None:
     target = tmp_path / "labels.h5"
     settings = replace(SETTINGS, keep_labels=str(target), interval=20)
@@ -150,20 +180,22 @@ def test_labels_of_another_teacher_are_refused(model: Path, tmp_path: Path) -> N
 class Failing(EMT):
     """EMT that fails from one of its calculations on."""
 
-    def __init__(self, at: int | None) -> None:
+    def __init__(self, at: int | None, error: type[BaseException] = RuntimeError) -> None:
         super().__init__()
-        self.calls, self.at = 0, at
+        self.calls, self.at, self.error = 0, at, error
 
     def calculate(self, *args, **kwargs) -> None:
         self.calls += 1
         if self.at is not None and self.calls >= self.at:
-            raise RuntimeError("out of range")
+            raise self.error("out of range")
         super().calculate(*args, **kwargs)
 
 
-def test_a_failing_teacher_leaves_the_last_record(model: Path) -> None:
+# Programs that a calculator runs in this process may end it in their own way.
+@pytest.mark.parametrize("error", [RuntimeError, SystemExit])
+def test_a_failing_teacher_leaves_the_last_record(model: Path, error: type[BaseException]) -> None:
     with pytest.raises(RunStoppedError) as stopped:
-        run_md("ase", model, copper(), SETTINGS, teacher=Failing(at=6))
+        run_md("ase", model, copper(), SETTINGS, teacher=Failing(at=6, error=error))
     text = str(stopped.value)
     assert text.startswith("after step 16: the teacher failed at step 20: Failing cannot label Cu8")
     assert "out of range" in text
@@ -222,7 +254,8 @@ def test_auto_says_what_it_chose(model: Path) -> None:
     every = trajectory.correction.every
     assert 20 % every == 0
     (line,) = said
-    assert line.startswith(f"correcting every {every} steps ({2 * every} fs), limited by ")
+    assert line.startswith(f"correcting every {every} steps ({2 * every} fs), ")
+    assert ("the most that divides --interval" if every == 10 else "limited by ") in line
     assert "calls of the teacher" in line
     assert trajectory.correction.calls == 40 // every + 1
 

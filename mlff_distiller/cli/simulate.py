@@ -213,9 +213,9 @@ def _report(summary: dict[str, Any]) -> list[str]:
     if "teacher" in s:
         lines.append(
             f"corrected with {s['teacher']} every {s['every']} steps ({s['outer_step_fs']:g} fs): "
-            f"{s['teacher_calls']} calls of {s['seconds_per_teacher_call']:.3g} s, "
-            f"{100 * s['teacher_share']:.0f} % of the time; {s['speedup_over_teacher']:.3g} times as "
-            "fast as calls in every step would be"
+            f"{s['teacher_calls']} call{'s' * (s['teacher_calls'] != 1)} of {s['seconds_per_teacher_call']:.3g} s, "
+            f"{100 * s['teacher_share']:.0f} % of the time; calls in every step would take "
+            f"{s['speedup_over_teacher']:.3g} times as long"
         )
     if "drift_mev_per_atom_per_ps" in s:
         whose = f" of {s['teacher']}" if "teacher" in s else ""

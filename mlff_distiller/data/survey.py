@@ -315,11 +315,11 @@ def _warn(result: Survey, structures: Sequence[Structure], good: list[int]) -> N
     if result.bad:
         shown = [f"{i} ({reason})" for i, reason in sorted(result.bad.items())]
         warnings.append(
-            f"structures that make no sense: {listed(shown)}; leave them out with --drop-bad"
+            f"structures that make no sense: {listed(shown)}; 'convert --drop-bad' leaves them out"
         )
     if result.duplicates:
         shown = [f"{i} (of {j})" for i, j in result.duplicates.items()]
-        warnings.append(f"duplicates: {listed(shown)}; leave them out with --drop-bad")
+        warnings.append(f"duplicates: {listed(shown)}; 'convert --drop-bad' leaves them out")
     limit = _LARGE_STRESS / EV_PER_ANGSTROM3_IN_GPA
     high = [i for i in good if (t := structures[i].stress) is not None and np.abs(t).max() > limit]
     if high:

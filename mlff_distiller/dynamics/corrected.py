@@ -97,6 +97,7 @@ def teacher_of(
     """
     s = settings
     if teacher is None and s.correct_with is None:
+        _same_surface(resume, None)
         if s.every or s.keep_labels is not None:
             what = "--keep-labels" if s.keep_labels is not None else "--every"
             raise InputError(
@@ -106,10 +107,24 @@ def teacher_of(
     chosen = s.correct_with if teacher is None else teacher
     assert chosen is not None
     found = as_teacher(chosen, device=s.teacher_device)
+    _same_surface(resume, found.name)
     every = s.every
     if not every and resume is not None:
         every = int(resume.extra.get("every", 0))
     return replace(s, correct_with=found.name, every=every), found
+
+
+def _same_surface(resume: RunState | None, teacher: str | None) -> None:
+    """Raise InputError where a run would go on, in the same file, on another surface."""
+    if resume is None or (was := resume.extra.get("teacher")) == teacher:
+        return
+    before, now = (
+        f"--correct-with {name}" if name else "no --correct-with" for name in (was, teacher)
+    )
+    raise InputError(
+        f"the run to go on with had {before}, got {now}: its energies would be of another surface; "
+        "name the same, or start a new run from its last frame"
+    )
 
 
 @contextmanager
@@ -144,6 +159,7 @@ def plan(
             f"warning: {teacher.name} predicts forces that are not the gradient of its energy: "
             "there is no surface that the run samples, and its energy is not conserved"
         )
+    correction.student.compute(structure)  # two atoms at one point are what is said, no period
     period = fastest_period(correction.student, structure)
     if not s.every:
         s = replace(s, every=_chosen(model, correction, structure, s, begin, period))

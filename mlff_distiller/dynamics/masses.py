@@ -70,8 +70,9 @@ def with_heavy_hydrogens(structure: Structure, mass: float) -> Structure:
 def same_hydrogens(structure: Structure, mass: float | None) -> None:
     """Raise InputError where the state of a run has other masses than are asked for."""
     found = None
-    if structure.masses is not None:
-        found = float(structure.masses[structure.atomic_numbers == 1].max())
+    hydrogen = structure.atomic_numbers == 1
+    if structure.masses is not None and hydrogen.any():
+        found = float(structure.masses[hydrogen].max())
     if (found is None) == (mass is None) and (found is None or abs(found - (mass or 0)) < 1e-6):
         return
     was = "no --hydrogen-mass" if found is None else f"--hydrogen-mass {found:g}"

@@ -133,7 +133,7 @@ class Recorder:
         last = self._frames[-1]
         cost, extra = None, self._extra
         if self._begin.correction is not None:
-            extra = {**extra, "every": s.every}
+            extra = {**extra, "every": s.every, "teacher": self._begin.correction.teacher.name}
             cost = CorrectionCost.of(
                 self._begin.correction, self._called, s.every, s.timestep, seconds
             )

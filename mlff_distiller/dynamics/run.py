@@ -32,6 +32,7 @@ from mlff_distiller.elements import symbols, unknown_elements
 from mlff_distiller.energy_model import EnergyModel
 from mlff_distiller.errors import InputError
 from mlff_distiller.lammps import lammps_command
+from mlff_distiller.multistep.correction import STUDENT_ENERGY
 from mlff_distiller.students.energy_model import ExportedModel
 from mlff_distiller.students.file import UNCERTAINTY, read_metadata
 from mlff_distiller.students.monitor import UncertaintyMonitor
@@ -85,7 +86,9 @@ def run_md(
         structure = with_heavy_hydrogens(structure, settings.hydrogen_mass)
     settings, surface = teacher_of(settings, teacher, resume)
     begin = _begin(engine, model, structure, settings, resume, say)
-    bare = replace(structure, momenta=None)
+    # A frame of a corrected run has the student's energy there.
+    info = {key: value for key, value in structure.info.items() if key != STUDENT_ENERGY}
+    bare = replace(structure, momenta=None, info=info)
     with plan(Path(model), bare, settings, begin, surface) as (settings, begin):
         trajectory: Trajectory = module.run_md(Path(model), bare, settings, begin)
     _check_sane(trajectory)

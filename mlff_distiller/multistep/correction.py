@@ -18,6 +18,8 @@ from mlff_distiller.data.structure import without_labels
 from mlff_distiller.energy_model import EnergyModel, Labels
 from mlff_distiller.errors import InputError
 
+#: In ``info`` of frames of corrected runs, eV.
+STUDENT_ENERGY = "student_ev"
 # Å; positions that went through another program's units and back are still the same.
 _SAME = 1e-10
 
@@ -115,7 +117,9 @@ class Correction:
         Costs a call of the teacher unless it is the configuration computed last.
         """
         found = self.compute(frame)
-        return frame.with_labels(*found.teacher, student_ev=found.student.energy)
+        labelled = frame.with_labels(*found.teacher)
+        labelled.info[STUDENT_ENERGY] = found.student.energy
+        return labelled
 
     def _label(self, structure: Structure) -> Structure:
         """With the teacher's labels, checked; counts and times the call."""
@@ -130,8 +134,8 @@ class Correction:
             where = "" if self.step is None else f" at step {self.step}"
             reason = str(error).rpartition(";")[0] or str(error)
             raise InputError(
-                f"the teacher failed{where}: {reason}; correct more often (a smaller --every), "
-                "shorten the time step or run cooler"
+                f"the teacher failed{where}: {reason}; if atoms came too close, correct more often "
+                "(a smaller --every), shorten the time step or run cooler"
             ) from error
         finally:
             self.seconds += time.perf_counter() - begin

@@ -196,11 +196,14 @@ def choose_every(
         if found <= 2.0 * _ENERGY or not smaller:
             break
         every, tightest = smaller[-1], "energy"
-    limit = "the most that auto takes" if every == MOST else f"limited by {tightest}"
+    limit = f"limited by {tightest}"
+    if every == allowed[-1]:  # no bound acts
+        limit = "the most that auto takes" if every == MOST else "the most that divides --interval"
+    vibration = f"{period:.3g} fs" if np.isfinite(period) else "none"
     seen = "" if found is None else f", {100 * found:.2g} % in {_CHECKS} outer steps"
     text = (
         f"every {every} steps ({every * timestep:g} fs), {limit}: fastest vibration "
-        f"{period:.3g} fs, teacher - student correlated to {like_itself(every):.2f} over the step, "
+        f"{vibration}, teacher - student correlated to {like_itself(every):.2f} over the step, "
         f"energy error {100 * growth * every**2:.2g} % of kT per root of atoms{seen}; "
         f"{correction.calls - begin} calls of the teacher"
     )

@@ -24,6 +24,7 @@ from mlff_distiller.energy_model import EnergyModel
 from mlff_distiller.errors import InputError
 from mlff_distiller.evaluation.gates.liquids import radial_distribution
 from mlff_distiller.lattice import stress_volume
+from mlff_distiller.multistep.correction import STUDENT_ENERGY
 
 _REACH = 8.0  # Å
 _FEW, _SHARE = 10.0, 0.1
@@ -163,7 +164,7 @@ def _check(frames: Sequence[Structure], temperature: float) -> None:
             raise InputError(
                 f"frame {i} has no energy of the student; take the trajectory that `md` wrote"
             )
-        if "student_ev" in frame.info:
+        if STUDENT_ENERGY in frame.info:
             raise InputError(
                 "these frames are of a run that --correct-with put on the teacher's surface; "
                 "their averages need no weights"

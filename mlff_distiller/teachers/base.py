@@ -111,7 +111,7 @@ class CalculatorTeacher(Teacher):
                 # Some calculators have a stress of bulk alone.
                 with contextlib.suppress(PropertyNotImplementedError):
                     stress = np.array(atoms.get_stress(voigt=False), dtype=np.float64)
-        except Exception as error:  # calculators raise whatever they like
+        except (Exception, SystemExit) as error:  # calculators raise whatever they like
             raise InputError(
                 f"{self.name} cannot label {structure.formula}: {_first_line(error)}; remove the "
                 "structure or choose another teacher"
