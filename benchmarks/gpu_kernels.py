@@ -29,10 +29,10 @@ BLOCK_SHARE = 0.47
 """Different senders of the four centres of a block, over all their edges: what L1 fetches if a block's
 warps share everything and blocks nothing. Of water in the engine's order of atoms (tested)."""
 SASS = {
-    "forward_kernel<T, true>": 68,
-    "forward_kernel<T, false>": 78,
-    "backward_kernel<T, true>": 105,
-    "backward_kernel<T, false>": 117,
+    "forward_kernel<T, true>": 21,
+    "forward_kernel<T, false>": 29,
+    "backward_kernel<T, true>": 38,
+    "backward_kernel<T, false>": 62,
 }
 """Instructions per edge and 32 channels in the machine code of sm_90, as benchmarks/gpu_sass.py counts
 them: addresses, conversions and moves take issue slots, too."""
@@ -67,8 +67,10 @@ class Shapes:
 
 def variables(shapes: Shapes, l1_bytes: float, latencies: tuple[float, float]) -> dict[str, float]:
     """What formulas may use. ``far2``, ``far3``: part of the table that does not fit L1, in the first
-    and in other interactions. ``w``: rows of 128 bytes that 32 features take."""
+    and in other interactions. ``w``: rows of 128 bytes that 32 features take. ``p``: edges that a warp
+    does in one turn of its loop; ``t``: turns for a centre, the last of them not full."""
     b, chunk = shapes.itemsize, CHANNELS * shapes.itemsize
+    at_once = 16 // b
     table = 2 * (shapes.intervals + 2) * chunk  # bytes per block (w0, w1, w2) of one chunk
     return {
         "n": shapes.atoms, "F": shapes.channels, "C": shapes.channels / CHANNELS,
@@ -76,6 +78,7 @@ def variables(shapes: Shapes, l1_bytes: float, latencies: tuple[float, float]) -
         "e": shapes.neighbors, "R": 32 if b == 4 else 48, "share": BLOCK_SHARE, "row": chunk,
         "far2": max(0.0, 1 - l1_bytes / (2 * table)), "far3": max(0.0, 1 - l1_bytes / (3 * table)),
         "lat1": latencies[0], "lat2": latencies[1],
+        "p": at_once, "t": (shapes.neighbors + (at_once - 1) / 2) / at_once,
     }  # fmt: skip
 
 
@@ -139,67 +142,47 @@ def list_launches() -> list[Launch]:
 
 
 def geometry_launches() -> list[Launch]:
-    size = "n*(k*(20 + 24 + R) + 24)"  # senders, receivers, shifts; vectors; records; positions
+    size = "n*(k*(16 + 24 + R) + 32)"  # senders, shifts; vectors; records; positions, offsets, ends
     geometry = Launch(
         "geometry_kernel<T>", "edge records", "edges",
-        fp64="24*n*k", special="2*n*k", rows="(50 + R/2)/32*n*k", l2=size, dram=size,
+        fp64="24*n*k", special="2*n*k", rows="(49 + R/2)/32*n*k + 10*n", l2=size, dram=size,
     )  # fmt: skip
     return [geometry, Launch("name_faults", "one thread", "list")]
 
 
-# Per edge and channel of forward: spline 10, each filter 3, s 1, along 1, v 3 (and 3 by w2).
-# Of backward: spline 14, each filter and slope 6, along 3, scale 1, dd 4, g 3; and by w2 and the
-# sums 12. Of 8 edges the transposed sums take 31 shuffles, 31 adds and 62 selects.
-FOLD = "31/8*k"
-
-
-def code_of(name: str) -> str:
-    return f"{SASS[name]}*n*C*e"
-
-
+# Per turn of a lane, which has p channels of one edge. Forward: spline 10, and per channel each filter 3, s 1, along 1, v 3 (and 3 by w2). Reverse: spline 14, the sums over lanes 4 and
+# the spacing 1, and per channel each filter and slope 6, along 3, scale 1, dd 4, g 3; by w2 and the sums
+# 12. At the end of a row sums over quarters: 3 and 5 packs of p.
 def forward_edges(first: bool) -> Launch:
-    if first:
-        return Launch(
-            "forward_kernel<T, true>", "messages 0", "edges forward", code=code_of("forward_kernel<T, true>"),
-            issue=True, passes="C",
-            fp32="32*n*C*21*e",
-            rows="n*C*(R/16*k + (8*w + 2*w + 1)*e + 4*w)",
-            l2="n*C*(R*k + 8*row*far2*e + 4*row)",
-            dram="n*(R*k + 4*row)",
-            chain="3*lat1*e",
-        )  # fmt: skip
+    name = f"forward_kernel<T, {str(first).lower()}>"
+    flops, table, source = (11, "8", "2") if first else (17, "12", "5")
+    far = "8*row*far2*e" if first else "(12*row*far3 + 5*row*share)*e"
+    centre = 4 if first else 8  # rows
     return Launch(
-        "forward_kernel<T, false>", "messages", "edges forward", code=code_of("forward_kernel<T, false>"),
-            issue=True, passes="C",
-        fp32="32*n*C*27*e",
-        rows="n*C*(R/16*k + (12*w + 5*w)*e + 8*w)",
-        l2="n*C*(R*k + (12*row*far3 + 5*row*share)*e + 8*row)",
-        dram="n*(R*k + (5 + 8)*row)",
-        chain="(lat1 + lat2)*e",
+        name, "messages 0" if first else "messages", "edges forward", code=f"{SASS[name]}*n*C*p*t",
+        issue=True, passes="C",
+        fp32=f"32*n*C*(({flops}*p + 10)*t + 3*p)", other="n*C*6*p",
+        rows=f"n*C*(R/16*t + ({table}*w + {source}*w)*e + 3*p*w + {centre}*w)",
+        l2=f"n*C*(R*e + {far} + {centre}*row)",
+        dram=f"n*(R*e + {centre}*row)" if first else "n*(R*e + (5 + 8)*row)",
+        chain="2*lat1*t" if first else "(lat1 + lat2)*t",
     )  # fmt: skip
 
 
 def backward_edges(first: bool, add: bool) -> Launch:
+    name = f"backward_kernel<T, {str(first).lower()}>"
     partial = 2 if add else 1
-    if first:
-        return Launch(
-            "backward_kernel<T, true>", "messages 0 reversed", "edges backward", code=code_of("backward_kernel<T, true>"),
-            issue=True,
-            passes="C",
-            fp32=f"32*n*C*(37*e + {FOLD})", other=f"n*C*2*{FOLD}",
-            rows=f"n*C*(R/16*k + (8*w + 2*w + 1)*e + w*{FOLD} + {partial}/8*k*w + 4*w)",
-            l2=f"n*C*(R*k + 8*row*far2*e + {partial}*4*b*k + 4*row)",
-            dram=f"n*(R*k + {partial}*4*b*k + 4*row)",
-            chain="3*lat1*e",
-        )  # fmt: skip
+    flops, table, source = (23, "8", "2") if first else (38, "12", "4")
+    far = "8*row*far2*e" if first else "(12*row*far3 + 4*row*share)*e"
+    centre = "4*w" if first else "20*w + 5*p*w"
     return Launch(
-        "backward_kernel<T, false>", "messages reversed", "edges backward", code=code_of("backward_kernel<T, false>"),
-            issue=True, passes="C",
-        fp32=f"32*n*C*(55*e + {FOLD})", other=f"n*C*2*{FOLD}",
-        rows=f"n*C*(R/16*k + (12*w + 4*w)*e + w*{FOLD} + {partial}/8*k*w + 20*w)",
-        l2=f"n*C*(R*k + (12*row*far3 + 4*row*share)*e + {partial}*4*b*k + 20*row)",
-        dram=f"n*(R*k + {partial}*4*b*k + (4 + 16)*row)",
-        chain="(lat1 + lat2)*e",
+        name, "messages 0 reversed" if first else "messages reversed", "edges backward",
+        code=f"{SASS[name]}*n*C*p*t", issue=True, passes="C",
+        fp32=f"32*n*C*({flops}*p + 19)*t", other="n*C*6*t",
+        rows=f"n*C*((R/16 + 4*w + {partial}*w)*t + ({table}*w + {source}*w)*e + {centre})",
+        l2=f"n*C*(R*e + {far} + {partial}*4*b*e + {4 if first else 20}*row)",
+        dram=f"n*(R*e + {partial}*4*b*e + {4 if first else 20}*row)",
+        chain="2*lat1*t" if first else "(lat1 + lat2)*t",
     )  # fmt: skip
 
 
@@ -265,11 +248,11 @@ def message_adjoint() -> list[Launch]:
 
 
 def force_launches() -> list[Launch]:
-    pair = "n*(k*(R + 24 + 4*b*C + 24) + 12*8 + 8)"
+    pair = "n*(k*(R + 24 + 24) + 4*b*C*e + 12*8 + 8)"
     return [
         Launch("pair_kernel<T>", "pair gradients", "forces",
-               fp64="n*(k*(22 + 4*C) + 13*5*32)",
-               rows="n*(k*(R/2 + 16*w*C + 18 + 18)/32 + 13*5*2 + 12)", l2=pair, dram=pair),
+               fp64="n*(k*(28 + 4*C) + 13*5*32)", special="2*n*e",
+               rows="n*((k*(R/2 + 18 + 18) + 16*w*C*e)/32 + 13*5*2 + 12)", l2=pair, dram=pair),
         Launch("gather_kernel", "forces", "forces", fp64="3*n*k",
                rows="4*n*k",  # lanes' edges lie apart: an index and three numbers each
                l2="n*(k*(4 + 48) + 12*8 + 24)", dram="n*(k*(4 + 24) + 12*8 + 24)"),
@@ -312,7 +295,7 @@ def memory_bytes(shapes: Shapes) -> dict[str, int]:
     per_atom_features = 10 * f * shapes.interactions + 10 * f * inner + 10 * f + 2 * h
     per_atom_features += (8 if inner else 4) * f + 18 * f  # of the reverse pass
     atoms = n * b * per_atom_features
-    atoms += n * (8 * (6 + 12 + 1 + 3) + 4 * 12) + 3 * 4 * max(n, 64) + 4 * 3  # lists, sums, forces
+    atoms += n * (8 * (6 + 12 + 1 + 3) + 4 * 13) + 3 * 4 * max(n, 64) + 4 * 3  # lists, sums, forces
     record = 32 if b == 4 else 48
     edges = cap * (record + 24 + 24 + f // CHANNELS * 4 * b + 7 * 4)
     matrices = sum(  # both ways: mix, update in, update out

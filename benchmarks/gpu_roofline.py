@@ -293,7 +293,8 @@ def markdown(report: dict[str, Any]) -> str:
         "## Work of each launch",
         "",
         "n atoms, F channels, C = F/32 chunks, H width of the readout, b bytes of a feature, w = b/4, "
-        "k neighbours in the list, e within the cutoff, R bytes of an edge record, row = 32 b; `share`, "
+        "k neighbours in the list, e within the cutoff, p edges of a turn of a warp's loop, t turns for an "
+        "atom, R bytes of an edge record, row = 32 b; `share`, "
         "`far2`, `far3`: parts of neighbours' rows and of the table that L1 does not have. Units are "
         "explained in `gpu_kernels.py`.",
         "",

@@ -1,8 +1,9 @@
 """What the passes over edges are in machine code: instructions per edge and 32 channels, registers, spills.
 
-Compiles csrc/cuda/edges.cu for one GPU with nvcc, takes it apart with nvdisasm and counts the
-instructions of the loop over edges of each kernel. No GPU is needed. benchmarks/gpu_roofline.py
-counts with these numbers (gpu_kernels.py, SASS), and a test compares.
+Compiles csrc/cuda/edge_passes.cu for one GPU with nvcc, takes it apart with nvdisasm and counts the
+instructions of the loop over edges of each kernel, and how many of its loads are under way at once. No
+GPU is needed. benchmarks/gpu_roofline.py counts with these numbers (gpu_kernels.py, SASS), and a test
+compares.
 
     python benchmarks/gpu_sass.py                 # of sm_90
     python benchmarks/gpu_sass.py --arch sm_80
@@ -25,19 +26,21 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 from benchmarks.common import parser_of
 from benchmarks.cuda_resources import CSRC, FLAGS, parse, readable, run
 
-#: Edges of one chunk that a warp does in one turn of its loop.
-EDGES_A_TURN = {"forward_kernel": 1, "backward_kernel": 8}
+#: Edges of one chunk that a warp does in one turn of its loop, in float32.
+EDGES_A_TURN = 4
 KERNELS = ("forward_kernel<float, true>", "forward_kernel<float, false>",
            "backward_kernel<float, true>", "backward_kernel<float, false>")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Count:
-    """Of one kernel. ``per_edge``: instructions of the loop per edge and 32 channels, by kind."""
+    """Of one kernel. ``per_edge``: instructions of the loop per edge and 32 channels, by kind.
+    ``in_flight``: loads of a warp that the code issues before it waits for the first of them."""
 
     registers: int
     spills: int
     per_edge: dict[str, float]
+    in_flight: int
 
     @property
     def total(self) -> float:
@@ -93,6 +96,26 @@ def loops(body: list[str]) -> list[list[str]]:
     return [code[a:b] for a, b in ranges if b - a > 1]
 
 
+def in_flight(code: list[str]) -> int:
+    """Most loads under way at once, in one turn of a loop; results are taken to arrive in order."""
+    pending: list[set[int]] = []
+    most = 0
+    for instruction in code:
+        used: set[int] = set()
+        for number, wide in re.findall(r"\bR(\d+)(\.64)?", instruction):
+            used |= {int(number), int(number) + bool(wide)}
+        waits = [at for at, target in enumerate(pending) if target & used]
+        if waits:
+            pending = pending[max(waits) + 1 :]
+        load = re.match(r"LDG\S* R(\d+)", instruction)
+        if load:
+            words = re.search(r"\.(64|128)\b", instruction.split()[0])
+            first = int(load[1])
+            pending.append(set(range(first, first + (int(words[1]) // 32 if words else 1))))
+            most = max(most, len(pending))
+    return most
+
+
 def count(disassembly: str, usages: dict, names: dict[str, str]) -> dict[str, Count]:
     """By readable name, of the kernels in KERNELS."""
     found = {}
@@ -103,12 +126,10 @@ def count(disassembly: str, usages: dict, names: dict[str, str]) -> dict[str, Co
             continue
         # Everything that is not the loop over edges is shorter.
         turn = max(loops(text.splitlines()), key=len)
-        edges = EDGES_A_TURN[name.split("<")[0]]
         kinds = Counter(kind(x) for x in turn if not x.startswith("NOP"))
         usage = usages[mangled]
-        found[name] = Count(
-            usage.registers, usage.spills, {key: n / edges for key, n in kinds.items()}
-        )
+        per_edge = {key: n / EDGES_A_TURN for key, n in kinds.items()}
+        found[name] = Count(usage.registers, usage.spills, per_edge, in_flight(turn))
     return found
 
 
@@ -118,9 +139,9 @@ def measure(arch: str = "sm_90") -> dict[str, Count]:
     if missing:
         raise SystemExit(f"{', '.join(missing)} needed, found none; install the CUDA toolkit")
     with tempfile.TemporaryDirectory() as folder:
-        ptx, cubin = Path(folder) / "edges.ptx", Path(folder) / "edges.cubin"
+        ptx, cubin = Path(folder) / "passes.ptx", Path(folder) / "passes.cubin"
         virtual = arch.replace("sm_", "compute_")
-        source = str(CSRC / "cuda" / "edges.cu")
+        source = str(CSRC / "cuda" / "edge_passes.cu")
         run(["nvcc", *FLAGS, f"-arch={virtual}", "-ptx", source, "-o", str(ptx)])
         report = run(["ptxas", "-O3", "-v", f"-arch={arch}", str(ptx), "-o", str(cubin)])
         usages = parse(report, ptx.read_text())
@@ -136,12 +157,14 @@ def main() -> None:
     print(
         "| kernel | instructions per edge and 32 channels | "
         + " | ".join(kinds)
-        + " | registers | spills |"
+        + " | loads in flight | registers | spills |"
     )
-    print("|---|--:|" + "--:|" * (len(kinds) + 2))
+    print("|---|--:|" + "--:|" * (len(kinds) + 3))
     for name, row in found.items():
         each = " | ".join(f"{row.per_edge.get(k, 0):.3g}" for k in kinds)
-        print(f"| `{name}` | {row.total:.3g} | {each} | {row.registers} | {row.spills} |")
+        print(
+            f"| `{name}` | {row.total:.3g} | {each} | {row.in_flight} | {row.registers} | {row.spills} |"
+        )
 
 
 if __name__ == "__main__":

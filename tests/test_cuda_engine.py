@@ -66,7 +66,20 @@ def many():
     return random_system(900, 24.0, (True, False, True), seed=8, distance=0.9)
 
 
-@pytest.mark.parametrize("make", [single_atom, no_atoms, far_apart, one_atom_crystal, needle, many])
+def beyond_the_cutoff():
+    """Edges are in the list, which has a skin, and none of them counts."""
+    return (
+        np.array([6, 8]),
+        np.array([[0.0, 0, 0], [0, 0, 4.1]]),
+        np.zeros((3, 3)),
+        np.zeros(3, bool),
+    )
+
+
+SHAPES = [single_atom, no_atoms, far_apart, beyond_the_cutoff, one_atom_crystal, needle, many]
+
+
+@pytest.mark.parametrize("make", SHAPES)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_shapes_at_the_edge(gpu, models, make, dtype):
     system = make()
@@ -74,6 +87,25 @@ def test_shapes_at_the_edge(gpu, models, make, dtype):
     # An atom with hundreds of neighbours rounds in float32 like the CPU engine: 7e-6 eV.
     scale = 10.0 if make is one_atom_crystal else 1.0
     assert_agree(got, cpu(models["zbl"], system), dtype, len(system[0]), scale)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rows_of_every_length(gpu, models, dtype):
+    """Quarters of a warp share a row: some have an edge less. Edges beyond the cutoff lie among them."""
+    rng = np.random.default_rng(3)
+    _, _, cell, pbc = single_atom()
+    for n in range(2, 12):
+        i = np.arange(n)
+        z, angle = 1 - (2 * i + 1) / n, 2.4 * i  # all around the first atom
+        directions = np.stack([np.cos(angle), np.sin(angle), z / np.sqrt(1 - z**2)], axis=1)
+        # Of the first atom every third neighbour is in the skin only (cutoff 4, skin 0.5).
+        radii = np.where(i % 3 == 2, 4.2, rng.uniform(1.5, 3.9, n))
+        directions *= (radii / np.linalg.norm(directions, axis=1))[:, None]
+        positions = np.concatenate([np.zeros((1, 3)), directions])
+        system = np.resize(ELEMENTS, n + 1), positions, cell, pbc
+        potential = gpu.GpuPotential(models["zbl"], dtype=dtype, skin=0.5)
+        got = compute(potential, system, atom_virials=True)
+        assert_agree(got, cpu(models["zbl"], system), dtype, n + 1)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

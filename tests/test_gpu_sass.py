@@ -43,8 +43,23 @@ def test_loops_are_found_and_kinds_told_apart(sass):
     name = "_Z14forward_kernelIfLb0EEvi"
     found = sass.count(DISASSEMBLY, {name: usage}, {name: "forward_kernel<float, false>"})
     (row,) = found.values()
-    assert row.per_edge == {"loads": 1, "float32": 2, "shuffles": 1, "stores": 1, "other": 1}
-    assert (row.total, row.registers, row.spills) == (6, 40, 0)
+    turn = {"loads": 1, "float32": 2, "shuffles": 1, "stores": 1, "other": 1}
+    assert row.per_edge == {kind: n / sass.EDGES_A_TURN for kind, n in turn.items()}
+    assert (row.total, row.registers, row.spills, row.in_flight) == (1.5, 40, 0, 1)
+
+
+def test_loads_in_flight(sass):
+    code = [
+        "LDG.E.128 R4, desc[UR4][R2.64]",
+        "LDG.E R9, desc[UR4][R20.64]",
+        "LDG.E.64 R10, desc[UR4][R20.64+0x10]",
+        "FADD R12, R7, 1",  # waits for the first, whose last register it reads
+        "LDG.E R13, desc[UR4][R20.64]",
+        "LDG.E R14, desc[UR4][R10.64]",  # its address is loaded: waits for what came before, too
+        "FFMA R15, R14, R14, R13",
+    ]
+    assert sass.in_flight(code) == 3
+    assert sass.in_flight(code[5:]) == 1
 
 
 def test_the_prediction_counts_what_the_code_has(sass):

@@ -1,16 +1,5 @@
-// Kernels over edges.
-//
-// What bounds them, per edge and chunk of 32 channels. L1 delivers a row of 128 bytes a cycle and
-// SM: forward reads 12 rows of the table, 5 of the neighbour and the record, backward 12 and 4, the
-// record, and some 4 for its shuffles: 19 and 23 cycles. Arithmetic is about 30 and 60
-// instructions: an H100 (128 FP32 lanes an SM) needs 8 and 15 cycles for it, so L1 and the issue of
-// instructions bound both; an A100 (64 lanes) is bound by FP32 in reverse. Blocks run chunk by
-// chunk (grid.y is the chunk), so that at any time all of an SM's warps read one chunk's slice of
-// the table, 198 kB with 256 intervals, most of which an A100's or H100's L1 holds. With few atoms
-// the chain record, sender's row, sum is what counts; the next record is therefore loaded ahead.
-// The sums are in benchmarks/gpu_roofline.py; nothing was measured.
+// Edge records before the passes over features (edge_passes.cu); forces, virial, totals after them.
 #include "core/lattice.h"
-#include "core/spline.h"
 #include "cuda/edges.h"
 
 namespace mlff {
@@ -19,7 +8,6 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / 32;
-constexpr int kBatch = 8;  // edges whose sums over channels are taken together
 constexpr unsigned kAllLanes = 0xffffffffu;
 
 __device__ __forceinline__ int64_t thread_index() {
@@ -28,41 +16,72 @@ __device__ __forceinline__ int64_t thread_index() {
 
 __device__ __forceinline__ bool is_finite(double x) { return fabs(x) <= 1.7976931348623157e308; }
 
+// One edge of a centre: its vector, and its record, whose interval is -1 if it does not count.
 template <typename T>
-__global__ void __launch_bounds__(256)
-    geometry_kernel(NeighborView list, double cutoff, double warn_distance, double inverse_spacing,
-                    int intervals, EdgeRecord<T>* records, double* vectors) {
-  const int64_t e = thread_index();
-  State* state = list.state;
-  if (e >= state->num_edges) return;
-  const int64_t sender = list.senders[e], centre = list.receivers[e];
+__device__ __forceinline__ EdgeRecord<T> make_record(const NeighborView& list, int64_t centre,
+                                                     int e, double cutoff, double warn_distance,
+                                                     double inverse_spacing, int intervals,
+                                                     double* vectors) {
+  const int64_t sender = list.senders[e];
+  const int* shift = list.shifts + 3 * static_cast<int64_t>(e);
   const double* cell = list.box->given;
   double r[3], d2 = 0.0;
   for (int a = 0; a < 3; ++a) {
-    const int* shift = list.shifts + 3 * e;
     r[a] = (list.positions[3 * sender + a] - list.positions[3 * centre + a]) +
            (shift[0] * cell[a] + shift[1] * cell[3 + a] + shift[2] * cell[6 + a]);
     d2 += r[a] * r[a];
-    vectors[3 * e + a] = r[a];
+    vectors[3 * static_cast<int64_t>(e) + a] = r[a];
   }
   EdgeRecord<T> record;
   record.sender = static_cast<int>(sender);
+  record.species = list.species[sender];
+  record.edge = e;
   record.interval = -1;
-  record.r[0] = record.r[1] = record.r[2] = record.inverse = record.t = T(0);
+  record.r[0] = record.r[1] = record.r[2] = record.t = T(0);
   const bool inside = d2 < cutoff * cutoff;
   if (inside && d2 > kSamePoint * kSamePoint) {
     const double d = sqrt(d2), inverse = 1.0 / d, position = d * inverse_spacing;
     const int interval = min(static_cast<int>(position), intervals - 1);
     record.interval = interval;
     record.t = static_cast<T>(position - interval);
-    record.inverse = static_cast<T>(inverse);
     for (int a = 0; a < 3; ++a) record.r[a] = static_cast<T>(r[a] * inverse);
-    if (d < warn_distance) atomicMin(&state->close_edge, static_cast<int>(e));
+    if (d < warn_distance) atomicMin(&list.state->close_edge, e);
   } else if (inside || !is_finite(d2)) {
-    atomicOr(&state->faults, static_cast<unsigned>(inside ? kOnTop : kNotFinite));
-    atomicMin(&state->fault_edge, static_cast<int>(e));
+    atomicOr(&list.state->faults, static_cast<unsigned>(inside ? kOnTop : kNotFinite));
+    atomicMin(&list.state->fault_edge, e);
   }
-  records[e] = record;
+  return record;
+}
+
+// One warp per centre, lanes over its edges. Which record goes where depends on the list alone.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    geometry_kernel(NeighborView list, double cutoff, double warn_distance, double inverse_spacing,
+                    int intervals, EdgeRecord<T>* records, int* ends, double* vectors) {
+  const int64_t c = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+  if (c >= list.n_local) return;
+  const int lane = threadIdx.x % 32, end = list.offsets[c + 1];
+  const unsigned lower = (1u << lane) - 1;
+  int front = list.offsets[c], back = end;
+  for (int first = front; first < end; first += 32) {
+    const int e = first + lane;
+    EdgeRecord<T> record;
+    record.interval = -1;
+    if (e < end) {
+      record =
+          make_record<T>(list, c, e, cutoff, warn_distance, inverse_spacing, intervals, vectors);
+    }
+    const bool counts = record.interval >= 0;
+    const unsigned within = __ballot_sync(kAllLanes, counts);
+    const unsigned beyond = __ballot_sync(kAllLanes, e < end && !counts);
+    if (e < end) {
+      const int at = counts ? front + __popc(within & lower) : back - 1 - __popc(beyond & lower);
+      records[at] = record;
+    }
+    front += __popc(within);
+    back -= __popc(beyond);
+  }
+  if (lane == 0) ends[c] = front;
 }
 
 // Names the atoms of the first edge with a fault and of the first short one. One thread.
@@ -79,179 +98,6 @@ __global__ void name_faults(NeighborView list, const double* vectors) {
     state->close_sender = list.senders[close];
     const double* r = vectors + 3 * static_cast<int64_t>(close);
     state->close_distance = sqrt(r[0] * r[0] + r[1] * r[1] + r[2] * r[2]);
-  }
-}
-
-// --- filters -------------------------------------------------------------------------------------
-
-// Weights of an edge, those of the derivative with 1/spacing.
-template <typename T>
-struct Spline {
-  T q[3], b[3];
-  __device__ __forceinline__ Spline(T t, T inverse_spacing) {
-    mlff::spline_weights(t, q, b);
-    for (T& weight : b) weight *= inverse_spacing;
-  }
-};
-
-// One channel of one block: value and slope from the same four numbers.
-template <typename T, int kBlocks, bool kSlope>
-__device__ __forceinline__ T filter(const T* row, int block, const Spline<T>& spline, T& slope) {
-  const T* at = row + block * kChannels;
-  const T s0 = at[kBlocks * kChannels], s1 = at[3 * kBlocks * kChannels],
-          s2 = at[5 * kBlocks * kChannels];
-  if (kSlope) slope = spline.b[0] * s0 + spline.b[1] * s1 + spline.b[2] * s2;
-  return at[0] + spline.q[0] * s0 + spline.q[1] * s1 + spline.q[2] * s2;
-}
-
-// --- messages ------------------------------------------------------------------------------------
-
-template <typename T, bool kFirst>
-__global__ void __launch_bounds__(kThreads) forward_kernel(EdgeCall<T> p) {
-  constexpr int kBlocks = kFirst ? 2 : 3, kWidth = kFirst ? 2 : 5;
-  const int64_t c = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
-  if (c >= p.n_local) return;
-  const int lane = threadIdx.x % 32, chunk = blockIdx.y, chunks = p.num_channels / kChannels;
-  const int64_t f = p.num_channels, channel = chunk * kChannels + lane;
-  T s = 0, v[3] = {0, 0, 0};
-  if (kFirst) {
-    const int species = p.species[c];
-    if (species >= 0) s = p.embedding[species * f + channel];
-  } else {
-    s = p.s_in[c * f + channel];
-    for (int a = 0; a < 3; ++a) v[a] = p.v_in[(3 * c + a) * f + channel];
-  }
-  const T* table = p.filter.rows + chunk * p.filter.chunk_stride + lane;
-  const T* source = (kFirst ? p.species_x : p.rows) + chunk * kWidth * kChannels + lane;
-  const int begin = p.offsets[c], end = p.offsets[c + 1];
-  EdgeRecord<T> next;
-  if (begin < end) next = p.edges[begin];
-  for (int e = begin; e < end; ++e) {
-    const EdgeRecord<T> edge = next;
-    if (e + 1 < end) next = p.edges[e + 1];
-    if (edge.interval < 0) continue;  // the same for the whole warp
-    const int64_t index = kFirst ? p.species[edge.sender] : edge.sender;
-    const T* x = source + index * chunks * kWidth * kChannels;
-    const T* row = table + static_cast<int64_t>(edge.interval) * 2 * kBlocks * kChannels;
-    const Spline<T> spline(edge.t, p.filter.inverse_spacing);
-    T unused;
-    s += x[0] * filter<T, kBlocks, false>(row, 0, spline, unused);
-    const T along = x[kChannels] * filter<T, kBlocks, false>(row, 1, spline, unused);
-    for (int a = 0; a < 3; ++a) v[a] += along * edge.r[a];
-    if (!kFirst) {
-      const T w2 = filter<T, kBlocks, false>(row, kBlocks - 1, spline, unused);
-      for (int a = 0; a < 3; ++a) v[a] += x[(2 + a) % kWidth * kChannels] * w2;
-    }
-  }
-  p.s_out[c * p.s_stride + channel] = s;
-  for (int a = 0; a < 3; ++a) p.v_out[(3 * c + a) * f + channel] = v[a];
-}
-
-// Halves the number of values that a lane holds. Recursion, not a loop: with a loop some versions
-// of nvcc index the array at run time and put it into local memory.
-template <int kHalf, typename T>
-__device__ __forceinline__ void fold(T (&values)[32], int lane) {
-  const bool upper = (lane & kHalf) != 0;
-#pragma unroll
-  for (int i = 0; i < kHalf; ++i) {
-    const T send = upper ? values[i] : values[i + kHalf];
-    const T keep = upper ? values[i + kHalf] : values[i];
-    values[i] = keep + __shfl_xor_sync(kAllLanes, send, kHalf);
-  }
-  if constexpr (kHalf > 1) fold<kHalf / 2>(values, lane);
-}
-
-// Lane l gets the sum over lanes of values[l]: 31 shuffles, where a sum of each would take 160.
-template <typename T>
-__device__ __forceinline__ T transpose_sum(T (&values)[32], int lane) {
-  fold<16>(values, lane);
-  return values[0];
-}
-
-template <typename T, bool kFirst>
-__global__ void __launch_bounds__(kThreads) backward_kernel(EdgeCall<T> p) {
-  constexpr int kBlocks = kFirst ? 2 : 3;
-  const int64_t c = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
-  if (c >= p.n_local) return;
-  const int lane = threadIdx.x % 32, chunk = blockIdx.y, chunks = p.num_channels / kChannels;
-  const int64_t f = p.num_channels, channel = chunk * kChannels + lane;
-  // First: the centre's adjoints and the sender's features (its edge as receiver). Others: the
-  // centre's features and the neighbour's adjoints (its edge as sender, direction reversed).
-  const T* adjoints = p.rows + chunk * 4 * kChannels + lane;
-  const T* mine = adjoints + c * chunks * 4 * kChannels;
-  T g[4], x[5] = {0, 0, 0, 0, 0}, sums[5] = {0, 0, 0, 0, 0};
-  if (kFirst) {
-    for (int k = 0; k < 4; ++k) g[k] = mine[k * kChannels];
-  } else {
-    const T* own = p.own + (c * chunks + chunk) * 5 * kChannels + lane;
-    for (int k = 0; k < 5; ++k) x[k] = own[k * kChannels];
-  }
-  const T* table = p.filter.rows + chunk * p.filter.chunk_stride + lane;
-  T* partial = p.partial + static_cast<int64_t>(chunk) * p.edge_capacity * 4;
-  const int end = p.offsets[c + 1];
-  for (int first = p.offsets[c]; first < end; first += kBatch) {
-    T values[4 * kBatch];
-#pragma unroll
-    for (int j = 0; j < kBatch; ++j) {
-      T dd = 0, gx = 0, gy = 0, gz = 0;
-      EdgeRecord<T> edge;
-      edge.interval = -1;
-      if (first + j < end) edge = p.edges[first + j];
-      if (edge.interval >= 0) {
-        const T* row = table + static_cast<int64_t>(edge.interval) * 2 * kBlocks * kChannels;
-        const Spline<T> spline(edge.t, p.filter.inverse_spacing);
-        if (kFirst) {
-          const T* from =
-              p.species_x +
-              (static_cast<int64_t>(p.species[edge.sender]) * chunks + chunk) * 2 * kChannels +
-              lane;
-          x[0] = from[0];
-          x[1] = from[kChannels];
-        } else {
-          const T* from = adjoints + static_cast<int64_t>(edge.sender) * chunks * 4 * kChannels;
-          for (int k = 0; k < 4; ++k) g[k] = from[k * kChannels];
-        }
-        T slope0, slope1, slope2 = 0;
-        const T w0 = filter<T, kBlocks, true>(row, 0, spline, slope0);
-        const T w1 = filter<T, kBlocks, true>(row, 1, spline, slope1);
-        T along = g[1] * edge.r[0] + g[2] * edge.r[1] + g[3] * edge.r[2];
-        T scale = x[1] * w1;
-        if (!kFirst) {  // the reversed edge's direction is -r
-          along = -along;
-          scale = -scale;
-          const T w2 = filter<T, kBlocks, true>(row, kBlocks - 1, spline, slope2);
-          sums[0] += g[0] * w0;
-          sums[1] += along * w1;
-          for (int a = 0; a < 3; ++a) sums[2 + a] += g[1 + a] * w2;
-          dd = (g[1] * x[2] + g[2] * x[3] + g[3] * x[4]) * slope2;
-        }
-        dd += g[0] * x[0] * slope0 + along * x[1] * slope1;
-        gx = scale * g[1];
-        gy = scale * g[2];
-        gz = scale * g[3];
-      }
-      values[4 * j] = dd;
-      values[4 * j + 1] = gx;
-      values[4 * j + 2] = gy;
-      values[4 * j + 3] = gz;
-    }
-    const T total = transpose_sum(values, lane);
-    if (first + lane / 4 < end) {
-      T* to = partial + 4 * static_cast<int64_t>(first) + lane;
-      *to = p.accumulate ? *to + total : total;
-    }
-  }
-  if (!kFirst) {
-    const T x2 = p.x2[c * f + channel];
-    T dot = 0;
-    for (int a = 0; a < 3; ++a) {
-      dot += sums[2 + a] * p.v_in[(3 * c + a) * f + channel];
-      p.gv[(3 * c + a) * f + channel] = mine[(1 + a) * kChannels] + x2 * sums[2 + a];
-    }
-    p.gx[c * 3 * f + channel] = sums[0];
-    p.gx[c * 3 * f + f + channel] = sums[1];
-    p.gx[c * 3 * f + 2 * f + channel] = dot;
-    p.gs[c * f + channel] = mine[0];
   }
 }
 
@@ -275,33 +121,37 @@ __global__ void __launch_bounds__(kThreads)
   double total[kCentreSums + 1];
 #pragma unroll
   for (int k = 0; k <= kCentreSums; ++k) total[k] = 0.0;
-  for (int64_t e = list.offsets[c] + lane; e < end; e += 32) {
-    const EdgeRecord<T> edge = records[e];
+  for (int64_t at = list.offsets[c] + lane; at < end; at += 32) {
+    const EdgeRecord<T> edge = records[at];
+    const int64_t e = edge.edge;
     double d[3] = {0.0, 0.0, 0.0};
     if (edge.interval >= 0) {
+      const double* vector = vectors + 3 * e;
+      const double distance =
+          sqrt(vector[0] * vector[0] + vector[1] * vector[1] + vector[2] * vector[2]);
+      const double inverse = 1.0 / distance;
+      double along = 0.0;  // dE/dd
       if (partial) {
         double g[4] = {0.0, 0.0, 0.0, 0.0};
         for (int chunk = 0; chunk < chunks; ++chunk) {
-          const T* from = partial + 4 * (chunk * list.edge_capacity + e);
+          const T* from = partial + 4 * (chunk * list.edge_capacity + at);
           for (int k = 0; k < 4; ++k) g[k] += static_cast<double>(from[k]);
         }
-        const double inverse = static_cast<double>(edge.inverse);
         double dot = 0.0;
-        for (int a = 0; a < 3; ++a) dot += g[1 + a] * static_cast<double>(edge.r[a]);
         for (int a = 0; a < 3; ++a) {
-          d[a] = (g[0] - dot * inverse) * static_cast<double>(edge.r[a]) + g[1 + a] * inverse;
+          d[a] = g[1 + a] * inverse;
+          dot += d[a] * vector[a] * inverse;
         }
+        along = g[0] - dot;
       }
       if (repulsion.pairs) {
-        const double* r = vectors + 3 * e;
-        const double distance = sqrt(r[0] * r[0] + r[1] * r[1] + r[2] * r[2]);
         double energy, slope;
-        const int pair = list.species[c] * repulsion.num_species + list.species[edge.sender];
+        const int pair = list.species[c] * repulsion.num_species + edge.species;
         pair_repulsion(repulsion.pairs[pair], repulsion.screening, distance, energy, slope);
         total[kCentreSums] += 0.5 * energy;
-        const double half = weights ? 0.5 * weights[c] : 0.5;
-        for (int a = 0; a < 3; ++a) d[a] += half * slope * r[a] / distance;
+        along += (weights ? 0.5 * weights[c] : 0.5) * slope;
       }
+      for (int a = 0; a < 3; ++a) d[a] += along * inverse * vector[a];
     }
     if (partial) {
       for (int a = 0; a < 3; ++a) {
@@ -379,40 +229,15 @@ __global__ void final_totals(const double* work, double* total) {
   total[threadIdx.x] = sum;
 }
 
-template <typename T>
-dim3 centre_grid(const EdgeCall<T>& pass) {
-  return dim3(blocks_for(pass.n_local, kWarps), pass.num_channels / kChannels);
-}
-
 }  // namespace
 
 template <typename T>
 void edge_geometry(const NeighborView& list, double cutoff, double warn_distance,
-                   double inverse_spacing, int intervals, EdgeRecord<T>* records, double* vectors,
-                   cudaStream_t stream) {
-  MLFF_LAUNCH(geometry_kernel<T>, dim3(blocks_for(list.edge_capacity, 256)), dim3(256), 0, stream,
-              list, cutoff, warn_distance, inverse_spacing, intervals, records, vectors);
+                   double inverse_spacing, int intervals, EdgeRecord<T>* records, int* ends,
+                   double* vectors, cudaStream_t stream) {
+  MLFF_LAUNCH(geometry_kernel<T>, dim3(blocks_for(list.n_local, kWarps)), dim3(kThreads), 0, stream,
+              list, cutoff, warn_distance, inverse_spacing, intervals, records, ends, vectors);
   MLFF_LAUNCH(name_faults, dim3(1), dim3(1), 0, stream, list, vectors);
-}
-
-template <typename T>
-void edge_forward(const EdgeCall<T>& pass, bool first, cudaStream_t stream) {
-  if (pass.n_local == 0) return;
-  if (first) {
-    MLFF_LAUNCH((forward_kernel<T, true>), centre_grid(pass), dim3(kThreads), 0, stream, pass);
-  } else {
-    MLFF_LAUNCH((forward_kernel<T, false>), centre_grid(pass), dim3(kThreads), 0, stream, pass);
-  }
-}
-
-template <typename T>
-void edge_backward(const EdgeCall<T>& pass, bool first, cudaStream_t stream) {
-  if (pass.n_local == 0) return;
-  if (first) {
-    MLFF_LAUNCH((backward_kernel<T, true>), centre_grid(pass), dim3(kThreads), 0, stream, pass);
-  } else {
-    MLFF_LAUNCH((backward_kernel<T, false>), centre_grid(pass), dim3(kThreads), 0, stream, pass);
-  }
 }
 
 template <typename T>
@@ -442,9 +267,7 @@ void sum_totals(int64_t n_local, const double* energies, const double* sums, dou
 
 #define MLFF_INSTANTIATE(T)                                                                        \
   template void edge_geometry<T>(const NeighborView&, double, double, double, int, EdgeRecord<T>*, \
-                                 double*, cudaStream_t);                                           \
-  template void edge_forward<T>(const EdgeCall<T>&, bool, cudaStream_t);                           \
-  template void edge_backward<T>(const EdgeCall<T>&, bool, cudaStream_t);                          \
+                                 int*, double*, cudaStream_t);                                     \
   template void pair_gradients<T>(const NeighborView&, const RepulsionView&, int,                  \
                                   const EdgeRecord<T>*, const double*, const T*, const double*,    \
                                   double*, double*, double*, cudaStream_t);

@@ -1,8 +1,8 @@
 // Passes over edges on the device: geometry, messages, their reverse, forces and virial.
 //
-// Rows that neighbours read interleave their blocks in chunks of 32 channels, one for each lane of
-// a warp: [row][F / 32][blocks][32]. A warp has one centre and one chunk, keeps that centre's sums
-// in registers and gathers over its edges, forward and in reverse (the list is symmetric:
+// Rows that neighbours read interleave their blocks in chunks of 32 channels:
+// [row][F / 32][blocks][32]. A warp has one centre and one chunk, keeps that centre's sums in
+// registers and gathers over its edges, forward and in reverse (the list is symmetric:
 // core/kernels_edges-inl.h), so feature passes need no atomics and give the same bits in every run.
 #pragma once
 
@@ -17,26 +17,21 @@ namespace gpu {
 
 constexpr int kChannels = 32;  // of a chunk
 
-// What a record lacks to a multiple of 16 bytes, written like the rest: lanes read it, too.
+// An edge ready for use: 32 bytes in float32, two 16-byte reads. Records of a centre lie where the
+// list has its edges, but those within the cutoff come first (in the list's order) and the rest
+// last, so that passes over features meet no edge in vain.
 template <typename T>
-struct EdgePad {};
-template <>
-struct EdgePad<float> {
-  int unused = 0;
-};
-
-// An edge ready for use: 32 bytes in float32, two 16-byte reads of all lanes at one address.
-template <typename T>
-struct alignas(16) EdgeRecord : EdgePad<T> {
+struct alignas(16) EdgeRecord {
   T r[3];        // direction from centre to sender
-  T inverse;     // 1 / distance, 1/Angstrom
   T t;           // place within the interval of the table, 0 to 1
   int interval;  // of the table; -1 at or beyond the cutoff
-  int sender;
+  int sender;    // its row
+  int species;   // of the sender
+  int edge;      // of the list
 };
-// Every byte belongs to a member.
-static_assert(sizeof(EdgeRecord<float>) == 5 * sizeof(float) + 3 * sizeof(int), "a hole");
-static_assert(sizeof(EdgeRecord<double>) == 5 * sizeof(double) + 2 * sizeof(int), "a hole");
+// Every byte belongs to a member: lanes read them all.
+static_assert(sizeof(EdgeRecord<float>) == 4 * sizeof(float) + 4 * sizeof(int), "a hole");
+static_assert(sizeof(EdgeRecord<double>) == 4 * sizeof(double) + 4 * sizeof(int), "a hole");
 
 // Filters of one interaction, [F / 32][intervals + 2][value | slope][blocks][32]; see FilterTable
 // in core/tables.h. The first interaction has two blocks, others three.
@@ -59,6 +54,7 @@ struct EdgeCall {
   int64_t n_local = 0, edge_capacity = 0;
   int num_channels = 0;          // F, a multiple of 32
   const int* offsets = nullptr;  // [n_local + 1]
+  const int* ends = nullptr;     // [n_local], where the records within the cutoff end
   const int* species = nullptr;  // [n_rows]
   const EdgeRecord<T>* edges = nullptr;
   FilterView<T> filter;
@@ -82,18 +78,18 @@ struct EdgeCall {
   T* gx = nullptr;
   T* gs = nullptr;
   T* gv = nullptr;
-  // backward, added to or, if !accumulate, set: [F / 32][capacity][4], dE/dd and the vector g that
-  // multiplies (1 - r r^T)/d.
+  // backward, added to or, if !accumulate, set: [F / 32][capacity][4], by record: dE/dd and the
+  // vector g that multiplies (1 - r r^T)/d.
   T* partial = nullptr;
   bool accumulate = false;
 };
 
-// Records, and edge vectors [capacity][3] in Angstrom. Faults go to the view's state, and so does
-// an edge shorter than `warn_distance`.
+// Records and their ends [n_local], and edge vectors [capacity][3] in Angstrom, in the list's
+// order. Faults go to the view's state, and so does an edge shorter than `warn_distance`.
 template <typename T>
 void edge_geometry(const NeighborView& list, double cutoff, double warn_distance,
-                   double inverse_spacing, int intervals, EdgeRecord<T>* records, double* vectors,
-                   cudaStream_t stream);
+                   double inverse_spacing, int intervals, EdgeRecord<T>* records, int* ends,
+                   double* vectors, cudaStream_t stream);
 
 template <typename T>
 void edge_forward(const EdgeCall<T>& pass, bool first, cudaStream_t stream);

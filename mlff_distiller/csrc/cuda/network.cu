@@ -165,6 +165,7 @@ void Network<T>::each_of_step(Self& net, const NeighborView& list, bool gradient
     f(layer.message_slope, k > 0 ? n * c : -1);
   }
   f(net.records_, edges);
+  f(net.edge_ends_, n);
   f(net.vectors_, 3 * edges);
   f(net.energies_, n);
   f(net.centre_sums_, kCentreSums * n);
@@ -228,7 +229,7 @@ void Network<T>::begin(const NeighborView& list, const double* weights, bool gra
   weights_ = weights;
   gradients_ = gradients;
   edge_geometry(list, cutoff_, warn_distance, inverse_spacing_, intervals_, records_.data(),
-                vectors_.data(), stream);
+                edge_ends_.data(), vectors_.data(), stream);
 }
 
 template <typename T>
@@ -239,6 +240,7 @@ EdgeCall<T> Network<T>::pass(int64_t k) const {
   pass.edge_capacity = list_.edge_capacity;
   pass.num_channels = f_;
   pass.offsets = list_.offsets;
+  pass.ends = edge_ends_.data();
   pass.species = list_.species;
   pass.edges = records_.data();
   pass.filter.rows = layer.table.data();

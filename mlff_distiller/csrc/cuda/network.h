@@ -97,6 +97,7 @@ class Network {
   bool gradients_ = false;
   int64_t generation_ = 0;
   DeviceMemory<EdgeRecord<T>> records_;
+  DeviceMemory<int> edge_ends_;
   DeviceMemory<double> vectors_, pair_gradients_, centre_sums_, energies_, work_, uncertainties_;
   DeviceMemory<T> partial_;
   DeviceMemory<T> adjoints_[2];
