@@ -94,13 +94,14 @@ void PairPaiNN::settings(int narg, char** arg) {
     extrapolation_ = Extrapolation::kIgnore;
 }
 
-const PairPaiNN::Keyword PairPaiNN::kKeywords[7] = {
+const PairPaiNN::Keyword PairPaiNN::kKeywords[8] = {
     {"device", &PairPaiNN::set_device, false},
     {"precision", &PairPaiNN::set_precision, false},
     {"threads", &PairPaiNN::set_threads, false},
     {"tabulate", &PairPaiNN::set_tabulate, false},
     {"extrapolation", &PairPaiNN::set_extrapolation, false},
     {"math", &PairPaiNN::set_math, false},
+    {"gpu_aware", &PairPaiNN::set_gpu_aware, false},
     {"uncertainty", &PairPaiNN::set_uncertainty, true},
 };
 
@@ -152,6 +153,10 @@ void PairPaiNN::set_extrapolation(const char* value) {
 void PairPaiNN::set_math(const char* value) {
   const std::vector<const char*> names = {"float32", "tf32", "bfloat16"};
   math_ = names[static_cast<size_t>(choose("math", value, names))];
+}
+
+void PairPaiNN::set_gpu_aware(const char* value) {
+  gpu_aware_ = static_cast<GpuAware>(choose("gpu_aware", value, {"auto", "on", "off"}));
 }
 
 void PairPaiNN::allocate() {

@@ -192,15 +192,6 @@ __global__ void uncertainty_kernel(int64_t n, int width, const T* hidden, const 
   if (lane == 0) uncertainties[i] = species[i] < 0 ? 0.0 : sqrt(sum + floor_squared);
 }
 
-template <typename T>
-__global__ void ghosts_kernel(int64_t n_local, int64_t count, int width, const int* owners,
-                              T* rows) {
-  const int64_t index = thread_index();
-  if (index >= count * width) return;
-  const int64_t ghost = index / width, at = index % width;
-  rows[(n_local + ghost) * width + at] = rows[static_cast<int64_t>(owners[ghost]) * width + at];
-}
-
 }  // namespace
 
 template <typename T>
@@ -264,14 +255,6 @@ void uncertainty(int64_t n, int width, const T* hidden, const T* weight, const T
               n, width, hidden, weight, bias, floor_squared, species, uncertainties);
 }
 
-template <typename T>
-void copy_ghosts(int64_t n_local, int64_t count, int width, const int* owners, T* rows,
-                 cudaStream_t stream) {
-  if (count == 0) return;
-  MLFF_LAUNCH(ghosts_kernel<T>, dim3(blocks_for(count * width, kThreads)), dim3(kThreads), 0,
-              stream, n_local, count, width, owners, rows);
-}
-
 #define MLFF_INSTANTIATE(T)                                                                      \
   template void silu<T>(int64_t, int, const T*, T*, T*, cudaStream_t);                           \
   template void scale<T>(int64_t, const T*, T*, cudaStream_t);                                   \
@@ -285,8 +268,7 @@ void copy_ghosts(int64_t n_local, int64_t count, int width, const int* owners, T
   template void readout<T>(int64_t, int, const T*, const T*, const double*, const int*,          \
                            const double*, T*, double*, cudaStream_t);                            \
   template void uncertainty<T>(int64_t, int, const T*, const T*, const T*, double, const int*,   \
-                               double*, cudaStream_t);                                           \
-  template void copy_ghosts<T>(int64_t, int64_t, int, const int*, T*, cudaStream_t);
+                               double*, cudaStream_t);
 MLFF_INSTANTIATE(float)
 MLFF_INSTANTIATE(double)
 #undef MLFF_INSTANTIATE

@@ -75,10 +75,5 @@ void uncertainty(int64_t n, int width, const T* hidden, const T* weight, const T
                  double floor_squared, const int* species, double* uncertainties,
                  cudaStream_t stream);
 
-// rows[n_local + g] = rows[owners[g]] for g < count, each of `width` numbers.
-template <typename T>
-void copy_ghosts(int64_t n_local, int64_t count, int width, const int* owners, T* rows,
-                 cudaStream_t stream);
-
 }  // namespace gpu
 }  // namespace mlff
