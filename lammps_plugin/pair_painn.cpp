@@ -89,6 +89,12 @@ void PairPaiNN::settings(int narg, char** arg) {
     set_uncertainty_limit(arg[i + 2]);
     ++i;
   }
+  // What would do nothing in silence.
+  const bool for_gpu = math_ != "float32" || gpu_aware_ == GpuAware::kOn;
+  if (for_gpu && !on_gpu_)
+    error->all(FLERR, format("pair_style painn: %s is for device gpu; use device gpu, or leave it "
+                             "out",
+                             math_ != "float32" ? ("math " + math_).c_str() : "gpu_aware on"));
   // An atom that is too close is one of the things that make it uncertain.
   if (uncertain_ != Extrapolation::kIgnore && !extrapolation_given_)
     extrapolation_ = Extrapolation::kIgnore;

@@ -53,7 +53,7 @@ class PairPaiNN::Gpu : public PairPaiNN::Evaluator {
       : pair_(pair), system_(pair.model_, options), name_(mlff::gpu::device_name(options.device)) {
     single_ = options.precision == mlff::Precision::kFloat32;
     device_exchange_ = options.device_exchange;
-    const bool rounds = single_ && options.math != mlff::gpu::Math::kFloat32;
+    const bool rounds = options.math != mlff::gpu::Math::kFloat32;
     if (rounds && !system_.uses_cublas() && pair_.comm->me == 0)
       pair_.error->warning(FLERR, format("pair_style painn: math %s %s", pair_.math_.c_str(),
                                          mlff::gpu::kNoFasterMath));

@@ -191,16 +191,31 @@ def test_every_atom_of_another_rank_travels_once(prefix, tmp_path):
     assert bytes_per_atom["gpu"] == bytes_per_atom["cpu"] > 0
 
 
-@pytest.mark.parametrize("precision", ["single", "double"])
-def test_rounding_without_cublas_is_a_warning(model, prefix, tmp_path, precision):
-    """It would not be faster; double precision is not rounded."""
+def test_rounding_without_cublas_is_a_warning(model, prefix, tmp_path):
+    """It would not be faster."""
     if on_the_card():
         pytest.skip("asks the emulation: a machine without cuBLAS")
-    style = f"device gpu math tf32 precision {precision}"
-    run = Run("m", systems()["cubic"], model[0], style=style, centroid=False)
+    run = Run("m", systems()["cubic"], model[0], centroid=False)
+    run = replace(run, style="device gpu math tf32 precision single")
     done = run_lmp(tmp_path, prefix + script_of(run, tmp_path))
-    assert ("math tf32 needs cuBLAS to be faster" in done.output) == (precision == "single")
-    assert ("products in tf32 by own kernel" in done.output) == (precision == "single")
+    assert "math tf32 needs cuBLAS to be faster" in done.output
+    assert "products in tf32 by own kernel" in done.output
+
+
+@pytest.mark.parametrize(
+    ("style", "message"),
+    [
+        ("device gpu math tf32 precision double", "this is double precision; use"),
+        ("device gpu math bfloat16", "this is double precision; use"),  # that of the file
+        ("math tf32", "math tf32 is for device gpu; use device gpu, or leave it out"),
+        ("gpu_aware on", "gpu_aware on is for device gpu"),
+    ],
+)
+def test_options_that_would_do_nothing_stop_the_run(model, prefix, tmp_path, style, message):
+    run = Run("n", systems()["cubic"], model[0], style=style, centroid=False)
+    done = run_lmp(tmp_path, prefix + script_of(run, tmp_path))
+    assert done.returncode != 0
+    assert message in done.error, done.output[-1500:]
 
 
 def test_a_build_without_cuda_says_so(model, tmp_path):

@@ -442,6 +442,11 @@ std::unique_ptr<System::Impl> make_system(const ModelFile& model, const SystemOp
   if (!(options.skin >= 0.0) || !std::isfinite(options.skin)) {
     throw InputError("skin must be >= 0 Å, got " + std::to_string(options.skin));
   }
+  if (options.precision == Precision::kFloat64 && options.math != Math::kFloat32) {
+    throw InputError(
+        "math tf32 and bfloat16 round products of single precision, and this is double precision; "
+        "use single precision (float32), or math float32");
+  }
   const CurrentDevice current(options.device);
   if (options.precision == Precision::kFloat32) {
     return std::make_unique<TypedSystem<float>>(model, options);
