@@ -98,8 +98,6 @@ class TypedSystem : public System::Impl {
         ghosts_(options.device_exchange) {
     uses_cublas = dense_.uses_cublas();
     products = dense_.products();
-    totals_.require(kTotals);
-    host_totals_.require(kTotals);
   }
 
   // Without other processes' ghosts. A list that overflows is noticed at the end, and the step
@@ -115,6 +113,7 @@ class TypedSystem : public System::Impl {
       stream_.wait();
       if (!grow_after_overflow()) break;
     }
+    name_edges();
     return results();
   }
 
@@ -129,6 +128,7 @@ class TypedSystem : public System::Impl {
       list_.download_state(stream);
       stream_.wait();
     } while (grow_after_overflow());
+    name_edges();
     check_faults();
     stage_ = 0;
     exchanging_ = false;
@@ -265,6 +265,8 @@ class TypedSystem : public System::Impl {
       host_atom_virials_.require(9 * rows);
     }
     host_energies_.require(n);
+    totals_.require(kTotals * total_shares(n));
+    host_totals_.require(kTotals * total_shares(n));
     if (input.energy_weights) {
       weights_.require(n);
       std::memcpy(host_weights_.require(n), input.energy_weights,
@@ -333,7 +335,7 @@ class TypedSystem : public System::Impl {
     }
     if (input_.forces) copy_down(host_forces_.data(), forces_, 3 * rows, stream);
     if (input_.atom_virials) copy_down(host_atom_virials_.data(), atom_virials_, 9 * rows, stream);
-    copy_down(host_totals_.data(), totals_, kTotals, stream);
+    copy_down(host_totals_.data(), totals_, kTotals * total_shares(n), stream);
     list_.download_state(stream);
   }
 
@@ -388,6 +390,15 @@ class TypedSystem : public System::Impl {
     return true;
   }
 
+  // Few steps have an edge that is short or at fault, so only those ask between which atoms it is.
+  void name_edges() {
+    const State& state = list_.host_state();
+    if (state.fault_edge == INT_MAX && state.close_edge == INT_MAX) return;
+    network_.name_edges(stream_.get());
+    list_.download_state(stream_.get());
+    stream_.wait();
+  }
+
   void check_faults() {
     const State& state = list_.host_state();
     num_builds = state.num_builds;
@@ -399,7 +410,10 @@ class TypedSystem : public System::Impl {
 
   const StepResult& results() {
     check_faults();
-    const double* totals = host_totals_.data();
+    double totals[kTotals] = {};
+    for (int64_t share = 0; share < total_shares(input_.n_local); ++share) {
+      for (int64_t k = 0; k < kTotals; ++k) totals[k] += host_totals_.data()[kTotals * share + k];
+    }
     result_.energy = totals[0];
     for (int a = 0; a < 3; ++a) {  // symmetric but for rounding
       for (int b = 0; b < 3; ++b) {
