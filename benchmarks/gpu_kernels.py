@@ -123,8 +123,9 @@ def _product(what: str, m: str, n: str, k: str, add: bool = False) -> Launch:
     )  # fmt: skip
 
 
-def list_launches() -> list[Launch]:
-    """NeighborList::update where nothing has to be built: all but find_moved return at once."""
+def list_launches(graph: bool) -> list[Launch]:
+    """NeighborList::update where nothing has to be built: a graph skips the kernels of a build by its
+    conditional node, without one they return at once."""
 
     def idle(name: str) -> Launch:
         return Launch(name, "returns at once", "list")
@@ -138,7 +139,7 @@ def list_launches() -> list[Launch]:
         "find_neighbors<false> scan_counts check_capacity drop_overflow find_neighbors<true> "
         "scan_counts scatter_items rank_items finish_build"
     )
-    return [idle("decide_begin"), moved, *map(idle, names.split())]
+    return [idle("decide_begin"), moved, *map(idle, () if graph else names.split())]
 
 
 def geometry_launches() -> list[Launch]:
@@ -147,7 +148,7 @@ def geometry_launches() -> list[Launch]:
         "geometry_kernel<T>", "edge records", "edges",
         fp64="24*n*k", special="2*n*k", rows="(49 + R/2)/32*n*k + 10*n", l2=size, dram=size,
     )  # fmt: skip
-    return [geometry, Launch("name_faults", "one thread", "list")]
+    return [geometry]
 
 
 # Per turn of a lane, which has p channels of one edge. Forward: spline 10, and per channel each filter 3, s 1, along 1, v 3 (and 3 by w2). Reverse: spline 14, the sums over lanes 4 and
@@ -214,17 +215,13 @@ def update_adjoint(last: bool) -> list[Launch]:
 
 def readout() -> list[Launch]:
     narrow = "n*H*b"
-    silu = Launch(
-        "silu_kernel<T>", "silu of the readout", "pointwise", fp32="6*n*H", special="2*n*H",
-        rows="3*n*H/32*w", l2=f"3*{narrow}", dram=f"3*{narrow}",
-    )  # fmt: skip
     energies = Launch(
-        "readout_kernel<T>", "energies", "pointwise", fp64="n*(H + 5*32)",
-        rows="n*(4*H/32*w + 10 + 3)", l2=f"3*{narrow} + 12*n", dram=f"3*{narrow} + 12*n",
+        "readout_kernel<T>", "silu, energies", "pointwise", fp32="8*n*H", special="2*n*H",
+        fp64="n*(H + 5*32)",
+        rows="n*(5*H/32*w + 10 + 3)", l2=f"3*{narrow} + 12*n", dram=f"3*{narrow} + 12*n",
     )  # fmt: skip
     return [
         _product("readout", "n", "H", "F"),
-        silu,
         energies,
         _product("readout reversed", "n", "F", "H"),
     ]
@@ -253,18 +250,18 @@ def force_launches() -> list[Launch]:
         Launch("pair_kernel<T>", "pair gradients", "forces",
                fp64="n*(k*(28 + 4*C) + 13*5*32)", special="2*n*e",
                rows="n*((k*(R/2 + 18 + 18) + 16*w*C*e)/32 + 13*5*2 + 12)", l2=pair, dram=pair),
-        Launch("gather_kernel", "forces", "forces", fp64="3*n*k",
-               rows="4*n*k",  # lanes' edges lie apart: an index and three numbers each
-               l2="n*(k*(4 + 48) + 12*8 + 24)", dram="n*(k*(4 + 24) + 12*8 + 24)"),
-        Launch("partial_totals", "sums, 64 blocks", "forces", fp64="10*n",
-               rows="n*(2 + 9*24)/32", l2="n*(8 + 96)", dram="n*(8 + 96)"),
-        Launch("final_totals", "one warp", "forces"),
+        Launch("finish_kernel<false>", "forces, totals", "forces",
+               fp64="n*(3*k + 3*5*32 + 10)",
+               # Lanes' edges lie apart (three numbers each), their indices do not; shuffles of halves.
+               rows="n*(3*k + k/32 + 3*5*2 + 6 + (2 + 9*24)/32)",
+               l2="n*(k*(4 + 48) + 12*8 + 24 + 8 + 96)",
+               dram="n*(k*(4 + 24) + 12*8 + 24 + 8 + 96)"),
     ]  # fmt: skip
 
 
-def step(interactions: int) -> list[Launch]:
+def step(interactions: int, graph: bool = True) -> list[Launch]:
     """The launches of one step with forces, list not rebuilt, in order (Network, System)."""
-    launches = [*list_launches(), *geometry_launches()]
+    launches = [*list_launches(graph), *geometry_launches()]
     for k in range(interactions):
         last = k + 1 == interactions
         launches += [forward_edges(k == 0), *update_forward(last)]
@@ -276,12 +273,19 @@ def step(interactions: int) -> list[Launch]:
     return launches + force_launches()
 
 
+def total_shares(atoms: int) -> int:
+    """Blocks that share the totals, which the host adds up."""
+    return min(max(ceil(atoms / 512), 1), 64)
+
+
 def bus_bytes(atoms: int) -> tuple[int, int]:
     """Up (cell, positions) and down (energies, forces, totals, state of the list), per step."""
-    return BOX_BYTES + 24 * atoms, 32 * atoms + 8 * TOTALS + STATE_BYTES
+    totals = 8 * TOTALS * total_shares(atoms)
+    return BOX_BYTES + 24 * atoms, 32 * atoms + totals + STATE_BYTES
 
 
 COPIES = 6
+"""Of a step; a graph has a conditional node besides."""
 
 
 #: Box and state of the neighbour list, bytes.
@@ -307,5 +311,5 @@ def memory_bytes(shapes: Shapes) -> dict[str, int]:
     matrices += 2 * f * h + (1 + kinds) * h  # readout, one last layer per species
     matrices += kinds * 3 * f  # embedding, features of species
     table = 2 * (shapes.intervals + 2) * f * (2 + 3 * inner)
-    fixed = b * (matrices + table) + 8 * (kinds + TOTALS * 64 + TOTALS) + LIST_RECORDS
+    fixed = b * (matrices + table) + 8 * (kinds + TOTALS * total_shares(n)) + LIST_RECORDS
     return {"atoms": atoms, "edges": edges, "fixed": fixed}

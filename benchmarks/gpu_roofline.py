@@ -45,8 +45,8 @@ LEFT_OUT = """\
 - that cuBLAS at these narrow shapes does not reach the peak it is charged with, and tf32 and bfloat16
   convert float32 factors on the way;
 - the host: atoms are put in and out of order, results become numpy arrays (on one thread);
-- the list: built every 10 to 50 steps; where it is not, the 17 kernels that look are counted as launches
-  but not the blocks that return at once."""
+- the list: built every 10 to 50 steps; where it is not, the 15 kernels of a build are one conditional node of
+  the graph, counted as a launch, or without a graph launches, whose blocks that return at once are not counted."""
 
 
 @cache
@@ -104,22 +104,22 @@ def bound(launch: Launch, shapes: Shapes, card: Card, math: str) -> dict[str, An
 
 
 @cache
-def bounds(shapes: Shapes, card: Card, math: str) -> list[dict[str, Any]]:
+def bounds(shapes: Shapes, card: Card, math: str, graph: bool) -> list[dict[str, Any]]:
     """Of every launch of a step."""
-    return [bound(x, shapes, card, math) for x in step(shapes.interactions)]
+    return [bound(x, shapes, card, math) for x in step(shapes.interactions, graph)]
 
 
 def predict(
     shapes: Shapes, card: Card, math: str = "float32", graph: bool = True
 ) -> dict[str, Any]:
     """One step: seconds in all and by group, and every launch."""
-    launches = bounds(shapes, card, math)
+    launches = bounds(shapes, card, math, graph)
     groups: dict[str, float] = defaultdict(float)
     for row in launches:
         groups[row["group"]] += row["seconds"]
     groups["bus"] = sum(bus_bytes(shapes.atoms)) / card.bus
     # The device's pause between dependent launches; without a graph the host may be slower than all.
-    groups["launches"] = (len(launches) + COPIES) * card.launch_graph
+    groups["launches"] = (len(launches) + COPIES + 1) * card.launch_graph  # and a conditional node
     total = sum(groups.values())
     if not graph:
         host = (len(launches) + COPIES) * card.launch_stream
@@ -284,7 +284,7 @@ def markdown(report: dict[str, Any]) -> str:
                 *kernel_table(row),
                 "",
                 f"Copies over the bus {row['groups']['bus'] / DETAIL * 1e9:.1f} ns, "
-                f"{len(row['launches'])} launches and {COPIES} copies "
+                f"{len(row['launches'])} launches, a conditional node and {COPIES} copies "
                 f"{row['groups']['launches'] / DETAIL * 1e9:.1f} ns; in all "
                 f"{row['us_per_atom'] * 1e3:.0f} ns.",
             ]

@@ -89,18 +89,25 @@ void PairPaiNN::settings(int narg, char** arg) {
     set_uncertainty_limit(arg[i + 2]);
     ++i;
   }
+  // What would do nothing in silence.
+  const bool for_gpu = math_ != "float32" || gpu_aware_ == GpuAware::kOn;
+  if (for_gpu && !on_gpu_)
+    error->all(FLERR, format("pair_style painn: %s is for device gpu; use device gpu, or leave it "
+                             "out",
+                             math_ != "float32" ? ("math " + math_).c_str() : "gpu_aware on"));
   // An atom that is too close is one of the things that make it uncertain.
   if (uncertain_ != Extrapolation::kIgnore && !extrapolation_given_)
     extrapolation_ = Extrapolation::kIgnore;
 }
 
-const PairPaiNN::Keyword PairPaiNN::kKeywords[7] = {
+const PairPaiNN::Keyword PairPaiNN::kKeywords[8] = {
     {"device", &PairPaiNN::set_device, false},
     {"precision", &PairPaiNN::set_precision, false},
     {"threads", &PairPaiNN::set_threads, false},
     {"tabulate", &PairPaiNN::set_tabulate, false},
     {"extrapolation", &PairPaiNN::set_extrapolation, false},
     {"math", &PairPaiNN::set_math, false},
+    {"gpu_aware", &PairPaiNN::set_gpu_aware, false},
     {"uncertainty", &PairPaiNN::set_uncertainty, true},
 };
 
@@ -152,6 +159,10 @@ void PairPaiNN::set_extrapolation(const char* value) {
 void PairPaiNN::set_math(const char* value) {
   const std::vector<const char*> names = {"float32", "tf32", "bfloat16"};
   math_ = names[static_cast<size_t>(choose("math", value, names))];
+}
+
+void PairPaiNN::set_gpu_aware(const char* value) {
+  gpu_aware_ = static_cast<GpuAware>(choose("gpu_aware", value, {"auto", "on", "off"}));
 }
 
 void PairPaiNN::allocate() {

@@ -2,7 +2,8 @@
 //
 //   pair_style  painn [device auto|cpu|gpu] [precision single|double] [threads N]
 //                     [tabulate on|off] [extrapolation warn|stop|ignore]
-//                     [math float32|tf32|bfloat16] [uncertainty warn|stop VALUE|auto]
+//                     [math float32|tf32|bfloat16] [gpu_aware auto|on|off]
+//                     [uncertainty warn|stop VALUE|auto]
 //   pair_coeff  * * student.pt Si O ...    # one element per atom type, NULL leaves a type out
 //
 // Message passing across ranks. The ghost shell is one cutoff wide, as for a pair potential.
@@ -69,7 +70,7 @@ class PairPaiNN : public Pair {
    public:
     virtual ~Evaluator() = default;
     virtual std::string device() const = 0;         // for the banner
-    virtual size_t max_exchange_bytes() const = 0;  // of one row
+    virtual size_t max_exchange_bytes() const = 0;  // of one row that LAMMPS' comm carries
     virtual bool needs_list() const = 0;            // the full neighbour list of LAMMPS
     // Energies, forces and virials of this step, added to LAMMPS' arrays. Collective.
     virtual void compute() = 0;
@@ -93,7 +94,7 @@ class PairPaiNN : public Pair {
     void (PairPaiNN::*set)(const char* value);
     bool two_values;  // the second one is handed to set_uncertainty_limit()
   };
-  static const Keyword kKeywords[7];
+  static const Keyword kKeywords[8];
   int choose(const char* keyword, const char* value, const std::vector<const char*>& choices);
   void set_device(const char* value);
   void set_precision(const char* value);
@@ -101,6 +102,7 @@ class PairPaiNN : public Pair {
   void set_tabulate(const char* value);
   void set_extrapolation(const char* value);
   void set_math(const char* value);
+  void set_gpu_aware(const char* value);
   void set_uncertainty(const char* value);
   void set_uncertainty_limit(const char* value);
 
@@ -124,7 +126,8 @@ class PairPaiNN : public Pair {
   double find_uncertain(std::string& found) const;
   void check_results(double energy);
   void exchange(const mlff::ExchangeRequest& request);
-  void exchange_remote(const mlff::ExchangeRequest& request);
+  void count_exchange(size_t row_bytes);
+  void swap_rows(const void* packed, void* remote, size_t row_bytes);
   void grow_send_buffer(size_t doubles_per_row);
   void return_totals();
   void forward_rows(void* rows, int doubles_per_row);
@@ -145,6 +148,8 @@ class PairPaiNN : public Pair {
   double given_limit_ = kAuto;  // force units of the run
   bool on_gpu_ = false;
   std::string math_ = "float32";
+  enum class GpuAware { kAuto, kOn, kOff };
+  GpuAware gpu_aware_ = GpuAware::kAuto;  // whether MPI takes addresses of device memory
 
   // model
   std::string model_path_;
@@ -190,7 +195,7 @@ class PairPaiNN : public Pair {
   // owner, so that messages arrive where they belong.
   struct Message {
     int rank = 0;
-    int first = 0;  // row, or place in send_indices_
+    int first = 0;  // among the remote rows, or place in send_indices_
     int count = 0;
   };
   bool plan_valid_ = false;

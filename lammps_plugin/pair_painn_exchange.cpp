@@ -77,16 +77,20 @@ void PairPaiNN::plan_exchange() {
   send_indices_.clear();
   if (comm->nprocs == 1) return;
 
-  // Ghosts of other ranks' atoms in some neighbour list, sorted by owner.
-  std::vector<char> needed(static_cast<size_t>(std::max(1, n_all)), 0);
-  for (int ii = 0; ii < list->inum; ++ii) {
+  // Ghosts of other ranks' atoms in some neighbour list, sorted by owner. Without one, all of them,
+  // as types may change while the plan holds.
+  const bool listed = evaluator_->needs_list();
+  std::vector<char> needed(static_cast<size_t>(std::max(1, n_all)), listed ? 0 : 1);
+  for (int ii = 0; listed && ii < list->inum; ++ii) {
     const int i = list->ilist[ii];
     if (species_[i] < 0) continue;
     for (int k = 0; k < list->numneigh[i]; ++k) needed[list->firstneigh[i][k] & NEIGHMASK] = 1;
   }
+  for (int j = 0; listed && j < n_all; ++j)
+    if (species_[j] < 0) needed[j] = 0;
   std::vector<std::pair<std::pair<int, int>, int>> wanted;  // (rank, index there), ghost
   for (int j = n_local_; j < n_all; ++j)
-    if (needed[j] && species_[j] >= 0 && owners_[2 * j] != me)
+    if (needed[j] && owners_[2 * j] != me)
       wanted.push_back(
           {{static_cast<int>(owners_[2 * j]), static_cast<int>(owners_[2 * j + 1])}, j});
   std::sort(wanted.begin(), wanted.end());
@@ -96,8 +100,7 @@ void PairPaiNN::plan_exchange() {
   for (size_t w = 0; w < wanted.size(); ++w) {
     const auto& owner = wanted[w].first;
     if (w == 0 || owner != wanted[w - 1].first) {
-      if (want_counts[owner.first]++ == 0)
-        receives_.push_back({owner.first, n_local_ + n_remote_, 0});
+      if (want_counts[owner.first]++ == 0) receives_.push_back({owner.first, n_remote_, 0});
       ++receives_.back().count;
       ++n_remote_;
       indices.push_back(owner.second);
@@ -120,25 +123,34 @@ void PairPaiNN::plan_exchange() {
   }
   for (const Message& m : receives_) {
     pending.emplace_back();
-    MPI_Isend(&indices[m.first - n_local_], m.count, MPI_INT, m.rank, kIndexTag, world,
-              &pending.back());
+    MPI_Isend(&indices[m.first], m.count, MPI_INT, m.rank, kIndexTag, world, &pending.back());
   }
   MPI_Waitall(static_cast<int>(pending.size()), pending.data(), MPI_STATUSES_IGNORE);
 }
 
 void PairPaiNN::exchange(const mlff::ExchangeRequest& request) {
-  if (!banner_printed_) {
-    ++exchanges_;
-    exchanged_bytes_per_row_ += static_cast<int64_t>(request.row_bytes);
-  }
   const double start = MPI_Wtime();
+  count_exchange(request.row_bytes);
   if (ghost_rows_) {
     forward_rows(request.rows, static_cast<int>(request.row_bytes / sizeof(double)));
     if (request.backward) keep_ghost_adjoints(request);
   } else {
-    exchange_remote(request);
+    char* rows = static_cast<char*>(request.rows);
+    const size_t bytes = request.row_bytes;
+    grow_send_buffer(bytes / sizeof(double));
+    char* packed = reinterpret_cast<char*>(send_buffer_.data());
+    for (size_t s = 0; s < send_indices_.size(); ++s)
+      std::memcpy(packed + s * bytes, rows + send_indices_[s] * bytes, bytes);
+    swap_rows(packed, rows + n_local_ * bytes, bytes);
   }
   exchange_seconds_ += MPI_Wtime() - start;
+}
+
+// For the banner.
+void PairPaiNN::count_exchange(size_t row_bytes) {
+  if (banner_printed_) return;
+  ++exchanges_;
+  exchanged_bytes_per_row_ += static_cast<int64_t>(row_bytes);
 }
 
 // Never shrinks: growing again would fill megabytes with zeros in each step.
@@ -147,26 +159,21 @@ void PairPaiNN::grow_send_buffer(size_t doubles_per_row) {
   if (send_buffer_.size() < size) send_buffer_.resize(size);
 }
 
-// Rows are received in place. They count as doubles, which they hold, or floats in pairs.
-void PairPaiNN::exchange_remote(const mlff::ExchangeRequest& request) {
-  char* rows = static_cast<char*>(request.rows);
-  const size_t bytes = request.row_bytes;
-  const int width = static_cast<int>(bytes / sizeof(double));
+// Sends rows of owned atoms, packed in the order of the plan, and gets the remote ones in theirs.
+// They count as doubles, which they hold, or floats in pairs. Returns when all have arrived.
+void PairPaiNN::swap_rows(const void* packed, void* remote, size_t row_bytes) {
+  const int width = static_cast<int>(row_bytes / sizeof(double));
   std::vector<MPI_Request> pending;
   pending.reserve(receives_.size() + sends_.size());
   for (const Message& m : receives_) {
     pending.emplace_back();
-    MPI_Irecv(rows + m.first * bytes, m.count * width, MPI_DOUBLE, m.rank, kRowTag, world,
-              &pending.back());
+    MPI_Irecv(static_cast<char*>(remote) + m.first * row_bytes, m.count * width, MPI_DOUBLE, m.rank,
+              kRowTag, world, &pending.back());
   }
-  grow_send_buffer(width);
   for (const Message& m : sends_) {
-    double* to = &send_buffer_[static_cast<size_t>(m.first) * width];
-    for (int k = 0; k < m.count; ++k)
-      std::memcpy(to + static_cast<size_t>(k) * width, rows + send_indices_[m.first + k] * bytes,
-                  bytes);
     pending.emplace_back();
-    MPI_Isend(to, m.count * width, MPI_DOUBLE, m.rank, kRowTag, world, &pending.back());
+    MPI_Isend(static_cast<const char*>(packed) + m.first * row_bytes, m.count * width, MPI_DOUBLE,
+              m.rank, kRowTag, world, &pending.back());
   }
   MPI_Waitall(static_cast<int>(pending.size()), pending.data(), MPI_STATUSES_IGNORE);
 }
@@ -192,8 +199,8 @@ void PairPaiNN::return_totals() {
     }
     for (const Message& m : receives_) {
       pending.emplace_back();
-      MPI_Isend(&totals_[m.first * width], m.count * totals_width_, MPI_DOUBLE, m.rank, kTotalTag,
-                world, &pending.back());
+      MPI_Isend(&totals_[(n_local_ + m.first) * width], m.count * totals_width_, MPI_DOUBLE, m.rank,
+                kTotalTag, world, &pending.back());
     }
     MPI_Waitall(static_cast<int>(pending.size()), pending.data(), MPI_STATUSES_IGNORE);
     for (size_t s = 0; s < send_indices_.size(); ++s)

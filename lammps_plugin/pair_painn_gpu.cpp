@@ -2,8 +2,9 @@
 // neighbour list whenever LAMMPS renews the ghosts, so none is asked of LAMMPS.
 //
 // Every ghost has a row of its own. On one rank all of them are images of owned atoms, which the
-// device copies itself: a step is one CUDA graph and one wait. On several ranks rows travel through
-// page-locked memory of the host and comm->forward_comm().
+// device copies itself: a step is one CUDA graph and one wait. On several ranks the device packs
+// the rows that others need, each atom once however many images it has, and MPI carries them:
+// between the devices if it takes their addresses, else through page-locked memory.
 #include <mpi.h>
 
 #include <algorithm>
@@ -19,6 +20,8 @@
 #include "update.h"
 
 #if defined(MLFF_CUDA)
+#include <dlfcn.h>
+
 #include "cuda/system.h"
 #endif
 
@@ -27,12 +30,30 @@ using mlff::format;
 
 #if defined(MLFF_CUDA)
 
+namespace {
+
+// Whether MPI says that it takes addresses of device memory. Looked up at run time: the library may
+// be another of the header's family, and not each has the function.
+bool mpi_takes_device_memory() {
+#if MLFF_LAMMPS_MPI
+  typedef int (*Query)();
+  // Of Open MPI, and of MPICH since 4.0.
+  const auto query = reinterpret_cast<Query>(dlsym(RTLD_DEFAULT, "MPIX_Query_cuda_support"));
+  return query && query() == 1;
+#else
+  return false;
+#endif
+}
+
+}  // namespace
+
 class PairPaiNN::Gpu : public PairPaiNN::Evaluator {
  public:
   Gpu(PairPaiNN& pair, const mlff::gpu::SystemOptions& options)
       : pair_(pair), system_(pair.model_, options), name_(mlff::gpu::device_name(options.device)) {
     single_ = options.precision == mlff::Precision::kFloat32;
-    const bool rounds = single_ && options.math != mlff::gpu::Math::kFloat32;
+    device_exchange_ = options.device_exchange;
+    const bool rounds = options.math != mlff::gpu::Math::kFloat32;
     if (rounds && !system_.uses_cublas() && pair_.comm->me == 0)
       pair_.error->warning(FLERR, format("pair_style painn: math %s %s", pair_.math_.c_str(),
                                          mlff::gpu::kNoFasterMath));
@@ -40,9 +61,12 @@ class PairPaiNN::Gpu : public PairPaiNN::Evaluator {
 
   std::string device() const override {
     return "gpu " + name_ + ", products " + (single_ ? "in " + pair_.math_ + " " : "") + "by " +
-           system_.products();
+           system_.products() +
+           (pair_.comm->nprocs == 1 ? ""
+            : device_exchange_      ? ", rows of other ranks by MPI between devices"
+                                    : ", rows of other ranks through page-locked memory");
   }
-  size_t max_exchange_bytes() const override { return system_.max_exchange_bytes(); }
+  size_t max_exchange_bytes() const override { return 0; }
   bool needs_list() const override { return false; }
   void compute() override;
 
@@ -55,9 +79,8 @@ class PairPaiNN::Gpu : public PairPaiNN::Evaluator {
   PairPaiNN& pair_;
   mlff::gpu::System system_;
   std::string name_;
-  bool single_ = true;
+  bool single_ = true, device_exchange_ = false;
   std::vector<double> positions_;
-  std::vector<int32_t> ghost_owners_;
 };
 
 // Ranks of one node share its GPUs in turn.
@@ -84,6 +107,8 @@ std::unique_ptr<PairPaiNN::Evaluator> PairPaiNN::make_gpu() {
   options.precision = options_.precision;
   options.math = mlff::gpu::math_from_name(math_);
   options.device = rank % gpus;
+  options.device_exchange =
+      gpu_aware_ == GpuAware::kAuto ? mpi_takes_device_memory() : gpu_aware_ == GpuAware::kOn;
   options.warn_distance = extrapolation_ == Extrapolation::kIgnore ? 0.0 : model_.min_distance;
   return std::make_unique<Gpu>(*this, options);
 }
@@ -98,10 +123,10 @@ void PairPaiNN::Gpu::compute() {
   p.n_rows_ = p.atom->nlocal + p.atom->nghost;
   p.ghost_rows_ = true;
   const bool alone = p.comm->nprocs == 1;
-  bool new_list = !p.plan_valid_ || p.neighbor->ago == 0;
+  const bool new_ghosts = !p.plan_valid_ || p.neighbor->ago == 0;  // the same on all ranks
   // Types may be set between two builds of LAMMPS' lists.
-  if (p.find_species(new_list)) new_list = true;
-  if (new_list) renew_ghosts();
+  const bool new_list = p.find_species(new_ghosts) || new_ghosts;
+  if (new_ghosts) renew_ghosts();
   const mlff::gpu::StepInput input = step_input(new_list);
   std::string problem = p.find_not_finite(p.n_rows_);
   const mlff::gpu::StepResult* result = nullptr;
@@ -132,7 +157,12 @@ void PairPaiNN::Gpu::compute() {
 
   if (!alone) {
     try {
-      while (const mlff::ExchangeRequest* request = system_.advance()) p.exchange(*request);
+      while (const mlff::gpu::RowExchange* rows = system_.advance()) {
+        const double start = MPI_Wtime();
+        p.count_exchange(rows->row_bytes);
+        p.swap_rows(rows->sent, rows->received, rows->row_bytes);
+        p.exchange_seconds_ += MPI_Wtime() - start;
+      }
       result = &system_.finish();
     } catch (const mlff::Error& caught) {  // the device failed: others may be waiting
       p.error->one(FLERR, std::string("pair_style painn: ") + caught.what());
@@ -156,24 +186,12 @@ void PairPaiNN::Gpu::add_uncertainties() {
     p.uncertainties_[i] = found[i] * p.units_.energy / p.units_.length;
 }
 
-// Names of the rows and, on one rank, the owners of the ghosts.
+// Names of the rows, whose atoms ghosts are, and who sends what. Collective.
 void PairPaiNN::Gpu::renew_ghosts() {
   PairPaiNN& p = pair_;
-  const size_t rows = static_cast<size_t>(std::max(1, p.n_rows_));
-  p.plan_valid_ = true;
-  p.n_remote_ = p.comm->nprocs > 1 ? p.atom->nghost : 0;
-  p.row_tags_.resize(rows);
+  p.row_tags_.resize(static_cast<size_t>(std::max(1, p.n_rows_)));
   for (int i = 0; i < p.n_rows_; ++i) p.row_tags_[i] = p.tag_of(i);
-  if (p.comm->nprocs > 1) return;
-  p.owners_.resize(2 * rows);
-  for (int i = 0; i < p.n_local_; ++i) {
-    p.owners_[2 * i] = 0;
-    p.owners_[2 * i + 1] = i;
-  }
-  p.forward_rows(p.owners_.data(), 2);
-  ghost_owners_.resize(rows);
-  for (int i = p.n_local_; i < p.n_rows_; ++i)
-    ghost_owners_[i - p.n_local_] = static_cast<int32_t>(p.owners_[2 * i + 1]);
+  p.plan_exchange();
 }
 
 mlff::gpu::StepInput PairPaiNN::Gpu::step_input(bool new_list) {
@@ -191,7 +209,11 @@ mlff::gpu::StepInput PairPaiNN::Gpu::step_input(bool new_list) {
   input.new_atoms = input.new_list = new_list;
   input.keep_list = true;
   input.skin = p.neighbor->skin / p.units_.length;
-  input.ghost_owners = p.comm->nprocs == 1 ? ghost_owners_.data() : nullptr;
+  // The plan has a row for every atom: of its owner, or behind the owned ones.
+  input.ghosts.sources = p.planned_rows_.data() + p.n_local_;
+  input.ghosts.n_received = p.n_remote_;
+  input.ghosts.sent = p.send_indices_.data();
+  input.ghosts.n_sent = static_cast<int64_t>(p.send_indices_.size());
   input.atom_virials = p.vflag_atom != 0;
   return input;
 }

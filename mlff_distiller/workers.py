@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from mlff_distiller.cpus import usable_cpus
@@ -48,13 +49,33 @@ def run_all(
     if workers == 1:
         yield from map(function, arguments)
         return
-    from loky.process_executor import TerminatedWorkerError
-
-    pool = _pool(workers)
-    futures = [pool.submit(function, argument) for argument in arguments]
+    futures = [start(function, argument, workers) for argument in arguments]
     try:
         for future in futures:
-            yield future.result()
+            yield result_of(future)
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def start(
+    function: Callable[[ArgumentT], ResultT], argument: ArgumentT, workers: int
+) -> Future[ResultT]:
+    """``function(argument)`` by one of the processes of :func:`run_all`, of which there are
+    ``workers``; for :func:`result_of`."""
+    return _pool(workers).submit(function, argument)
+
+
+def result_of(future: Future[ResultT]) -> ResultT:
+    """Wait for what :func:`start` began, and raise its errors.
+
+    Raises:
+        InputError: a worker was killed.
+    """
+    from loky.process_executor import TerminatedWorkerError
+
+    try:
+        return future.result()
     except TerminatedWorkerError:
         raise InputError(
             "a worker process was killed, out of memory perhaps; use fewer workers "
@@ -63,9 +84,6 @@ def run_all(
     except KeyboardInterrupt:
         stop_workers()
         raise
-    finally:
-        for future in futures:
-            future.cancel()
 
 
 def mapper(workers: int) -> Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]:

@@ -139,6 +139,25 @@ def test_lists_are_rebuilt_when_atoms_moved_and_only_then(gpu, models, graph):
     assert potential.num_graph_launches == (11 if graph else 0)
 
 
+def test_a_captured_step_skips_the_kernels_of_a_list_that_it_keeps(gpu, models):
+    """A conditional node: they run where atoms have moved too far, and nowhere else."""
+    potential = gpu.GpuPotential(models["odd"], dtype="float64", skin=0.4)
+    builds = []
+    for turn, moved in enumerate(moves(SYSTEMS["skewed"](), 12, 0.03)):
+        before = potential.num_builds
+        gpu.reset_counters()
+        assert_agree(compute(potential, moved), cpu(models["odd"], moved), "float64", 32)
+        launches = gpu.counters()["launches"]
+        builds.append(potential.num_builds - before)
+        assert launches["find_moved"] == 1
+        expected = builds[-1] if turn else 1  # the first step is not captured
+        for name in ("plan_bins", "find_neighbors<true>", "finish_build"):
+            assert launches.get(name, 0) == expected, (turn, name)
+        assert launches.get("rank_items", 0) == 2 * expected
+    assert 1 in builds[1:]
+    assert 0 in builds[1:]
+
+
 def test_a_deformed_cell_keeps_the_list_while_it_may(gpu, models):
     numbers, positions, cell, pbc = SYSTEMS["skewed"]()
     potential = gpu.GpuPotential(models["zbl"], dtype="float64", skin=0.5)

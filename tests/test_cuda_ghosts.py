@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 from support.cuda_models import MODELS, assert_agree, cpu, export_models
+from support.cuda_module import on_the_card
 from support.students import ELEMENTS
 from support.systems import SYSTEMS
 
-from mlff_distiller.errors import DeviceError
+from mlff_distiller.errors import DeviceError, InputError
 
 
 @pytest.fixture(scope="module")
@@ -35,33 +36,65 @@ def with_ghosts(system, reach):
     return np.concatenate([fractions, *ghosts]) @ cell, owners
 
 
-@pytest.mark.parametrize("way", ["owners", "owners, graph", "exchange"])
+class Plan:
+    """Ghosts as another process would have them: its rows are ours, sent to ourselves.
+
+    Args:
+        n_local: rows of this process.
+        owners: of the ghosts.
+        remote: which of them another process has; the others are copied on the device.
+    """
+
+    def __init__(self, n_local, owners, remote):
+        wanted, places = np.unique(owners[remote], return_inverse=True)
+        self.order = np.random.default_rng(0).permutation(len(wanted))
+        self.sources = owners.copy()
+        self.sources[remote] = n_local + places
+        self.sent = wanted[self.order].astype(np.int32)
+
+    def begin(self, ghosts, n_local, species, positions, *options):
+        ghosts.begin(
+            n_local, species, positions, self.sources, np.zeros(0), *options,
+            sent=self.sent, n_received=len(self.sent),
+        )  # fmt: skip
+
+    def swap(self, rows):
+        """What MPI does."""
+        assert rows["sent"].shape == rows["received"].shape
+        rows["received"][self.order] = rows["sent"]
+
+
+WAYS = {
+    "owners": (0.0, {"graph": False}),
+    "owners, graph": (0.0, {}),
+    "exchange": (1.0, {}),
+    "owners and exchange": (0.5, {}),
+    "exchange between devices": (1.0, {"device_exchange": True}),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("label", ["skewed", "tiny", "slab"])
 def test_local_and_ghost_atoms(gpu, models, label, dtype, way):
-    exchange, graph = way == "exchange", "graph" in way
+    share, options = WAYS[way]
+    if on_the_card() and "device_exchange" in options:
+        pytest.skip("asks the emulation: device memory that the host reaches")
     system = SYSTEMS[label]()
     n = len(system[0])
     reach = MODELS["zbl"]["cutoff"] + 0.3
     positions, owners = with_ghosts(system, reach)
     order = np.concatenate([np.arange(n), owners])
     species = np.array([ELEMENTS.index(z) for z in system[0]], np.int32)[order]
-    ghosts = gpu.GpuSystem(models["zbl"], dtype=dtype, skin=0.3, graph=graph)
+    ghosts = gpu.GpuSystem(models["zbl"], dtype=dtype, skin=0.3, **options)
     rng = np.random.default_rng(0)
+    plan = Plan(n, owners, rng.random(len(owners)) < share)
     displacement = np.zeros((n, 3))
     for step in range(3):  # the list of the first step serves all
         x = positions + displacement[order]
-        ghosts.begin(
-            n,
-            species,
-            x,
-            np.zeros(0, np.int32) if exchange else owners,
-            np.zeros(0),
-            step == 0,
-            True,
-        )
-        while exchange and (request := ghosts.advance()):
-            request["rows"][n:] = request["rows"][owners]
+        plan.begin(ghosts, n, species, x, step == 0, True)
+        while share and (rows := ghosts.advance()):
+            plan.swap(rows)
         got = ghosts.finish()
         forces, virials = np.zeros((n, 3)), np.zeros((n, 3, 3))
         np.add.at(forces, order, got["forces"])
@@ -70,7 +103,55 @@ def test_local_and_ghost_atoms(gpu, models, label, dtype, way):
         got = {**got, "forces": forces, "atom_virials": virials}
         assert_agree(got, want, dtype, n)
         displacement += rng.normal(scale=0.02, size=(n, 3))
-    assert ghosts.num_graph_launches == (2 if graph else 0)
+    assert ghosts.num_graph_launches == (2 if way == "owners, graph" else 0)
+
+
+@pytest.mark.parametrize("device_exchange", [False, True])
+def test_only_rows_that_are_sent_cross_the_bus(gpu, models, device_exchange):
+    """... or none, where MPI takes them from the device. No allocation after the first step."""
+    system = SYSTEMS["skewed"]()
+    n = len(system[0])
+    positions, owners = with_ghosts(system, MODELS["zbl"]["cutoff"] + 0.3)
+    species = np.array([ELEMENTS.index(z) for z in system[0]], np.int32)
+    species = np.concatenate([species, species[owners]])
+    plan = Plan(n, owners, owners < n // 3)
+    assert 0 < len(plan.sent) < n / 2
+    ghosts = gpu.GpuSystem(
+        models["zbl"], dtype="float32", skin=0.3, device_exchange=device_exchange
+    )
+    for step in range(3):
+        plan.begin(ghosts, n, species, positions, step == 0)
+        if step == 1:
+            gpu.reset_counters()
+        exchanges, arrived = 0, 0
+        while True:
+            before = gpu.counters()
+            rows = ghosts.advance()
+            after = gpu.counters()
+            down, up = (after[k] - before[k] for k in ("bytes_to_host", "bytes_to_device"))
+            assert up == arrived
+            if not rows:
+                break
+            arrived = 0 if device_exchange else rows["sent"].nbytes
+            assert down == arrived
+            plan.swap(rows)
+            exchanges += 1
+        assert exchanges == 4
+        ghosts.finish()
+    counters = gpu.counters()
+    assert counters["device_allocations"] == counters["pinned_allocations"] == 0
+    assert counters["pageable_copies"] == 0
+    # Each exchange, the list, the results: one wait.
+    assert counters["host_synchronisations"] == 2 * (4 + 1 + 1) - 1
+
+
+def test_ghosts_without_a_source_are_refused(gpu, models):
+    ((system, positions, owners),) = lists((0.3,))
+    n = len(system[0])
+    species = np.zeros(len(positions), np.int32)
+    ghosts = gpu.GpuSystem(models["zbl"], dtype="float32", skin=0.3)
+    with pytest.raises(InputError, match="sources must have shape"):
+        ghosts.begin(n, species, positions, owners[1:], np.zeros(0))
 
 
 def lists(steps):

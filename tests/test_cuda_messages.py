@@ -18,9 +18,11 @@ from test_messages import check_training_gradients, derivatives, make
 from test_neighbors import System, to_edges
 from torch import Tensor
 
+from mlff_distiller.config import ModelConfig
+from mlff_distiller.models import PaiNN
 from mlff_distiller.ops import neighbor_list
 from mlff_distiller.ops.library import has_kernel, load_library
-from mlff_distiller.ops.messages import message, message_reference
+from mlff_distiller.ops.messages import group_edges, message, message_reference
 
 ORDERS = {
     "forward": ("s_out", "V_out"),
@@ -72,7 +74,8 @@ def by_cpu(order: str, named: dict[str, Tensor], edge_index: Tensor) -> list[Ten
     load_library()
     names = NAMES[4:] if order == "backward" else NAMES
     operator = getattr(torch.ops.mlff, f"painn_message_{order}")
-    return list(operator(*(named[k] for k in names), edge_index))
+    groups = group_edges(edge_index, len(named["x"]))
+    return list(operator(*(named[k] for k in names), edge_index, groups))
 
 
 def assert_agree(found, expected, dtype):
@@ -158,6 +161,21 @@ def test_gradients_by_finite_differences(gpu_operators, parts):
     assert torch.autograd.gradgradcheck(lambda *x: message(*x, edge_index), inputs)
 
 
+def test_edges_are_sorted_once_for_all_layers_and_derivatives(gpu_operators):
+    """... of a training step: three layers, forward, backward twice, double backward."""
+    torch.manual_seed(0)
+    painn = PaiNN(2, ModelConfig(hidden_dim=8, num_rbf=4, cutoff=4.0)).to(DEVICE)
+    species, edge_index = (torch.randint(0, 2, shape).to(DEVICE) for shape in ((8,), (2, 60)))
+    vectors = torch.randn(60, 3, device=DEVICE, requires_grad=True)
+    with torch.profiler.profile() as profile:
+        energies = painn(species, edge_index, vectors)
+        (forces,) = torch.autograd.grad(energies.sum(), vectors, create_graph=True)
+        forces.square().mean().backward(inputs=list(painn.parameters()))
+    calls = {event.key: event.count for event in profile.key_averages()}
+    assert calls["aten::sort"] == 1
+    assert calls["aten::aminmax"] == 1
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_training_gradients_of_the_network(gpu_operators, monkeypatch, dtype):
     check_training_gradients(monkeypatch, dtype, atoms=8, edges=60, device=DEVICE)
@@ -166,20 +184,29 @@ def test_training_gradients_of_the_network(gpu_operators, monkeypatch, dtype):
 def test_bad_arguments_are_refused(gpu_operators):
     inputs, edge_index = made(5, 20, 8, 3)
     features, vectors, filters, directions = (x.detach() for x in inputs)
-    good = (features, vectors, filters, directions, edge_index)
+    groups = group_edges(edge_index, 5)
+    edges = (edge_index, groups)
+    good = (features, vectors, filters, directions, *edges)
     cases = [
         ((features[:4], *good[1:]), "features must have shape"),
-        ((features, vectors, filters[:, :9], directions, edge_index), "2F or 3F"),
-        ((*good[:4], edge_index.int()), "edge_index must be int64"),
-        ((features, vectors.float(), filters, directions, edge_index), "one floating type"),
+        ((features, vectors, filters[:, :9], directions, *edges), "2F or 3F"),
+        ((*good[:4], edge_index.int(), groups), "edge_index must be int64"),
+        ((features, vectors.float(), filters, directions, *edges), "one floating type"),
+        ((*good[:5], group_edges(edge_index, 6)), "edge_groups must be those of these 5 atoms"),
+        ((*good[:5], group_edges(edge_index[:, 1:], 5)), "and 20 edges"),
+        ((*good[:5], groups.int()), "edge_groups must be those of"),
     ]
     for case, text in cases:
         with pytest.raises(ValueError, match=text):
             torch.ops.mlff.painn_message(*case)
+    with pytest.raises(ValueError, match="edge_index must be int64"):
+        group_edges(edge_index.int(), 5)
+    with pytest.raises(ValueError, match="a GPU takes fewer than"):
+        group_edges(edge_index, 2**30)
     # On a GPU an assertion of the device, after which the process can do no more.
     for wrong in () if on_the_card() else (edge_index + 1, edge_index - 1):
         with pytest.raises(RuntimeError, match=r"within 0 \.\. atoms - 1"):
-            torch.ops.mlff.painn_message(*good[:4], wrong)
+            group_edges(wrong, 5)
     scalars = vectors[:, 0]
     with pytest.raises(ValueError, match="grad_scalars must be"):
         torch.ops.mlff.painn_message_backward(scalars[:3], vectors, *good)

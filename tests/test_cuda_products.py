@@ -232,7 +232,28 @@ def test_rounding_without_cublas_is_a_warning(with_gpu, models):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         NativePotential(models["one"], device="cuda")
-        NativePotential(models["one"], device="cuda", math="tf32", dtype="float64")
+
+
+def test_rounding_of_double_precision_is_refused(with_gpu, models):
+    """It would do nothing: in ASE, in OpenMM, of the bare engine, where the file says float64."""
+    said = "math tf32 and bfloat16 round products of single precision, and this is double"
+    for math in ("tf32", "bfloat16"):
+        with pytest.raises(InputError, match=said):
+            with_gpu.GpuPotential(models["one"], dtype="float64", math=math)
+        with pytest.raises(InputError, match=said):
+            NativePotential(models["one"], device="cuda", math=math, dtype="float64")
+        with pytest.raises(InputError, match=said):
+            StudentCalculator(models["one"], "cuda", "float64", math=math)
+        with pytest.raises(InputError, match=said):
+            StudentCalculator(models["one"], "cuda", math=math)  # of float64
+    pytest.importorskip("openmm")
+    from mlff_distiller.openmm import painn_force
+
+    numbers, positions, _, _ = SYSTEMS["molecule"]()
+    topology = topology_of(Atoms(numbers, positions))
+    options = {"backend": "python", "device": "cuda", "math": "tf32"}
+    with pytest.raises(InputError, match=said):
+        painn_force(topology, models["one"], precision="double", **options)
 
 
 def test_info_names_the_gpu(with_gpu, models):

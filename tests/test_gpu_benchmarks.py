@@ -52,6 +52,8 @@ def test_launches_bus_and_memory_are_the_engines(roofline, tmp_path, channels, i
 
     expected = Counter(launch.name for launch in kernels.step(interactions))
     assert dict(expected) == counters["launches"]
+    print(sum(expected.values()), "launches a step,", interactions, "interactions")
+    assert sum(expected.values()) == 22 * interactions + 1
     assert (counters["bytes_to_device"], counters["bytes_to_host"]) == kernels.bus_bytes(atoms)
     shapes = kernels.Shapes(
         atoms,

@@ -63,6 +63,23 @@ def test_single_precision(model, prefix, tmp_path):
         assert_same(got, want, energy=1e-6, forces=1e-4, virial=1e-3)
 
 
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("precision", ["single", "double"])
+def test_mpi_that_takes_device_memory(model, prefix, tmp_path, precision, ranks):
+    """As any MPI does under emulation; the same bits as through the host."""
+    if on_the_card():
+        pytest.skip("asks the emulation: an MPI that takes device memory")
+    system = systems()["glass"]
+    found = []
+    for way in ("on", "off"):
+        style = f"device gpu precision {precision} gpu_aware {way}"
+        run = Run("a", system, model[0], style=style, centroid=False)
+        found.append(evaluate([run], tmp_path, ranks, prefix=prefix)["a"])
+    np.testing.assert_array_equal(found[0].forces, found[1].forces)
+    assert found[0].energy == found[1].energy
+    assert_same(found[0], reference(model[1], system), energy=1e-6, forces=1e-4, virial=1e-3)
+
+
 @pytest.fixture(scope="module")
 def soft_model(tmp_path_factory):
     path = tmp_path_factory.mktemp("soft") / "soft.pt"
@@ -78,7 +95,7 @@ def test_trajectories_agree_with_the_cpu(soft_model, prefix, tmp_path):
             after += "\nchange_box all triclinic"
         run = trajectory("t", crystal(), soft_model, fix, 25, after=after, skin=0.1)
         cpu = evaluate([replace(run, style="precision double")], tmp_path)["t"]
-        for ranks in (1, 2):
+        for ranks in (1, 2, 3):
             gpu = evaluate([replace(run, style=STYLE)], tmp_path, ranks, prefix=prefix)["t"]
             assert_same(gpu, cpu, forces=1e-6, virial=1e-5)
 
@@ -152,18 +169,53 @@ def test_banner_names_the_device(model, prefix, tmp_path):
     assert "device gpu " in done.output
     assert re.search(r"products by (cuBLAS 1|own kernel, without cuBLAS)", done.output)
     assert "2 ranks of a node share 1 GPU" in done.output
+    # The wheel's MPI takes no addresses of devices, and says so.
+    assert "rows of other ranks through page-locked memory" in done.output
+    if not on_the_card():
+        run = replace(run, style=STYLE + " gpu_aware on")
+        done = run_lmp(tmp_path, prefix + script_of(run, tmp_path), 2)
+        assert "rows of other ranks by MPI between devices" in done.output
 
 
-@pytest.mark.parametrize("precision", ["single", "double"])
-def test_rounding_without_cublas_is_a_warning(model, prefix, tmp_path, precision):
-    """It would not be faster; double precision is not rounded."""
+def test_every_atom_of_another_rank_travels_once(prefix, tmp_path):
+    """... however many images of it a rank has: as on the CPU, but for atoms in no list there."""
+    wide = tmp_path / "wide.pt"
+    write_student(wide, hidden_dim=32)  # which neither engine pads
+    bytes_per_atom = {}
+    for device in ("cpu", "gpu"):
+        style = f"device {device} precision double"
+        run = Run("b", systems()["tiny"], wide, style=style, centroid=False)
+        done = run_lmp(tmp_path, prefix + script_of(run, tmp_path), 2)
+        (line,) = re.findall(r"exchanged 4 times a step: (\d+) bytes per atom", done.output)
+        bytes_per_atom[device] = int(line)
+    assert bytes_per_atom["gpu"] == bytes_per_atom["cpu"] > 0
+
+
+def test_rounding_without_cublas_is_a_warning(model, prefix, tmp_path):
+    """It would not be faster."""
     if on_the_card():
         pytest.skip("asks the emulation: a machine without cuBLAS")
-    style = f"device gpu math tf32 precision {precision}"
-    run = Run("m", systems()["cubic"], model[0], style=style, centroid=False)
+    run = Run("m", systems()["cubic"], model[0], centroid=False)
+    run = replace(run, style="device gpu math tf32 precision single")
     done = run_lmp(tmp_path, prefix + script_of(run, tmp_path))
-    assert ("math tf32 needs cuBLAS to be faster" in done.output) == (precision == "single")
-    assert ("products in tf32 by own kernel" in done.output) == (precision == "single")
+    assert "math tf32 needs cuBLAS to be faster" in done.output
+    assert "products in tf32 by own kernel" in done.output
+
+
+@pytest.mark.parametrize(
+    ("style", "message"),
+    [
+        ("device gpu math tf32 precision double", "this is double precision; use"),
+        ("device gpu math bfloat16", "this is double precision; use"),  # that of the file
+        ("math tf32", "math tf32 is for device gpu; use device gpu, or leave it out"),
+        ("gpu_aware on", "gpu_aware on is for device gpu"),
+    ],
+)
+def test_options_that_would_do_nothing_stop_the_run(model, prefix, tmp_path, style, message):
+    run = Run("n", systems()["cubic"], model[0], style=style, centroid=False)
+    done = run_lmp(tmp_path, prefix + script_of(run, tmp_path))
+    assert done.returncode != 0
+    assert message in done.error, done.output[-1500:]
 
 
 def test_a_build_without_cuda_says_so(model, tmp_path):

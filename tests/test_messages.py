@@ -146,4 +146,4 @@ def test_inconsistent_shapes_are_refused():
     ]
     for arguments, text in cases:
         with pytest.raises(ValueError, match=text):
-            torch.ops.mlff.painn_message(*arguments)
+            torch.ops.mlff.painn_message(*arguments, messages.group_edges(edge_index, 5))

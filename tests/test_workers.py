@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 from ase.build import bulk
+from ase.calculators.emt import EMT
 
 from mlff_distiller.data import HDF5Dataset, Structure
 from mlff_distiller.errors import InputError
@@ -111,6 +112,59 @@ def test_parallel_labels_are_those_of_one_process(tmp_path: Path) -> None:
         assert a.energy == pytest.approx(b.energy, abs=1e-12)
         np.testing.assert_allclose(a.forces, b.forces, atol=1e-12)
         np.testing.assert_allclose(a.stress, b.stress, atol=1e-14)
+
+
+def test_announced_structures_are_worked_on_ahead() -> None:
+    """... of being asked for, each once, and the labels are the same."""
+    frames = copper(9)
+    teacher = ParallelTeacher("emt", workers=2)
+    teacher.announce(frames)
+    found = teacher.label(frames[:3])
+    ahead = [structure for structure, _ in teacher._submitted.values()]
+    assert [id(s) for s in ahead] == [id(s) for s in frames[3:7]]  # two for each worker
+    futures = [future for _, future in teacher._submitted.values()]
+    found += teacher.label(frames[3:4])  # one that is there already comes from its worker
+    assert futures[0].done()
+    found += teacher.label(frames[4:])
+    assert teacher._submitted == {}
+    assert not teacher._coming
+    expected = get_teacher("emt").label(frames)
+    assert [s.energy for s in found] == pytest.approx([s.energy for s in expected], abs=1e-12)
+
+
+def test_what_was_announced_before_is_forgotten() -> None:
+    frames = copper(8)
+    teacher = ParallelTeacher("emt", workers=2)
+    teacher.announce(frames[:6])
+    teacher.label(frames[:2])
+    teacher.announce(frames[6:])
+    assert teacher._submitted == {}
+    labelled = teacher.label(frames[6:])
+    assert [s.energy for s in labelled] == pytest.approx(
+        [s.energy for s in get_teacher("emt").label(frames[6:])], abs=1e-12
+    )
+
+
+def test_a_structure_that_fails_takes_no_others_along(tmp_path: Path) -> None:
+    """Neither those of its batch nor those ahead of it."""
+    frames = copper(8)
+    name = f"{__name__}:FailsAtNineAtoms"
+    frames[2] = Structure.from_atoms(bulk("Cu", cubic=True).repeat((3, 3, 1))[:9])
+    teacher = ParallelTeacher(name, workers=2)
+    report = label_dataset(frames, teacher, tmp_path / "x.h5", progress=False, batch_size=3)
+    assert report.num_labelled == 7
+    assert sum(report.rejected.values()) == 1
+    assert "nine atoms" in "".join(report.rejected)
+    assert teacher._submitted == {}
+
+
+class FailsAtNineAtoms(EMT):
+    """A teacher's calculator."""
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=()):
+        if len(atoms) == 9:
+            raise RuntimeError("nine atoms are too many")
+        super().calculate(atoms, properties, system_changes)
 
 
 def test_parallel_teachers_keep_their_options() -> None:

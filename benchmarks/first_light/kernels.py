@@ -119,7 +119,7 @@ def measure(path: str, side: int, math: str) -> dict[str, Any]:
 
     for _ in range(1 if card.REHEARSAL else 4):
         call()
-    launches = step(network["num_interactions"])
+    launches = step(network["num_interactions"], graph=False)
     rows = profiled(call, launches)
     near = (network["cutoff"] / (network["cutoff"] + 0.3)) ** 3
     listed = potential.num_edges / len(numbers)

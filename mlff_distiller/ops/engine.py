@@ -63,7 +63,7 @@ class NativePotential:
             :attr:`threads`, :attr:`isa`, :attr:`neighbor_seconds` and profiling do not exist.
         math: on a GPU, how factors of float32 matrix products are rounded: ``float32``, ``tf32``
             or ``bfloat16``. The last two change forces by 1e-4 to 1e-2 relative, and are faster
-            with cuBLAS only: without it there is a warning.
+            with cuBLAS only: without it there is a warning. In float64 they are refused.
         graph: on a GPU, launch repeated steps as one CUDA graph.
 
     Raises:
@@ -96,7 +96,7 @@ class NativePotential:
             self._potential = gpu_module().GpuPotential(
                 str(path), dtype=dtype, skin=skin, math=math, device=index, graph=graph
             )
-            if math != "float32" and dtype == "float32" and not self._potential.cublas:
+            if math != "float32" and not self._potential.cublas:
                 warnings.warn(
                     f"math={math!r} needs cuBLAS to be faster, and none was found: it only rounds; "
                     "install nvidia-cublas, name libcublas in MLFF_CUBLAS, or use math='float32'",

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from mlff_distiller.config import ModelConfig
-from mlff_distiller.ops.messages import message, message_reference
+from mlff_distiller.ops.messages import group_edges, message, message_reference
 from mlff_distiller.students.radial import make_basis, make_cutoff
 
 
@@ -54,6 +54,7 @@ class Interaction(nn.Module):
         edge_index: Tensor,
         directions: Tensor,
         radial: Tensor,
+        edge_groups: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Message passing, then the atom-wise update.
 
@@ -64,6 +65,7 @@ class Interaction(nn.Module):
             directions: (n_edges, 3), unit vectors from receiver to sender.
             radial: (n_edges, num_rbf + 1), basis functions times the cutoff function and, last,
                 the cutoff function itself.
+            edge_groups: of the edges, see :func:`message`.
 
         Returns:
             scalars and vectors of the same shapes.
@@ -79,7 +81,7 @@ class Interaction(nn.Module):
         if torch.jit.is_scripting():
             received = message_reference(features, vectors, filters, directions, edge_index)
         else:
-            received = message(features, vectors, filters, directions, edge_index)
+            received = message(features, vectors, filters, directions, edge_index, edge_groups)
         scalars = scalars + received[0]
         vectors = vectors + received[1]
 
@@ -169,9 +171,12 @@ class PaiNN(nn.Module):
 
         scalars = self.embedding(species)
         vectors = scalars.new_zeros(scalars.shape[0], 3, self.hidden_dim)
+        groups: Tensor | None = None
+        if not torch.jit.is_scripting():
+            groups = group_edges(edge_index, scalars.shape[0])
         for k, interaction in enumerate(self.interactions):
             radial = radials[min(k, len(radials) - 1)]
-            scalars, vectors = interaction(scalars, vectors, edge_index, directions, radial)
+            scalars, vectors = interaction(scalars, vectors, edge_index, directions, radial, groups)
         return self.readout[1](self.readout[0](scalars))
 
 

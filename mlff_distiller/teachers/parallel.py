@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import functools
 import json
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Any
 
+from mlff_distiller.cpus import usable_cpus
 from mlff_distiller.data.structure import Structure, check_structure, without_labels
 from mlff_distiller.energy_model import Labels
 from mlff_distiller.teachers.base import Teacher
 from mlff_distiller.teachers.registry import get_teacher
-from mlff_distiller.workers import run_all
+from mlff_distiller.workers import result_of, start
 
 #: Name, device and options (JSON) of a teacher, for other processes.
 Recipe = tuple[str, str, str]
 
+# Announced structures that wait at each worker, so that none is idle while the last of a batch
+# takes long.
+_AHEAD = 2
+
 
 class ParallelTeacher(Teacher):
     """Labels by worker processes of one thread each; everything else by this process.
+
+    Structures that were announced are worked on ahead of being asked for.
 
     Args:
         name: see :func:`get_teacher`.
@@ -46,6 +55,8 @@ class ParallelTeacher(Teacher):
             self._one.elements,
         )
         self.calculator = self._one.calculator
+        self._coming: deque[Structure] = deque()
+        self._submitted: dict[int, tuple[Structure, Future[Labels]]] = {}  # by id
 
     def check(self, structures: Sequence[Structure]) -> None:
         """Raise InputError for what the teacher cannot label."""
@@ -55,19 +66,49 @@ class ParallelTeacher(Teacher):
         """Labels of one structure, in this process."""
         return self._one.compute(structure)
 
+    def announce(self, structures: Sequence[Structure]) -> None:
+        """These will be asked for, in this order."""
+        for _, future in self._submitted.values():
+            future.cancel()
+        self._submitted.clear()
+        self._coming = deque(structures)
+
     def label(self, structures: Sequence[Structure]) -> list[Structure]:
         """Labels by the workers, in order. Raises InputError."""
         self.check(structures)
-        bare = [without_labels(s) for s in structures]
+        workers = self.workers or usable_cpus()
         # One structure is not worth a start of processes.
-        workers = self.workers if len(bare) > 1 else 1
-        if workers == 1:
+        alone = len(structures) == 1 and id(structures[0]) not in self._submitted
+        if workers == 1 or alone:
             return self._one.label(structures)
-        found = run_all(_label, [(self._recipe, s) for s in bare], workers)
+        for s in structures:
+            self._submit(s, workers)
+        while self._coming and len(self._submitted) < len(structures) + _AHEAD * workers:
+            self._submit(self._coming[0], workers)
+        try:
+            found = [result_of(self._submitted[id(s)][1]) for s in structures]
+        except BaseException:
+            self._drop_failed()
+            raise
+        for s in structures:
+            self._submitted.pop(id(s), None)
         return [
             check_structure(s.with_labels(*labels), f"{s.formula} labelled by {self.name}")
             for s, labels in zip(structures, found, strict=True)
         ]
+
+    def _submit(self, structure: Structure, workers: int) -> None:
+        if self._coming and self._coming[0] is structure:
+            self._coming.popleft()
+        if id(structure) not in self._submitted:
+            argument = (self._recipe, without_labels(structure))
+            self._submitted[id(structure)] = structure, start(_label, argument, workers)
+
+    def _drop_failed(self) -> None:
+        """Whoever gets an error asks for the structures of the batch one by one."""
+        for key, (_, future) in list(self._submitted.items()):
+            if future.cancelled() or (future.done() and future.exception() is not None):
+                del self._submitted[key]
 
 
 @functools.lru_cache(maxsize=1)

@@ -145,6 +145,14 @@ inline void __threadfence_system() { ::cuda_host::suspend(); }
 inline void __nanosleep(unsigned) { ::cuda_host::suspend(); }
 [[noreturn]] inline void __trap() { ::cuda_host::fail("__trap"); }
 
+namespace cuda_host {
+void set_condition(unsigned long long handle, unsigned value);
+}
+inline void cudaGraphSetConditional(unsigned long long handle, unsigned value) {
+  ::cuda_host::suspend();
+  ::cuda_host::set_condition(handle, value);
+}
+
 // --- atomics -------------------------------------------------------------------------------------
 #define CUDA_HOST_ATOMIC(name, type, expression)                               \
   inline type name(type* address, type value) {                                \

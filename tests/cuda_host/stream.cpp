@@ -25,6 +25,12 @@ struct Streams {
   int device_count = 1;
   int device = 0;  // the current one
   Counters counters;
+  struct Condition {
+    unsigned value, initial;
+    bool reset;    // to the initial value, by every launch
+    bool was_set;  // by a kernel of this launch
+  };
+  std::vector<Condition> conditions;  // of handle i + 1; never deleted
 };
 
 Streams& g() {
@@ -92,6 +98,20 @@ void step(const CudaHostStream* wanted) {
   }
 }
 
+Streams::Condition& condition_of(cudaGraphConditionalHandle handle) {
+  if (handle == 0 || handle > g().conditions.size()) throw Error("not a handle of a condition");
+  return g().conditions[handle - 1];
+}
+
+// Of the same kinds and kernels in the same order?
+bool same_work(const std::vector<Operation>& a, const std::vector<Operation>& b) {
+  const auto same = [](const Operation& x, const Operation& y) {
+    if (x.kernel != y.kernel || !x.body != !y.body) return false;
+    return !x.body || same_work(x.body->operations, y.body->operations);
+  };
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(), same);
+}
+
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
@@ -127,6 +147,12 @@ void enqueue(cudaStream_t stream, Operation operation, const char* what) {
                 ", current is " + std::to_string(g().device));
   }
   if (s.capture != nullptr) {
+    if (s.capture->loose) {
+      throw Error(std::string(what) + ": waits for no node that was added to the capture");
+    }
+    if (s.capture->conditional && operation.kernel.empty()) {
+      throw Error(std::string(what) + ": a conditional node takes kernels");
+    }
     s.capture->operations.push_back(std::move(operation));
     return;
   }
@@ -166,6 +192,14 @@ void reset_counters() { g().counters = Counters(); }
 void set_device_count(int count) {
   g().device_count = count;
   if (g().device >= count) g().device = 0;
+}
+
+void set_condition(unsigned long long handle, unsigned value) {
+  if (handle == 0 || handle > g().conditions.size()) fail("not a handle of a condition");
+  Streams::Condition& condition = g().conditions[handle - 1];
+  if (condition.was_set) fail("a condition is set twice, which CUDA does not define");
+  condition.was_set = true;
+  condition.value = value;
 }
 
 void abandon_work() {
@@ -343,6 +377,7 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   if (s.capture == nullptr || s.capture->origin != &s) {
     throw Error("cudaStreamEndCapture: the capture was not begun on this stream");
   }
+  if (s.capture->loose) throw Error("cudaStreamEndCapture: nothing waits for an added node");
   *graph = s.capture;
   for (CudaHostStream* other : all_streams()) {
     if (other->capture == *graph) other->capture = nullptr;
@@ -357,23 +392,100 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* 
   return cudaSuccess;
 }
 
+cudaError_t cudaStreamGetCaptureInfo(cudaStream_t stream, cudaStreamCaptureStatus* status,
+                                     unsigned long long* id, cudaGraph_t* graph,
+                                     const cudaGraphNode_t** dependencies,
+                                     const cudaGraphEdgeData** edges, std::size_t* count) {
+  if (cudaError_t error = cudaStreamIsCapturing(stream, status)) return error;
+  if (*status == cudaStreamCaptureStatusNone) return cudaSuccess;  // the others are not written
+  if (id) *id = 1;
+  *graph = resolve(stream, "cudaStreamGetCaptureInfo").capture;
+  *dependencies = nullptr;
+  *edges = nullptr;
+  *count = 0;
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphConditionalHandleCreate(cudaGraphConditionalHandle* handle, cudaGraph_t graph,
+                                             unsigned default_value, unsigned flags) {
+  if (cudaError_t error = begin_call("cudaGraphConditionalHandleCreate", true)) return error;
+  const bool reset = flags == cudaGraphCondAssignDefault;
+  g().conditions.push_back({default_value, default_value, reset, false});
+  *handle = g().conditions.size();
+  graph->conditions.push_back(*handle);
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphAddNode(cudaGraphNode_t* node, cudaGraph_t graph, const cudaGraphNode_t*,
+                             const cudaGraphEdgeData*, std::size_t,
+                             cudaGraphNodeParams* parameters) {
+  if (cudaError_t error = begin_call("cudaGraphAddNode", true)) return error;
+  cudaConditionalNodeParams& p = parameters->conditional;
+  const auto& of_graph = graph->conditions;
+  if (std::find(of_graph.begin(), of_graph.end(), p.handle) == of_graph.end() || p.size != 1) {
+    throw Error("cudaGraphAddNode: expected a condition of this graph, and size 1");
+  }
+  const auto body = std::make_shared<CudaHostGraph>();
+  body->conditional = true;
+  body->self = body.get();
+  p.phGraph_out = &body->self;
+  const cudaGraphConditionalHandle handle = p.handle;
+  Operation operation;
+  operation.body = body;
+  operation.run = [body, handle] {
+    if (condition_of(handle).value == 0) return;
+    for (const Operation& inside : body->operations) {
+      ++g().counters.launches[inside.kernel];
+      inside.run();
+    }
+  };
+  graph->operations.push_back(std::move(operation));
+  graph->loose = true;
+  *node = reinterpret_cast<cudaGraphNode_t>(body.get());
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamUpdateCaptureDependencies(cudaStream_t stream, cudaGraphNode_t*,
+                                                const cudaGraphEdgeData*, std::size_t count,
+                                                unsigned flags) {
+  if (cudaError_t error = begin_call("cudaStreamUpdateCaptureDependencies", true)) return error;
+  CudaHostGraph* graph = resolve(stream, "cudaStreamUpdateCaptureDependencies").capture;
+  if (graph == nullptr || count != 1 || flags != cudaStreamSetCaptureDependencies) {
+    throw Error("cudaStreamUpdateCaptureDependencies: expected a capture and its new last node");
+  }
+  graph->loose = false;
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamBeginCaptureToGraph(cudaStream_t stream, cudaGraph_t graph,
+                                          const cudaGraphNode_t*, const cudaGraphEdgeData*,
+                                          std::size_t, cudaStreamCaptureMode) {
+  if (cudaError_t error = begin_call("cudaStreamBeginCaptureToGraph", true)) return error;
+  CudaHostStream& s = resolve(stream, "cudaStreamBeginCaptureToGraph");
+  if (stream == nullptr || s.capture != nullptr) {
+    throw Error("cudaStreamBeginCaptureToGraph: the default stream, or one that is captured");
+  }
+  s.capture = graph;
+  graph->origin = &s;
+  ++g().num_captures;
+  return cudaSuccess;
+}
+
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long) {
   if (cudaError_t error = begin_call("cudaGraphInstantiate", true)) return error;
   ++g().counters.graph_instantiations;
-  *exec = new CudaHostGraphExec{graph->operations};
+  *exec = new CudaHostGraphExec{graph->operations, graph->conditions};
   return cudaSuccess;
 }
 
 cudaError_t cudaGraphExecUpdate(cudaGraphExec_t exec, cudaGraph_t graph,
                                 cudaGraphExecUpdateResultInfo* result) {
   if (cudaError_t error = begin_call("cudaGraphExecUpdate", true)) return error;
-  const auto same = [](const Operation& a, const Operation& b) { return a.kernel == b.kernel; };
-  const auto& now = graph->operations;
-  const bool fits =
-      std::equal(now.begin(), now.end(), exec->operations.begin(), exec->operations.end(), same);
+  const bool fits = same_work(graph->operations, exec->operations);
   result->result = fits ? 0 : 1;
   if (!fits) return set_last_error(cudaErrorGraphExecUpdateFailure);
-  exec->operations = now;
+  exec->operations = graph->operations;
+  exec->conditions = graph->conditions;
   ++g().counters.graph_updates;
   return cudaSuccess;
 }
@@ -382,6 +494,15 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
   if (cudaError_t error = begin_call("cudaGraphLaunch", true)) return error;
   if (is_capturing(stream)) throw Error("cudaGraphLaunch: the stream is captured");
   ++g().counters.graph_launches;
+  const std::vector<cudaGraphConditionalHandle> conditions = exec->conditions;
+  const auto reset = [conditions] {
+    for (const cudaGraphConditionalHandle handle : conditions) {
+      Streams::Condition& condition = condition_of(handle);
+      if (condition.reset) condition.value = condition.initial;
+      condition.was_set = false;
+    }
+  };
+  if (!conditions.empty()) enqueue(stream, Operation{reset, {}, {}, 0}, "cudaGraphLaunch");
   for (const Operation& operation : exec->operations) {
     enqueue(stream, operation, "cudaGraphLaunch");
   }

@@ -15,9 +15,10 @@ namespace cuda_host {
 
 struct Operation {
   std::function<void()> run;
-  std::function<bool()> ready;  // empty: always
-  std::string kernel;           // name of the kernel, for counters
-  std::uint64_t number = 0;     // in order of submission
+  std::function<bool()> ready;                    // empty: always
+  std::string kernel;                             // name of the kernel, for counters
+  std::uint64_t number = 0;                       // in order of submission
+  std::shared_ptr<CudaHostGraph> body = nullptr;  // of a conditional node
 };
 
 struct EventState {
@@ -62,8 +63,13 @@ struct CudaHostEvent {
 struct CudaHostGraph {
   std::vector<cuda_host::Operation> operations;
   CudaHostStream* origin = nullptr;
+  std::vector<cudaGraphConditionalHandle> conditions;
+  bool conditional = false;       // the body of a node
+  bool loose = false;             // its last node was added and nothing waits for it yet
+  CudaHostGraph* self = nullptr;  // what phGraph_out points to
 };
 
 struct CudaHostGraphExec {
   std::vector<cuda_host::Operation> operations;
+  std::vector<cudaGraphConditionalHandle> conditions;
 };

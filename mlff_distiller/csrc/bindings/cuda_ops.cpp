@@ -2,8 +2,9 @@
 // tensors and groups edges; the work is done in csrc/cuda, on torch's current stream.
 //
 // The message operators never make the host wait: an edge_index out of range is reported by an
-// assertion on the device, as torch's own index operators do. The neighbour list waits once (twice
-// when its memory has to grow), because the host must know how many edges to make room for.
+// assertion of group_edges on the device, as torch's own index operators do. The neighbour list
+// waits once (twice when its memory has to grow), because the host must know how many edges to make
+// room for.
 
 #include <ATen/Dispatch.h>
 #include <ATen/Functions.h>
@@ -166,37 +167,44 @@ std::tuple<Tensor, Tensor> neighbor_list(const Tensor& positions, const Tensor& 
 
 // --- messages ------------------------------------------------------------------------------------
 
-// Edges in groups of one atom, ascending within a group.
-class Groups {
- public:
-  Groups() = default;
+// Edges by their senders and by their receivers, ascending within an atom: what gathers needs it.
+// Offsets [2 atoms + 1], the senders' first, then edges [2 edges] of which they tell. One sort for
+// all layers and derivatives of a batch.
+Tensor group_edges(const Tensor& edge_index, int64_t atoms) {
+  TORCH_CHECK_VALUE(
+      edge_index.dim() == 2 && edge_index.size(0) == 2 && edge_index.scalar_type() == at::kLong,
+      "edge_index must be int64 of shape (2, edges), got ", edge_index.scalar_type(), " ",
+      edge_index.sizes());
+  TORCH_CHECK_VALUE(atoms >= 0 && atoms < INT_MAX / 2, "a GPU takes fewer than ", INT_MAX / 2,
+                    " atoms, got ", atoms);
+  const int64_t edges = edge_index.size(1);
+  if (edges) {
+    const auto [lowest, highest] = at::aminmax(edge_index);
+    at::_assert_async(lowest.ge(0).logical_and(highest.lt(atoms)),
+                      "edge_index must be within 0 .. atoms - 1");
+  }
   // Keys of 32 bits take half the passes of a radix sort.
-  Groups(const Tensor& atom_of_edge, int64_t atoms) {
-    Tensor sorted;
-    std::tie(sorted, edges_) =
-        at::sort(atom_of_edge.to(at::kInt), std::optional<bool>(true), /*dim=*/0, false);
-    offsets_ = at::searchsorted(sorted, at::arange(atoms + 1, sorted.options()));
-  }
-  gpu::EdgeGroups view() const {
-    return {offsets_.const_data_ptr<int64_t>(), edges_.const_data_ptr<int64_t>()};
-  }
-
- private:
-  Tensor offsets_, edges_;
-};
+  const auto numbers = edge_index.options().dtype(at::kInt);
+  const Tensor first_key = at::arange(2, numbers).mul(atoms).unsqueeze(1);
+  const Tensor all = edge_index.to(at::kInt).add(first_key).flatten();
+  const auto [keys, order] = at::sort(all, std::optional<bool>(true), /*dim=*/0, false);
+  order.narrow(0, edges, edges).sub_(edges);
+  const Tensor parts[] = {at::searchsorted(keys, at::arange(2 * atoms + 1, numbers)), order};
+  return at::cat(at::TensorList(parts));
+}
 
 struct Inputs : mlff_bindings::MessageInputs {
-  Inputs(const Tensor& x, const Tensor& v, const Tensor& w, const Tensor& r, const Tensor& ei)
-      : MessageInputs(x, v, w, r, ei) {
-    TORCH_CHECK_VALUE(atoms < INT_MAX, "a GPU takes fewer than 2147483647 atoms, got ", atoms);
-    if (edges) {
-      const auto [lowest, highest] = at::aminmax(edge_index);
-      at::_assert_async(lowest.ge(0).logical_and(highest.lt(atoms)),
-                        "edge_index must be within 0 .. atoms - 1");
-    }
+  Tensor groups;  // of group_edges, for this edge_index
+
+  Inputs(const Tensor& x, const Tensor& v, const Tensor& w, const Tensor& r, const Tensor& ei,
+         const Tensor& edge_groups)
+      : MessageInputs(x, v, w, r, ei), groups(edge_groups) {
+    TORCH_CHECK_VALUE(groups.is_contiguous() && groups.scalar_type() == at::kLong &&
+                          groups.device() == v.device() && groups.dim() == 1 &&
+                          groups.numel() == 2 * (atoms + edges) + 1,
+                      "edge_groups must be those of these ", atoms, " atoms and ", edges,
+                      " edges, got ", groups.scalar_type(), " ", groups.sizes());
   }
-  Groups by_receiver() const { return Groups(edge_index.select(0, 1), atoms); }
-  Groups by_sender() const { return Groups(edge_index.select(0, 0), atoms); }
 
   template <typename T>
   gpu::MessageCall<T> pass() const {
@@ -204,6 +212,9 @@ struct Inputs : mlff_bindings::MessageInputs {
     p.atoms = atoms, p.num_edges = edges, p.channels = channels, p.vectors = vectors;
     p.senders = edge_index.const_data_ptr<int64_t>();
     p.receivers = p.senders + edges;
+    const int64_t *offsets = groups.const_data_ptr<int64_t>(), *order = offsets + 2 * atoms + 1;
+    p.by_sender = {offsets, order};
+    p.by_receiver = {offsets + atoms, order};
     p.x = x.const_data_ptr<T>(), p.v = v.const_data_ptr<T>();
     p.w = w.const_data_ptr<T>(), p.r = r.const_data_ptr<T>();
     return p;
@@ -224,13 +235,12 @@ void on_device(const Inputs& in, const Launch& launch) {
 }
 
 std::tuple<Tensor, Tensor> message(const Tensor& x, const Tensor& v, const Tensor& w,
-                                   const Tensor& r, const Tensor& edge_index) {
-  const Inputs in(x, v, w, r, edge_index);
-  const Groups receivers = in.by_receiver();
+                                   const Tensor& r, const Tensor& edge_index,
+                                   const Tensor& edge_groups) {
+  const Inputs in(x, v, w, r, edge_index, edge_groups);
   Tensor s = at::empty({in.atoms, in.channels}, in.x.options()), V = at::empty_like(in.v);
   on_device(in, [&](auto p, cudaStream_t stream) {
     using T = std::remove_pointer_t<decltype(p.s_out)>;
-    p.by_receiver = receivers.view();
     p.s_out = s.mutable_data_ptr<T>(), p.V_out = V.mutable_data_ptr<T>();
     gpu::message_forward<T>(p, stream);
   });
@@ -240,15 +250,14 @@ std::tuple<Tensor, Tensor> message(const Tensor& x, const Tensor& v, const Tenso
 std::tuple<Tensor, Tensor, Tensor, Tensor> message_backward(const Tensor& g_, const Tensor& G_,
                                                             const Tensor& x, const Tensor& v,
                                                             const Tensor& w, const Tensor& r,
-                                                            const Tensor& edge_index) {
-  const Inputs in(x, v, w, r, edge_index);
+                                                            const Tensor& edge_index,
+                                                            const Tensor& edge_groups) {
+  const Inputs in(x, v, w, r, edge_index, edge_groups);
   const Tensor g = in.grad_scalars(g_), G = in.grad_vectors(G_);
-  const Groups senders = in.by_sender();
   Tensor dx = at::empty_like(in.x), dv = at::empty_like(in.v), dw = at::empty_like(in.w),
          dr = at::empty_like(in.r);
   on_device(in, [&](auto p, cudaStream_t stream) {
     using T = std::remove_pointer_t<decltype(p.s_out)>;
-    p.by_sender = senders.view();
     p.g = g.const_data_ptr<T>(), p.G = G.const_data_ptr<T>();
     p.x_out = dx.mutable_data_ptr<T>(), p.v_out = dv.mutable_data_ptr<T>();
     p.w_out = dw.mutable_data_ptr<T>(), p.r_out = dr.mutable_data_ptr<T>();
@@ -260,16 +269,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> message_backward(const Tensor& g_, co
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> message_double_backward(
     const Tensor& hx_, const Tensor& hv_, const Tensor& hw_, const Tensor& hr_, const Tensor& g_,
     const Tensor& G_, const Tensor& x, const Tensor& v, const Tensor& w, const Tensor& r,
-    const Tensor& edge_index) {
-  const Inputs in(x, v, w, r, edge_index);
+    const Tensor& edge_index, const Tensor& edge_groups) {
+  const Inputs in(x, v, w, r, edge_index, edge_groups);
   const mlff_bindings::MessageUpstream up(in, hx_, hv_, hw_, hr_, g_, G_);
-  const Groups receivers = in.by_receiver(), senders = in.by_sender();
   Tensor dg = at::empty_like(up.g), dG = at::empty_like(up.G);
   Tensor dx = at::empty_like(in.x), dv = at::empty_like(in.v), dw = at::empty_like(in.w),
          dr = at::empty_like(in.r);
   on_device(in, [&](auto p, cudaStream_t stream) {
     using T = std::remove_pointer_t<decltype(p.s_out)>;
-    p.by_receiver = receivers.view(), p.by_sender = senders.view();
     p.g = up.g.const_data_ptr<T>(), p.G = up.G.const_data_ptr<T>();
     p.hx = up.hx.const_data_ptr<T>(), p.hv = up.hv.const_data_ptr<T>();
     p.hw = up.hw.const_data_ptr<T>(), p.hr = up.hr.const_data_ptr<T>();
@@ -286,6 +293,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> message_double_backwa
 #if defined(MLFF_CUDA_HOST)
 TORCH_LIBRARY(mlff_emulated, m) {
   m.def("neighbor_list", neighbor_list);
+  m.def("group_edges", group_edges);
   m.def("painn_message", message);
   m.def("painn_message_backward", message_backward);
   m.def("painn_message_double_backward", message_double_backward);
@@ -293,6 +301,7 @@ TORCH_LIBRARY(mlff_emulated, m) {
 #else
 TORCH_LIBRARY_IMPL(mlff, CUDA, m) {
   m.impl("neighbor_list", neighbor_list);
+  m.impl("group_edges", group_edges);
   m.impl("painn_message", message);
   m.impl("painn_message_backward", message_backward);
   m.impl("painn_message_double_backward", message_double_backward);

@@ -17,17 +17,20 @@ namespace {
 class PyGpuSystem {
  public:
   PyGpuSystem(const std::string& path, const std::string& dtype, double skin, bool graph,
-              bool cublas)
+              bool cublas, bool device_exchange)
       : double_(dtype == "float64"),
         model_(mlff::read_model_file(path)),
-        system_(model_, options(dtype, skin, graph, cublas)) {}
+        system_(model_, options(dtype, skin, graph, cublas, device_exchange)) {}
 
-  // ghost_owners: (n_rows - n_local,), or empty when another process has them.
+  // sources, sent, n_received: see GhostPlan. A step goes in stages, with advance(), if rows are
+  // exchanged or there are no ghosts.
   void begin(py::ssize_t n_local, const Int32s& species, const Doubles& positions,
-             const Int32s& ghost_owners, const Doubles& weights, bool new_list, bool atom_virials) {
+             const Int32s& sources, const Doubles& weights, bool new_list, bool atom_virials,
+             const Int32s& sent, py::ssize_t n_received) {
     species_ = species;
     positions_ = positions;
-    owners_ = ghost_owners;
+    sources_ = sources;
+    sent_ = sent;
     weights_ = weights;
     input_ = mlff::gpu::StepInput();
     input_.n_local = n_local;
@@ -35,19 +38,36 @@ class PyGpuSystem {
     check_shape("positions", positions, {species.size(), 3});
     input_.species = species_.data();
     input_.positions = positions_.data();
-    input_.ghost_owners = ghost_owners.size() ? owners_.data() : nullptr;
+    check_shape("sources", sources, {species.size() - n_local});
+    input_.ghosts.sources = sources_.data();
+    input_.ghosts.n_received = n_received;
+    input_.ghosts.sent = sent_.data();
+    input_.ghosts.n_sent = sent.size();
+    in_stages_ = sources.size() == 0 || sent.size() + n_received > 0;
     input_.energy_weights = weights.size() ? weights_.data() : nullptr;
     input_.new_atoms = input_.new_list = new_list;
     input_.keep_list = true;
     input_.atom_virials = atom_virials;
-    if (!input_.ghost_owners) system_.begin(input_);
+    if (in_stages_) system_.begin(input_);
   }
 
-  py::object advance() { return request_dict(system_.advance(), double_, py::cast(this)); }
+  // None after the last; else `sent` and `received` are views of memory of this object.
+  py::object advance() {
+    const mlff::gpu::RowExchange* rows = system_.advance();
+    if (!rows) return py::none();
+    const auto view = [&](const void* data, py::ssize_t count) {
+      return view_of_rows(data, count, rows->row_bytes, double_, py::cast(this));
+    };
+    py::dict out;
+    out["sent"] = view(rows->sent, rows->n_sent);
+    out["received"] = view(rows->received, rows->n_received);
+    out["layer"] = rows->layer;
+    out["backward"] = rows->backward;
+    return out;
+  }
 
   py::dict finish() {
-    const mlff::gpu::StepResult& result =
-        input_.ghost_owners ? system_.compute(input_) : system_.finish();
+    const mlff::gpu::StepResult& result = in_stages_ ? system_.finish() : system_.compute(input_);
     const py::ssize_t rows = input_.n_rows;
     py::dict out;
     out["energy"] = result.energy;
@@ -65,12 +85,13 @@ class PyGpuSystem {
 
  private:
   static mlff::gpu::SystemOptions options(const std::string& dtype, double skin, bool graph,
-                                          bool cublas) {
+                                          bool cublas, bool device_exchange) {
     mlff::gpu::SystemOptions options;
     options.precision = precision_of(dtype);
     options.skin = skin;
     options.graph = graph;
     options.cublas = cublas;
+    options.device_exchange = device_exchange;
     return options;
   }
 
@@ -78,7 +99,8 @@ class PyGpuSystem {
   mlff::ModelFile model_;
   mlff::gpu::System system_;
   mlff::gpu::StepInput input_;
-  Int32s species_, owners_;
+  bool in_stages_ = false;
+  Int32s species_, sources_, sent_;
   Doubles positions_, weights_;
 };
 
@@ -86,11 +108,12 @@ class PyGpuSystem {
 
 void bind_gpu_testing(py::module_& m) {
   py::class_<PyGpuSystem>(m, "GpuSystem")
-      .def(py::init<const std::string&, const std::string&, double, bool, bool>(), py::arg("path"),
-           py::arg("dtype"), py::arg("skin"), py::arg("graph") = true, py::arg("cublas") = true)
+      .def(py::init<const std::string&, const std::string&, double, bool, bool, bool>(),
+           py::arg("path"), py::arg("dtype"), py::arg("skin"), py::arg("graph") = true,
+           py::arg("cublas") = true, py::arg("device_exchange") = false)
       .def("begin", &PyGpuSystem::begin, py::arg("n_local"), py::arg("species"),
-           py::arg("positions"), py::arg("ghost_owners"), py::arg("weights"),
-           py::arg("new_list") = true, py::arg("atom_virials") = false)
+           py::arg("positions"), py::arg("sources"), py::arg("weights"), py::arg("new_list") = true,
+           py::arg("atom_virials") = false, py::arg("sent") = Int32s(0), py::arg("n_received") = 0)
       .def("advance", &PyGpuSystem::advance)
       .def("finish", &PyGpuSystem::finish)
       .def_property_readonly("num_builds", [](PyGpuSystem& s) { return s.system().num_builds(); })

@@ -84,8 +84,13 @@ struct Inputs : mlff_bindings::MessageInputs {
   }
 };
 
+// What a GPU gathers by; here edges are taken as they come.
+Tensor group_edges(const Tensor& edge_index, int64_t) {
+  return at::empty({0}, edge_index.options());
+}
+
 std::tuple<Tensor, Tensor> message(const Tensor& x, const Tensor& v, const Tensor& w,
-                                   const Tensor& r, const Tensor& edge_index) {
+                                   const Tensor& r, const Tensor& edge_index, const Tensor&) {
   const Inputs in(x, v, w, r, edge_index);
   const int64_t chunks = num_chunks(in.edges);
   Rows s_out({in.atoms, in.channels}, in.x, chunks),
@@ -103,7 +108,8 @@ std::tuple<Tensor, Tensor> message(const Tensor& x, const Tensor& v, const Tenso
 std::tuple<Tensor, Tensor, Tensor, Tensor> message_backward(const Tensor& g_, const Tensor& G_,
                                                             const Tensor& x, const Tensor& v,
                                                             const Tensor& w, const Tensor& r,
-                                                            const Tensor& edge_index) {
+                                                            const Tensor& edge_index,
+                                                            const Tensor&) {
   const Inputs in(x, v, w, r, edge_index);
   const Tensor g = in.grad_scalars(g_), G = in.grad_vectors(G_);
   const int64_t chunks = num_chunks(in.edges);
@@ -126,7 +132,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> message_backward(const Tensor& g_, co
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> message_double_backward(
     const Tensor& hx_, const Tensor& hv_, const Tensor& hw_, const Tensor& hr_, const Tensor& g_,
     const Tensor& G_, const Tensor& x, const Tensor& v, const Tensor& w, const Tensor& r,
-    const Tensor& edge_index) {
+    const Tensor& edge_index, const Tensor&) {
   const Inputs in(x, v, w, r, edge_index);
   const mlff_bindings::MessageUpstream up(in, hx_, hv_, hw_, hr_, g_, G_);
   const int64_t chunks = num_chunks(in.edges);
@@ -154,21 +160,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> message_double_backwa
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(mlff, m) {
+  m.def("group_edges(Tensor edge_index, int num_atoms) -> Tensor");
   m.def(
       "painn_message(Tensor features, Tensor vectors, Tensor filters, Tensor directions, "
-      "Tensor edge_index) -> (Tensor, Tensor)");
+      "Tensor edge_index, Tensor edge_groups) -> (Tensor, Tensor)");
   m.def(
       "painn_message_backward(Tensor grad_scalars, Tensor grad_vectors, Tensor features, "
-      "Tensor vectors, Tensor filters, Tensor directions, Tensor edge_index) "
+      "Tensor vectors, Tensor filters, Tensor directions, Tensor edge_index, Tensor edge_groups) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "painn_message_double_backward(Tensor h_features, Tensor h_vectors, Tensor h_filters, "
       "Tensor h_directions, Tensor grad_scalars, Tensor grad_vectors, Tensor features, "
-      "Tensor vectors, Tensor filters, Tensor directions, Tensor edge_index) "
+      "Tensor vectors, Tensor filters, Tensor directions, Tensor edge_index, Tensor edge_groups) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(mlff, CPU, m) {
+  m.impl("group_edges", group_edges);
   m.impl("painn_message", message);
   m.impl("painn_message_backward", message_backward);
   m.impl("painn_message_double_backward", message_double_backward);

@@ -1,4 +1,6 @@
 // Edge records before the passes over features (edge_passes.cu); forces, virial, totals after them.
+#include <algorithm>
+
 #include "core/lattice.h"
 #include "cuda/edges.h"
 
@@ -85,7 +87,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // Names the atoms of the first edge with a fault and of the first short one. One thread.
-__global__ void name_faults(NeighborView list, const double* vectors) {
+__global__ void name_edges_kernel(NeighborView list, const double* vectors) {
   State* state = list.state;
   const int e = state->fault_edge;
   if (e < state->num_edges) {
@@ -170,41 +172,15 @@ __global__ void __launch_bounds__(kThreads)
   if (repulsion.pairs) energies[c] += total[kCentreSums];
 }
 
-// One thread per row; its incoming edges in ascending order, whoever ran first.
-__global__ void __launch_bounds__(kThreads)
-    gather_kernel(NeighborView list, const double* vectors, const double* gradients,
-                  const double* sums, double* forces, double* atom_virials) {
-  const int64_t row = thread_index();
-  if (row >= list.n_rows) return;
-  const bool local = row < list.n_local;
-  double force[3], virial[9];
-  for (int a = 0; a < 3; ++a) force[a] = local ? sums[kCentreSums * row + a] : 0.0;
-  for (int k = 0; k < 9; ++k) virial[k] = local ? 0.5 * sums[kCentreSums * row + 3 + k] : 0.0;
-  const int end = list.state->num_edges > 0 ? list.incoming_offsets[row + 1] : 0;
-  for (int p = end > 0 ? list.incoming_offsets[row] : 0; p < end; ++p) {
-    const int64_t e = list.incoming_edges[p];
-    for (int a = 0; a < 3; ++a) {
-      force[a] -= gradients[3 * e + a];
-      if (!atom_virials) continue;
-      for (int b = 0; b < 3; ++b) {
-        virial[3 * a + b] -= 0.5 * vectors[3 * e + a] * gradients[3 * e + b];
-      }
-    }
-  }
-  for (int a = 0; a < 3; ++a) forces[3 * row + a] = force[a];
-  if (atom_virials) {
-    for (int k = 0; k < 9; ++k) atom_virials[9 * row + k] = virial[k];
-  }
-}
-
-// Fixed blocks with fixed shares: the sum's order is a function of n.
-__global__ void __launch_bounds__(kThreads)
-    partial_totals(int64_t n, const double* energies, const double* sums, double* work) {
+// The share of block blockIdx.x, the first of `shares`, in the totals. Fixed blocks with fixed
+// shares: the order of each sum is a function of n.
+__device__ void sum_share(int64_t n, unsigned shares, const double* energies, const double* sums,
+                          double* totals) {
   __shared__ double shared[kWarps][kTotals];
   double total[kTotals];
 #pragma unroll
   for (int k = 0; k < kTotals; ++k) total[k] = 0.0;
-  for (int64_t c = thread_index(); c < n; c += kTotalBlocks * kThreads) {
+  for (int64_t c = thread_index(); c < n; c += shares * kThreads) {
     total[0] += energies[c];
     if (!sums) continue;
     for (int k = 1; k < kTotals; ++k) total[k] += sums[kCentreSums * c + 2 + k];
@@ -218,15 +194,50 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x < kTotals) {
     double sum = 0.0;
     for (int w = 0; w < kWarps; ++w) sum += shared[w][threadIdx.x];
-    work[kTotals * blockIdx.x + threadIdx.x] = sum;
+    totals[kTotals * blockIdx.x + threadIdx.x] = sum;
   }
 }
 
-__global__ void final_totals(const double* work, double* total) {
-  if (threadIdx.x >= kTotals) return;
-  double sum = 0.0;
-  for (int b = 0; b < kTotalBlocks; ++b) sum += work[kTotals * b + threadIdx.x];
-  total[threadIdx.x] = sum;
+// The first blocks sum totals; behind them a warp has a row, its lanes that row's incoming edges.
+// In one launch, as both need no more than what pair_kernel has written.
+template <bool kVirials>
+__global__ void __launch_bounds__(kThreads)
+    finish_kernel(NeighborView list, unsigned shares, const double* vectors,
+                  const double* gradients, const double* sums, const double* energies,
+                  double* forces, double* atom_virials, double* totals) {
+  if (blockIdx.x < shares) {
+    sum_share(list.n_local, shares, energies, sums, totals);
+    return;
+  }
+  const int64_t row = static_cast<int64_t>(blockIdx.x - shares) * kWarps + threadIdx.x / 32;
+  if (row >= list.n_rows) return;  // whole warps
+  constexpr int kSums = kVirials ? kCentreSums : 3;
+  double sum[kSums];
+#pragma unroll
+  for (int k = 0; k < kSums; ++k) sum[k] = 0.0;
+  const bool listed = list.state->num_edges > 0;  // not after an overflow
+  const int end = listed ? list.incoming_offsets[row + 1] : 0;
+  const int lane = threadIdx.x % 32;
+  for (int p = (listed ? list.incoming_offsets[row] : 0) + lane; p < end; p += 32) {
+    const int64_t e = list.incoming_edges[p];
+    double g[3];
+#pragma unroll
+    for (int a = 0; a < 3; ++a) g[a] = gradients[3 * e + a];
+#pragma unroll
+    for (int a = 0; a < 3; ++a) sum[a] -= g[a];
+#pragma unroll
+    for (int k = 3; k < kSums; ++k) sum[k] -= 0.5 * vectors[3 * e + (k - 3) / 3] * g[k % 3];
+  }
+#pragma unroll
+  for (int k = 0; k < kSums; ++k) sum[k] = sum_over_lanes(sum[k]);
+  if (lane != 0) return;
+  const double* own = row < list.n_local ? sums + kCentreSums * row : nullptr;
+#pragma unroll
+  for (int a = 0; a < 3; ++a) forces[3 * row + a] = sum[a] + (own ? own[a] : 0.0);
+#pragma unroll
+  for (int k = 3; k < kSums; ++k) {
+    atom_virials[9 * row + k - 3] = sum[k] + (own ? 0.5 * own[k] : 0.0);
+  }
 }
 
 }  // namespace
@@ -237,7 +248,10 @@ void edge_geometry(const NeighborView& list, double cutoff, double warn_distance
                    double* vectors, cudaStream_t stream) {
   MLFF_LAUNCH(geometry_kernel<T>, dim3(blocks_for(list.n_local, kWarps)), dim3(kThreads), 0, stream,
               list, cutoff, warn_distance, inverse_spacing, intervals, records, ends, vectors);
-  MLFF_LAUNCH(name_faults, dim3(1), dim3(1), 0, stream, list, vectors);
+}
+
+void name_edges(const NeighborView& list, const double* vectors, cudaStream_t stream) {
+  MLFF_LAUNCH(name_edges_kernel, dim3(1), dim3(1), 0, stream, list, vectors);
 }
 
 template <typename T>
@@ -251,18 +265,24 @@ void pair_gradients(const NeighborView& list, const RepulsionView& repulsion, in
               gradients, sums, energies);
 }
 
-void gather_forces(const NeighborView& list, const double* vectors, const double* gradients,
-                   const double* sums, double* forces, double* atom_virials, cudaStream_t stream) {
-  if (list.n_rows == 0) return;
-  MLFF_LAUNCH(gather_kernel, dim3(blocks_for(list.n_rows, kThreads)), dim3(kThreads), 0, stream,
-              list, vectors, gradients, sums, forces, atom_virials);
+int64_t total_shares(int64_t n_local) {
+  constexpr int64_t kAtoms = 4 * kThreads, kMost = 64;
+  return std::min<int64_t>(blocks_for(n_local, kAtoms), kMost);
 }
 
-void sum_totals(int64_t n_local, const double* energies, const double* sums, double* work,
-                double* total, cudaStream_t stream) {
-  MLFF_LAUNCH(partial_totals, dim3(kTotalBlocks), dim3(kThreads), 0, stream, n_local, energies,
-              sums, work);
-  MLFF_LAUNCH(final_totals, dim3(1), dim3(32), 0, stream, work, total);
+void finish_forces(const NeighborView& list, const double* vectors, const double* gradients,
+                   const double* sums, const double* energies, double* forces, double* atom_virials,
+                   double* totals, cudaStream_t stream) {
+  const unsigned shares = static_cast<unsigned>(total_shares(list.n_local));
+  const bool rows = forces && list.n_rows > 0;
+  const dim3 grid(shares + (rows ? blocks_for(list.n_rows, kWarps) : 0));
+  if (atom_virials) {
+    MLFF_LAUNCH(finish_kernel<true>, grid, dim3(kThreads), 0, stream, list, shares, vectors,
+                gradients, sums, energies, forces, atom_virials, totals);
+  } else {
+    MLFF_LAUNCH(finish_kernel<false>, grid, dim3(kThreads), 0, stream, list, shares, vectors,
+                gradients, sums, energies, forces, atom_virials, totals);
+  }
 }
 
 #define MLFF_INSTANTIATE(T)                                                                        \

@@ -85,11 +85,15 @@ struct EdgeCall {
 };
 
 // Records and their ends [n_local], and edge vectors [capacity][3] in Angstrom, in the list's
-// order. Faults go to the view's state, and so does an edge shorter than `warn_distance`.
+// order. The first edge with a fault goes to the view's state, and so does one shorter than
+// `warn_distance`.
 template <typename T>
 void edge_geometry(const NeighborView& list, double cutoff, double warn_distance,
                    double inverse_spacing, int intervals, EdgeRecord<T>* records, int* ends,
                    double* vectors, cudaStream_t stream);
+
+// Whose edges those are, to the view's state: for a host that has seen that there are some.
+void name_edges(const NeighborView& list, const double* vectors, cudaStream_t stream);
 
 template <typename T>
 void edge_forward(const EdgeCall<T>& pass, bool first, cudaStream_t stream);
@@ -108,16 +112,16 @@ void pair_gradients(const NeighborView& list, const RepulsionView& repulsion, in
                     const double* weights, double* gradients, double* sums, double* energies,
                     cudaStream_t stream);
 
-// Forces [n_rows][3], and virials of atoms [n_rows][9] unless null (the gauge of add_atom_virials
-// in core/potential.h).
-void gather_forces(const NeighborView& list, const double* vectors, const double* gradients,
-                   const double* sums, double* forces, double* atom_virials, cudaStream_t stream);
-
-// total[0] = sum of energies, total[1 ... 9] = sum of virials (null: left out). work: see below.
 constexpr int64_t kTotals = 10;
-constexpr int64_t kTotalBlocks = 64;
-void sum_totals(int64_t n_local, const double* energies, const double* sums, double* work,
-                double* total, cudaStream_t stream);
+// Blocks that share the sums over n_local centres.
+int64_t total_shares(int64_t n_local);
+
+// Unless null: forces [n_rows][3] and virials of atoms [n_rows][9] (the gauge of add_atom_virials
+// in core/potential.h). Always the sums over the centres of each share, totals [shares][10]: of
+// energies, and of virials unless `sums` is null.
+void finish_forces(const NeighborView& list, const double* vectors, const double* gradients,
+                   const double* sums, const double* energies, double* forces, double* atom_virials,
+                   double* totals, cudaStream_t stream);
 
 }  // namespace gpu
 }  // namespace mlff

@@ -40,6 +40,7 @@ __device__ __forceinline__ int64_t thread_index() {
 __global__ void decide_begin(State* state, const Box* box, double cutoff, double skin,
                              int keep_list) {
   state->faults = 0;
+  state->blocks_done = 0;
   state->fault_edge = state->fault_atom = state->close_edge = INT_MAX;
   int rebuild = state->force_rebuild || !state->built;
   state->allowed2 = -1.0;
@@ -56,12 +57,21 @@ __global__ void decide_begin(State* state, const Box* box, double cutoff, double
   state->rebuild = rebuild;
 }
 
+// The last block that is done tells `condition`, if there is one, whether a list is to be built.
 __global__ void find_moved(State* state, const double* positions, const double* built,
-                           int64_t n_rows) {
+                           int64_t n_rows, Condition condition) {
   const int64_t i = thread_index();
-  if (i >= n_rows || state->allowed2 < 0.0) return;
-  const double d2 = moved_squared(positions + 3 * i, built + 3 * i, state->map);
-  if (!(d2 <= state->allowed2)) atomicExch(&state->rebuild, 1);  // NaN, too
+  if (i < n_rows && state->allowed2 >= 0.0) {
+    const double d2 = moved_squared(positions + 3 * i, built + 3 * i, state->map);
+    if (!(d2 <= state->allowed2)) {  // NaN, too
+      atomicExch(&state->rebuild, 1);
+      __threadfence();
+    }
+  }
+  if (!condition) return;
+  __syncthreads();
+  if (threadIdx.x != 0 || atomicAdd(&state->blocks_done, 1u) != gridDim.x - 1) return;
+  set_condition(condition, atomicOr(&state->rebuild, 0) != 0);
 }
 
 // --- bins ----------------------------------------------------------------------------------------
@@ -495,6 +505,18 @@ void NeighborList::force_rebuild(cudaStream_t stream) {
 
 void NeighborList::update(cudaStream_t stream) {
   State* state = state_.data();
+  const int64_t n = n_rows_;
+  const dim3 one(1), rows(blocks_for(n, kThreads)), block(kThreads);
+  MLFF_LAUNCH(decide_begin, one, one, 0, stream, state, box_.data(), cutoff_, skin_,
+              int(keep_list_));
+  const Condition condition = build_.begin(stream);
+  MLFF_LAUNCH(find_moved, rows, block, 0, stream, state, positions_.data(), built_positions_.data(),
+              n, condition);
+  build_.run(stream, [this](cudaStream_t s) { build(s); });
+}
+
+void NeighborList::build(cudaStream_t stream) {
+  State* state = state_.data();
   const Box* box = box_.data();
   const double radius = cutoff_ + skin_;
   const int64_t n = n_rows_;
@@ -507,9 +529,6 @@ void NeighborList::update(cudaStream_t stream) {
   const int* num_bins = &state->num_bins;
   const int* num_edges = &state->num_edges;
 
-  MLFF_LAUNCH(decide_begin, one, one, 0, stream, state, box, cutoff_, skin_, int(keep_list_));
-  MLFF_LAUNCH(find_moved, rows, block, 0, stream, state, positions_.data(), built_positions_.data(),
-              n);
   MLFF_LAUNCH(plan_bins, one, dim3(kPlanThreads), 0, stream, state, box, positions_.data(), n,
               radius, max_bins_);
   MLFF_LAUNCH(clear_counts, cells, block, 0, stream, state, bin_counts_.data(),

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 
+#include "cuda/conditional.h"
 #include "cuda/device_memory.h"
 #include "cuda/gpu.h"
 
@@ -42,6 +43,7 @@ struct State {
   int fault_centre, fault_sender;  // of fault_edge
   // An edge shorter than the distance to warn of (the lowest), INT_MAX if none.
   int close_edge, close_centre, close_sender;
+  unsigned blocks_done;   // of find_moved
   double close_distance;  // Angstrom
   // Cell list of the last build: bins along each axis, how many of them to look into on either
   // side, and for open axes where the first begins and how long each is, Angstrom.
@@ -73,9 +75,10 @@ struct NeighborView {
   const int* incoming_edges = nullptr;    // [capacity]
 };
 
-// Owns positions, species, box and lists of one system. The kernels of update() are always all
-// launched and return at once where there is nothing to build, so that a step is the same sequence
-// of launches whatever happens (and can be captured in a graph).
+// Owns positions, species, box and lists of one system. The host does not know whether update()
+// builds: its kernels are always all enqueued, so that a step is the same sequence whatever happens
+// (and can be captured in a graph), and those of a build are skipped where there is nothing to do
+// (conditional.h).
 class NeighborList {
  public:
   // radius: cutoff plus skin; edges beyond the cutoff are in the list. Angstrom.
@@ -112,6 +115,7 @@ class NeighborList {
   size_t bytes() const;  // on the device
 
  private:
+  void build(cudaStream_t stream);
   static int64_t most_bins(int64_t n_local);
   // Call f(buffer, count of its items) for every buffer; see require and BytesOnDevice.
   template <typename Self, typename F>
@@ -122,6 +126,7 @@ class NeighborList {
   double cutoff_, skin_;
   int64_t n_local_ = -1, n_rows_ = -1, max_bins_ = 0, capacity_ = 0, generation_ = 0;
   bool keep_list_ = false;
+  Conditional build_;
   PinnedMemory<int> host_species_;
   PinnedMemory<double> host_positions_;
   PinnedMemory<Box> host_box_;

@@ -169,7 +169,6 @@ void Network<T>::each_of_step(Self& net, const NeighborView& list, bool gradient
   f(net.vectors_, 3 * edges);
   f(net.energies_, n);
   f(net.centre_sums_, kCentreSums * n);
-  f(net.work_, kTotals * kTotalBlocks);
   f(net.s_, n * c);
   f(net.cat_, n * 2 * c);
   f(net.last_v_, n * 3 * c);
@@ -330,9 +329,9 @@ void Network<T>::forward(int64_t k, cudaStream_t stream) {
   }
   multiply(n, readout_width_, f, s_.data(), f, readout_in_, readout_.data(), readout_width_, false,
            stream);
-  silu(n, readout_width_, readout_in_bias_.data(), readout_.data(), readout_slope_.data(), stream);
-  readout(n, readout_width_, readout_.data(), readout_out_.data(), offsets_.data(), list_.species,
-          weights_, readout_slope_.data(), energies_.data(), stream);
+  readout(n, readout_width_, readout_in_bias_.data(), readout_.data(), readout_out_.data(),
+          offsets_.data(), list_.species, weights_, readout_slope_.data(), energies_.data(),
+          stream);
   if (!gradients_) return;
   multiply(n, f, readout_width_, readout_slope_.data(), readout_width_, readout_in_reverse_,
            gs_.data(), f, false, stream);
@@ -399,12 +398,14 @@ void Network<T>::finish(double* forces, double* atom_virials, double* totals, cu
                       gradients_ ? partial_.data() : nullptr, weights_, pair_gradients_.data(),
                       centre_sums_.data(), energies_.data(), stream);
   }
-  if (gradients_) {
-    gather_forces(list_, vectors_.data(), pair_gradients_.data(), centre_sums_.data(), forces,
-                  atom_virials, stream);
-  }
-  sum_totals(list_.n_local, energies_.data(), gradients_ ? centre_sums_.data() : nullptr,
-             work_.data(), totals, stream);
+  finish_forces(list_, vectors_.data(), pair_gradients_.data(),
+                gradients_ ? centre_sums_.data() : nullptr, energies_.data(),
+                gradients_ ? forces : nullptr, atom_virials, totals, stream);
+}
+
+template <typename T>
+void Network<T>::name_edges(cudaStream_t stream) {
+  gpu::name_edges(list_, vectors_.data(), stream);
 }
 
 template <typename T>

@@ -31,9 +31,12 @@ class Network {
   void forward(int64_t interaction, cudaStream_t stream);
   // K-1 ... 0
   void backward(int64_t interaction, cudaStream_t stream);
-  // Pair gradients, forces [n_rows][3], virials of atoms [n_rows][9] or null, and totals [10] (see
-  // sum_totals); without gradients only energies and total[0].
+  // Pair gradients, forces [n_rows][3], virials of atoms [n_rows][9] or null, and totals [shares]
+  // [10] (see finish_forces); without gradients only energies and their totals.
   void finish(double* forces, double* atom_virials, double* totals, cudaStream_t stream);
+
+  // Whose edges the list's state means, see name_edges in edges.h. After begin().
+  void name_edges(cudaStream_t stream);
 
   // Rows that neighbours read: features [n_rows][5F], adjoints [n_rows][4F].
   T* features(int64_t interaction) { return layers_[size_t(interaction)].features.data(); }
@@ -98,7 +101,7 @@ class Network {
   int64_t generation_ = 0;
   DeviceMemory<EdgeRecord<T>> records_;
   DeviceMemory<int> edge_ends_;
-  DeviceMemory<double> vectors_, pair_gradients_, centre_sums_, energies_, work_, uncertainties_;
+  DeviceMemory<double> vectors_, pair_gradients_, centre_sums_, energies_, uncertainties_;
   DeviceMemory<T> partial_;
   DeviceMemory<T> adjoints_[2];
   DeviceMemory<T> s_, cat_, last_v_, hidden_, x_, gx_, gs_, gv_, ga_, gcat_, gvu_;

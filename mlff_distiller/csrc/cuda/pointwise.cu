@@ -21,13 +21,22 @@ __device__ __forceinline__ float square_root(float x) { return sqrtf(x); }
 __device__ __forceinline__ double square_root(double x) { return sqrt(x); }
 
 template <typename T>
+struct Silu {
+  T value, slope;
+  __device__ __forceinline__ explicit Silu(T z) {
+    const T gate = T(1) / (T(1) + exponential(-z));
+    value = z * gate;
+    slope = gate * (T(1) + z * (T(1) - gate));
+  }
+};
+
+template <typename T>
 __global__ void silu_kernel(int64_t count, int width, const T* bias, T* x, T* slope) {
   const int64_t i = thread_index();
   if (i >= count) return;
-  const T z = x[i] + bias[i % width];
-  const T gate = T(1) / (T(1) + exponential(-z));
-  x[i] = z * gate;
-  slope[i] = gate * (T(1) + z * (T(1) - gate));
+  const Silu<T> silu(x[i] + bias[i % width]);
+  x[i] = silu.value;
+  slope[i] = silu.slope;
 }
 
 template <typename T>
@@ -149,7 +158,7 @@ __global__ void adjoints_kernel(int64_t count, int n, const T* gs, const T* gcat
 
 // One warp per atom.
 template <typename T>
-__global__ void readout_kernel(int64_t n, int width, const T* hidden, const T* out,
+__global__ void readout_kernel(int64_t n, int width, const T* bias, T* hidden, const T* out,
                                const double* offsets, const int* species, const double* weights,
                                T* slope, double* energies) {
   const int64_t i = thread_index() / 32;
@@ -161,8 +170,10 @@ __global__ void readout_kernel(int64_t n, int width, const T* hidden, const T* o
   double sum = 0.0;
   for (int j = lane; j < width; j += 32) {
     const int64_t at = i * width + j;
-    sum += static_cast<double>(hidden[at]) * static_cast<double>(out[j]);
-    slope[at] *= out[j] * weight;
+    const Silu<T> silu(hidden[at] + bias[j]);
+    hidden[at] = silu.value;
+    sum += static_cast<double>(silu.value) * static_cast<double>(out[j]);
+    slope[at] = silu.slope * (out[j] * weight);
   }
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
@@ -190,15 +201,6 @@ __global__ void uncertainty_kernel(int64_t n, int width, const T* hidden, const 
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
   if (lane == 0) uncertainties[i] = species[i] < 0 ? 0.0 : sqrt(sum + floor_squared);
-}
-
-template <typename T>
-__global__ void ghosts_kernel(int64_t n_local, int64_t count, int width, const int* owners,
-                              T* rows) {
-  const int64_t index = thread_index();
-  if (index >= count * width) return;
-  const int64_t ghost = index / width, at = index % width;
-  rows[(n_local + ghost) * width + at] = rows[static_cast<int64_t>(owners[ghost]) * width + at];
 }
 
 }  // namespace
@@ -247,12 +249,12 @@ void write_adjoints(int64_t n, int num_channels, const T* gs, const T* gcat, con
 }
 
 template <typename T>
-void readout(int64_t n, int width, const T* hidden, const T* out, const double* offsets,
+void readout(int64_t n, int width, const T* bias, T* hidden, const T* out, const double* offsets,
              const int* species, const double* weights, T* slope, double* energies,
              cudaStream_t stream) {
   if (n == 0) return;
   MLFF_LAUNCH(readout_kernel<T>, dim3(blocks_for(n * 32, kThreads)), dim3(kThreads), 0, stream, n,
-              width, hidden, out, offsets, species, weights, slope, energies);
+              width, bias, hidden, out, offsets, species, weights, slope, energies);
 }
 
 template <typename T>
@@ -262,14 +264,6 @@ void uncertainty(int64_t n, int width, const T* hidden, const T* weight, const T
   if (n == 0) return;
   MLFF_LAUNCH(uncertainty_kernel<T>, dim3(blocks_for(n * 32, kThreads)), dim3(kThreads), 0, stream,
               n, width, hidden, weight, bias, floor_squared, species, uncertainties);
-}
-
-template <typename T>
-void copy_ghosts(int64_t n_local, int64_t count, int width, const int* owners, T* rows,
-                 cudaStream_t stream) {
-  if (count == 0) return;
-  MLFF_LAUNCH(ghosts_kernel<T>, dim3(blocks_for(count * width, kThreads)), dim3(kThreads), 0,
-              stream, n_local, count, width, owners, rows);
 }
 
 #define MLFF_INSTANTIATE(T)                                                                      \
@@ -282,11 +276,10 @@ void copy_ghosts(int64_t n_local, int64_t count, int width, const int* owners, T
   template void write_features<T>(int64_t, int, const T*, const T*, const T*, T*, T*,            \
                                   cudaStream_t);                                                 \
   template void write_adjoints<T>(int64_t, int, const T*, const T*, const T*, T*, cudaStream_t); \
-  template void readout<T>(int64_t, int, const T*, const T*, const double*, const int*,          \
+  template void readout<T>(int64_t, int, const T*, T*, const T*, const double*, const int*,      \
                            const double*, T*, double*, cudaStream_t);                            \
   template void uncertainty<T>(int64_t, int, const T*, const T*, const T*, double, const int*,   \
-                               double*, cudaStream_t);                                           \
-  template void copy_ghosts<T>(int64_t, int64_t, int, const int*, T*, cudaStream_t);
+                               double*, cudaStream_t);
 MLFF_INSTANTIATE(float)
 MLFF_INSTANTIATE(double)
 #undef MLFF_INSTANTIATE

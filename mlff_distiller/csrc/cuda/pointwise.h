@@ -60,10 +60,11 @@ template <typename T>
 void write_adjoints(int64_t n, int num_channels, const T* gs, const T* gcat, const T* gv, T* rows,
                     cudaStream_t stream);
 
-// energies [n] = hidden [n][width] . out[species] + offsets[species] (0 without species);
-// slope *= out[species] * weights (null: 1), the adjoint of the first layer's sums.
+// hidden [n][width] = silu(hidden + bias), energies [n] = hidden . out[species] + offsets[species]
+// (0 without species), slope = silu' * out[species] * weights (null: 1): the adjoint of the first
+// layer's sums.
 template <typename T>
-void readout(int64_t n, int width, const T* hidden, const T* out, const double* offsets,
+void readout(int64_t n, int width, const T* bias, T* hidden, const T* out, const double* offsets,
              const int* species, const double* weights, T* slope, double* energies,
              cudaStream_t stream);
 
@@ -73,11 +74,6 @@ void readout(int64_t n, int width, const T* hidden, const T* out, const double* 
 template <typename T>
 void uncertainty(int64_t n, int width, const T* hidden, const T* weight, const T* bias,
                  double floor_squared, const int* species, double* uncertainties,
-                 cudaStream_t stream);
-
-// rows[n_local + g] = rows[owners[g]] for g < count, each of `width` numbers.
-template <typename T>
-void copy_ghosts(int64_t n_local, int64_t count, int width, const int* owners, T* rows,
                  cudaStream_t stream);
 
 }  // namespace gpu

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <array>
 #include <climits>
 #include <cmath>
 #include <cstring>
@@ -9,67 +8,16 @@
 #include "core/engine.h"
 #include "core/error.h"
 #include "core/lattice.h"
+#include "cuda/captured_step.h"
 #include "cuda/current_device.h"
 #include "cuda/device_memory.h"
+#include "cuda/ghosts.h"
 #include "cuda/network.h"
 #include "cuda/system.h"
 
 namespace mlff {
 namespace gpu {
 namespace {
-
-class Stream {
- public:
-  Stream() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream"); }
-  ~Stream() { static_cast<void>(cudaStreamDestroy(stream_)); }
-  Stream(const Stream&) = delete;
-  Stream& operator=(const Stream&) = delete;
-  cudaStream_t get() const { return stream_; }
-  void wait() const { check(cudaStreamSynchronize(stream_), "running a step"); }
-
- private:
-  cudaStream_t stream_ = nullptr;
-};
-
-// A captured step and what it was captured for: sizes, flags, and every address that its work uses,
-// each for itself (sums of them could cancel).
-class CapturedStep {
- public:
-  typedef std::array<int64_t, 14> Key;
-  CapturedStep() = default;
-  ~CapturedStep() { drop(); }
-  CapturedStep(const CapturedStep&) = delete;
-  CapturedStep& operator=(const CapturedStep&) = delete;
-
-  // Whether the last step was like this one; what was captured is stale otherwise.
-  bool same_as_before(const Key& key) {
-    if (key_ == key) return true;
-    key_ = key;
-    valid_ = false;
-    return false;
-  }
-  bool valid() const { return valid_; }
-  // Takes the graph over. An executable of other sizes is updated, which costs a fraction of a new
-  // one, unless the work itself has changed.
-  void set(cudaGraph_t graph) {
-    if (exec_ && !update_graph(exec_, graph)) drop();
-    const cudaError_t status = exec_ ? cudaSuccess : cudaGraphInstantiate(&exec_, graph, 0);
-    static_cast<void>(cudaGraphDestroy(graph));
-    if (status != cudaSuccess) exec_ = nullptr;
-    check(status, "making a graph of a step");
-    valid_ = true;
-  }
-  void launch(cudaStream_t stream) { check(cudaGraphLaunch(exec_, stream), "launching a step"); }
-
- private:
-  void drop() {
-    if (exec_) static_cast<void>(cudaGraphExecDestroy(exec_));
-    exec_ = nullptr;
-  }
-  cudaGraphExec_t exec_ = nullptr;
-  bool valid_ = false;
-  Key key_{};  // of no step: a list in use has a generation
-};
 
 int64_t address(const void* pointer) {
   return static_cast<int64_t>(reinterpret_cast<uintptr_t>(pointer));
@@ -121,13 +69,12 @@ std::string device_name(int device) {
 class System::Impl {
  public:
   virtual ~Impl() = default;
-  virtual const StepResult& compute(const StepInput& input, GhostExchange* exchange) = 0;
+  virtual const StepResult& compute(const StepInput& input) = 0;
   virtual void begin(const StepInput& input) = 0;
-  virtual const ExchangeRequest* advance() = 0;
+  virtual const RowExchange* advance() = 0;
   virtual const StepResult& finish() = 0;
   virtual const double* uncertainties() = 0;
   virtual const State& state() const = 0;  // after the last wait
-  virtual size_t row_bytes() const = 0;    // of F numbers
   virtual const TableReport& table_report() const = 0;
   virtual size_t memory_bytes() const = 0;
 
@@ -147,21 +94,17 @@ class TypedSystem : public System::Impl {
                              : options.library ? options.library
                                                : load_cublas()),
         list_(model.cutoff, options.skin),
-        network_(model, dense_) {
+        network_(model, dense_),
+        ghosts_(options.device_exchange) {
     uses_cublas = dense_.uses_cublas();
     products = dense_.products();
-    totals_.require(kTotals);
-    host_totals_.require(kTotals);
   }
 
   // Without other processes' ghosts. A list that overflows is noticed at the end, and the step
   // taken again with more room: the steady state has one wait.
-  const StepResult& compute(const StepInput& input, GhostExchange* exchange) override {
-    if (input.n_rows != input.n_local && !input.ghost_owners) {
-      if (!exchange) throw InputError("ghosts need their owners or an exchange, got neither");
-      begin(input);
-      while (const ExchangeRequest* request = advance()) exchange->forward(*request);
-      return finish();
+  const StepResult& compute(const StepInput& input) override {
+    if (input.ghosts.n_sent + input.ghosts.n_received > 0) {
+      throw InputError("rows of other processes need begin(), advance() and finish()");
     }
     const CurrentDevice current(options_.device);
     prepare(input);
@@ -170,6 +113,7 @@ class TypedSystem : public System::Impl {
       stream_.wait();
       if (!grow_after_overflow()) break;
     }
+    name_edges();
     return results();
   }
 
@@ -184,50 +128,27 @@ class TypedSystem : public System::Impl {
       list_.download_state(stream);
       stream_.wait();
     } while (grow_after_overflow());
+    name_edges();
     check_faults();
     stage_ = 0;
     exchanging_ = false;
   }
 
-  const ExchangeRequest* advance() override {
+  const RowExchange* advance() override {
     const CurrentDevice current(options_.device);
-    const int64_t layers = network_.num_interactions();
     const cudaStream_t stream = stream_.get();
-    const int64_t ghosts = input_.n_rows - input_.n_local;
     for (; stage_ < stages(); ++stage_) {
-      const bool backward = stage_ >= layers;
-      const int64_t k = backward ? 2 * layers - 1 - stage_ : stage_;
-      if (k > 0) {
-        T* rows = backward ? network_.adjoints(k) : network_.features(k);
-        const int64_t width = (backward ? 4 : 5) * static_cast<int64_t>(network_.num_channels());
-        if (!exchanging_) {
-          T* host = host_rows_.require(input_.n_rows * width);
-          if (input_.n_local > 0) {
-            check(
-                cudaMemcpyAsync(host, rows, static_cast<size_t>(input_.n_local * width) * sizeof(T),
-                                cudaMemcpyDeviceToHost, stream),
-                "copying rows for other processes");
-          }
-          stream_.wait();
-          exchanging_ = true;
-          request_.rows = host;
-          request_.row_bytes = static_cast<size_t>(width) * sizeof(T);
-          request_.n_local = input_.n_local;
-          request_.n_rows = input_.n_rows;
-          request_.layer = static_cast<int>(k);
-          request_.backward = backward;
-          return &request_;
-        }
-        exchanging_ = false;
-        if (ghosts > 0) {
-          check(cudaMemcpyAsync(rows + input_.n_local * width,
-                                host_rows_.data() + input_.n_local * width,
-                                static_cast<size_t>(ghosts * width) * sizeof(T),
-                                cudaMemcpyHostToDevice, stream),
-                "copying rows of other processes");
-        }
+      const Stage now = stage(stage_);
+      if (now.rows && !exchanging_) {
+        exchange_ = ghosts_.pack(now.rows, now.row_bytes, stream);
+        exchange_.layer = static_cast<int>(now.layer);
+        exchange_.backward = now.backward;
+        stream_.wait();
+        exchanging_ = true;
+        return &exchange_;
       }
-      backward ? network_.backward(k, stream) : network_.forward(k, stream);
+      exchanging_ = false;
+      run_stage(now);
     }
     return nullptr;
   }
@@ -256,13 +177,10 @@ class TypedSystem : public System::Impl {
   }
 
   const State& state() const override { return list_.host_state(); }
-  size_t row_bytes() const override {
-    return sizeof(T) * static_cast<size_t>(network_.num_channels());
-  }
   const TableReport& table_report() const override { return network_.table_report(); }
   size_t memory_bytes() const override {
     return dense_.bytes() + list_.bytes() + network_.bytes() + forces_.bytes() +
-           atom_virials_.bytes() + weights_.bytes() + owners_.bytes() + totals_.bytes();
+           atom_virials_.bytes() + weights_.bytes() + ghosts_.bytes() + totals_.bytes();
   }
 
  private:
@@ -272,12 +190,38 @@ class TypedSystem : public System::Impl {
   }
   const double* weights() const { return input_.energy_weights ? weights_.data() : nullptr; }
 
+  // Layer after layer forward, then in reverse; all but the ends read rows of ghosts.
+  struct Stage {
+    int64_t layer = 0;
+    bool backward = false;
+    T* rows = nullptr;  // null: none
+    size_t row_bytes = 0;
+  };
+  Stage stage(int64_t index) {
+    const int64_t layers = network_.num_interactions();
+    Stage now;
+    now.backward = index >= layers;
+    now.layer = now.backward ? 2 * layers - 1 - index : index;
+    if (now.layer == 0) return now;
+    now.rows = now.backward ? network_.adjoints(now.layer) : network_.features(now.layer);
+    now.row_bytes = row_bytes(now.backward ? 4 : 5);
+    return now;
+  }
+  size_t row_bytes(size_t blocks) const {
+    return blocks * static_cast<size_t>(network_.num_channels()) * sizeof(T);
+  }
+  void run_stage(const Stage& now) {
+    const cudaStream_t stream = stream_.get();
+    if (now.rows) ghosts_.fill(now.rows, now.row_bytes, stream);
+    now.backward ? network_.backward(now.layer, stream) : network_.forward(now.layer, stream);
+  }
+
   // Rows on the device. Ghosts that this process owns come and go with every list of LAMMPS, and a
   // captured step serves many lists only if its sizes stay: they are rounded up by a sixteenth, and
   // kept while they fit and a quarter of them at most is idle.
   int64_t rows_for(const StepInput& input) const {
     const int64_t n = input.n_local, ghosts = input.n_rows - n;
-    if (ghosts == 0 || !input.ghost_owners || !options_.graph) return input.n_rows;
+    if (ghosts == 0 || !options_.graph) return input.n_rows;
     const int64_t room = n == input_.n_local ? rows_ - n : 0;
     constexpr int64_t kLeast = 64;
     if (ghosts <= room && 3 * room <= 4 * ghosts + 3 * kLeast) return rows_;
@@ -291,6 +235,7 @@ class TypedSystem : public System::Impl {
       throw InputError("a system must have 0 <= n_local <= n_rows, got " + std::to_string(n) +
                        " and " + std::to_string(given));
     }
+    if (given > n && !input.ghosts.sources) throw InputError("ghosts need their sources, got none");
     const bool sizes =
         !prepared_ || input.new_atoms || n != input_.n_local || given != input_.n_rows;
     const int64_t rows = sizes ? rows_for(input) : rows_;
@@ -320,15 +265,14 @@ class TypedSystem : public System::Impl {
       host_atom_virials_.require(9 * rows);
     }
     host_energies_.require(n);
+    totals_.require(kTotals * total_shares(n));
+    host_totals_.require(kTotals * total_shares(n));
     if (input.energy_weights) {
       weights_.require(n);
       std::memcpy(host_weights_.require(n), input.energy_weights,
                   static_cast<size_t>(n) * sizeof(double));
     }
-    if (input.ghost_owners && rows > n) {
-      owners_.require(rows - n);
-      host_owners_.require(rows - n);
-    }
+    ghosts_.resize(input.ghosts, n, rows - n, row_bytes(5));
     copy_positions();
     if (sizes || input.new_list) copy_atoms(sizes);
     prepared_ = true;
@@ -353,14 +297,7 @@ class TypedSystem : public System::Impl {
       std::fill_n(list_.host_species() + given, rows_ - given, -1);
       list_.upload_species(stream);
     }
-    if (input_.ghost_owners && rows_ > n) {
-      std::copy_n(input_.ghost_owners, given - n, host_owners_.data());
-      std::fill_n(host_owners_.data() + (given - n), rows_ - given, 0);
-      check(cudaMemcpyAsync(owners_.data(), host_owners_.data(),
-                            static_cast<size_t>(rows_ - n) * sizeof(int), cudaMemcpyHostToDevice,
-                            stream),
-            "copying owners of ghosts to the device");
-    }
+    ghosts_.upload(input_.ghosts, given - n, stream);
     list_.force_rebuild(stream);
   }
 
@@ -381,18 +318,7 @@ class TypedSystem : public System::Impl {
     upload();
     list_.update(stream);
     network_.begin(list_.view(), weights(), input_.forces, options_.warn_distance, stream);
-    const int64_t layers = network_.num_interactions(), n = input_.n_local;
-    const int64_t ghosts = rows_ - n;
-    const int f = network_.num_channels();
-    for (int64_t stage = 0; stage < stages(); ++stage) {
-      const bool backward = stage >= layers;
-      const int64_t k = backward ? 2 * layers - 1 - stage : stage;
-      if (k > 0) {
-        copy_ghosts(n, ghosts, (backward ? 4 : 5) * f, owners_.data(),
-                    backward ? network_.adjoints(k) : network_.features(k), stream);
-      }
-      backward ? network_.backward(k, stream) : network_.forward(k, stream);
-    }
+    for (int64_t index = 0; index < stages(); ++index) run_stage(stage(index));
     download();
   }
 
@@ -409,7 +335,7 @@ class TypedSystem : public System::Impl {
     }
     if (input_.forces) copy_down(host_forces_.data(), forces_, 3 * rows, stream);
     if (input_.atom_virials) copy_down(host_atom_virials_.data(), atom_virials_, 9 * rows, stream);
-    copy_down(host_totals_.data(), totals_, kTotals, stream);
+    copy_down(host_totals_.data(), totals_, kTotals * total_shares(n), stream);
     list_.download_state(stream);
   }
 
@@ -423,7 +349,7 @@ class TypedSystem : public System::Impl {
             address(forces_.data()),
             address(atom_virials_.data()),
             address(weights_.data()),
-            address(owners_.data()),
+            address(ghosts_.sources()),
             address(host_forces_.data()),
             address(host_atom_virials_.data()),
             address(host_energies_.data()),
@@ -464,6 +390,15 @@ class TypedSystem : public System::Impl {
     return true;
   }
 
+  // Few steps have an edge that is short or at fault, so only those ask between which atoms it is.
+  void name_edges() {
+    const State& state = list_.host_state();
+    if (state.fault_edge == INT_MAX && state.close_edge == INT_MAX) return;
+    network_.name_edges(stream_.get());
+    list_.download_state(stream_.get());
+    stream_.wait();
+  }
+
   void check_faults() {
     const State& state = list_.host_state();
     num_builds = state.num_builds;
@@ -475,7 +410,10 @@ class TypedSystem : public System::Impl {
 
   const StepResult& results() {
     check_faults();
-    const double* totals = host_totals_.data();
+    double totals[kTotals] = {};
+    for (int64_t share = 0; share < total_shares(input_.n_local); ++share) {
+      for (int64_t k = 0; k < kTotals; ++k) totals[k] += host_totals_.data()[kTotals * share + k];
+    }
     result_.energy = totals[0];
     for (int a = 0; a < 3; ++a) {  // symmetric but for rounding
       for (int b = 0; b < 3; ++b) {
@@ -502,11 +440,9 @@ class TypedSystem : public System::Impl {
   CapturedStep step_;
   int64_t stage_ = 0;
   bool exchanging_ = false;
-  ExchangeRequest request_;
-  PinnedMemory<T> host_rows_;
+  RowExchange exchange_;
+  GhostRows ghosts_;
   DeviceMemory<double> forces_, atom_virials_, weights_, totals_;
-  DeviceMemory<int> owners_;
-  PinnedMemory<int> host_owners_;
   PinnedMemory<double> host_forces_, host_atom_virials_, host_energies_, host_weights_,
       host_totals_, host_uncertainties_;
 };
@@ -519,6 +455,11 @@ std::unique_ptr<System::Impl> make_system(const ModelFile& model, const SystemOp
   }
   if (!(options.skin >= 0.0) || !std::isfinite(options.skin)) {
     throw InputError("skin must be >= 0 Å, got " + std::to_string(options.skin));
+  }
+  if (options.precision == Precision::kFloat64 && options.math != Math::kFloat32) {
+    throw InputError(
+        "math tf32 and bfloat16 round products of single precision, and this is double precision; "
+        "use single precision (float32), or math float32");
   }
   const CurrentDevice current(options.device);
   if (options.precision == Precision::kFloat32) {
@@ -539,11 +480,9 @@ System::~System() {
   } catch (const Error&) {  // the device is gone; so is what was on it
   }
 }
-const StepResult& System::compute(const StepInput& input, GhostExchange* exchange) {
-  return impl_->compute(input, exchange);
-}
+const StepResult& System::compute(const StepInput& input) { return impl_->compute(input); }
 void System::begin(const StepInput& input) { impl_->begin(input); }
-const ExchangeRequest* System::advance() { return impl_->advance(); }
+const RowExchange* System::advance() { return impl_->advance(); }
 const StepResult& System::finish() { return impl_->finish(); }
 const double* System::uncertainties() { return impl_->uncertainties(); }
 bool System::close_pair(int& centre, int& sender, double& distance) const {
@@ -553,7 +492,6 @@ bool System::close_pair(int& centre, int& sender, double& distance) const {
   distance = state.close_distance;
   return state.close_edge != INT_MAX;
 }
-size_t System::max_exchange_bytes() const { return 5 * impl_->row_bytes(); }
 const TableReport& System::table_report() const { return impl_->table_report(); }
 bool System::uses_cublas() const { return impl_->uses_cublas; }
 std::string System::products() const { return impl_->products; }

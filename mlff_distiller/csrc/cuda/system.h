@@ -15,6 +15,7 @@
 #include "core/model_file.h"
 #include "core/skin.h"
 #include "cuda/dense.h"
+#include "cuda/ghosts.h"
 #include "cuda/neighbors.h"
 
 namespace mlff {
@@ -22,12 +23,13 @@ namespace gpu {
 
 struct SystemOptions {
   Precision precision = Precision::kFloat32;  // of features; positions and energies are double
-  Math math = Math::kFloat32;                 // of matrix products in float32
+  Math math = Math::kFloat32;                 // of matrix products; in float64 no other
   double skin = kDefaultSkin;                 // Angstrom
   int device = 0;
   double warn_distance = 0.0;       // Angstrom, see close_pair()
-  bool graph = true;                // capture steps without ghosts in a CUDA graph
+  bool graph = true;                // capture steps without other processes in a CUDA graph
   bool cublas = true;               // false: our own products, for tests
+  bool device_exchange = false;     // rows of other processes stay on the device: an MPI takes them
   const Cublas* library = nullptr;  // instead of load_cublas(), for tests
 };
 
@@ -47,9 +49,7 @@ struct StepInput {
   // Ghosts (LAMMPS): the caller decides when lists are built, with `new_list`.
   bool keep_list = false, new_list = false;
   double skin = -1.0;  // Angstrom, of the next list; negative: as in SystemOptions
-  // Ghosts that are images of this process' own atoms: [n_rows - n_local] rows below n_local. Null:
-  // another process has them, see advance().
-  const int32_t* ghost_owners = nullptr;
+  GhostPlan ghosts;    // read with `new_list`; the same on every step of a list
   const double* energy_weights = nullptr;  // [n_local] host or null, see core/graph.h
   const int64_t* names = nullptr;          // [n_rows] host, what errors call the atoms; null: rows
   bool forces = true, atom_virials = false;
@@ -73,15 +73,15 @@ class System {
   System(const System&) = delete;
   System& operator=(const System&) = delete;
 
-  // A whole step. Throws InputError for positions that are not finite and atoms at one point.
-  // `exchange` fills ghosts of other processes; null if there are none.
-  const StepResult& compute(const StepInput& input, GhostExchange* exchange = nullptr);
+  // A whole step, of a system that no other process has a part of. Throws InputError for positions
+  // that are not finite and atoms at one point.
+  const StepResult& compute(const StepInput& input);
 
-  // The same in stages, as Engine::begin and advance, for processes that have to agree on errors:
-  // begin() throws every InputError there is. The requests' rows are page-locked memory of the
-  // host; ghosts are copied to the device by the next advance(). finish() after the last.
+  // The same in stages, as Engine::begin and advance, for processes that exchange rows and have to
+  // agree on errors: begin() throws every InputError there is. What advance() returns is to be
+  // filled in before its next call, which takes it to the ghosts. finish() after null.
   void begin(const StepInput& input);
-  const ExchangeRequest* advance();
+  const RowExchange* advance();
   const StepResult& finish();
 
   // Of the step that compute() or finish() has ended: [n_local] eV/Angstrom, see core/graph.h, in
@@ -93,7 +93,6 @@ class System {
   // after begin() or compute().
   bool close_pair(int& centre, int& sender, double& distance) const;
 
-  size_t max_exchange_bytes() const;  // per row, of any request
   const TableReport& table_report() const;
   bool uses_cublas() const;
   std::string products() const;  // "cuBLAS 13.1.0 (/path)", or what takes its place

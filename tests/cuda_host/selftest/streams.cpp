@@ -37,6 +37,14 @@ struct Pinned {
   int* data = nullptr;
 };
 
+__global__ void decide(cudaGraphConditionalHandle condition, const int* wanted) {
+  if (threadIdx.x == 0) cudaGraphSetConditional(condition, *wanted);
+}
+
+__global__ void decide_twice(cudaGraphConditionalHandle condition) {
+  cudaGraphSetConditional(condition, 1);
+}
+
 CASE(work_is_deferred_until_the_host_waits) {
   Stream stream;
   Array<int> device(4, 1);
@@ -337,6 +345,80 @@ CASE(host_functions_run_in_stream_order) {
   EXPECT(seen == 0);
   cudaStreamSynchronize(stream.handle);
   EXPECT(seen == 2);
+}
+
+// A graph of add(1), and of add(10) before it if *wanted.
+struct Choice {
+  explicit Choice(const int* wanted, int* value) {
+    cudaStreamBeginCapture(stream.handle, cudaStreamCaptureModeGlobal);
+    cudaStreamCaptureStatus status;
+    cudaGraph_t captured = nullptr;
+    const cudaGraphNode_t* nodes = nullptr;
+    const cudaGraphEdgeData* edges = nullptr;
+    std::size_t count = 0;
+    cudaStreamGetCaptureInfo(stream.handle, &status, nullptr, &captured, &nodes, &edges, &count);
+    EXPECT(status == cudaStreamCaptureStatusActive);
+    cudaGraphConditionalHandle condition = 0;
+    cudaGraphConditionalHandleCreate(&condition, captured, 0, cudaGraphCondAssignDefault);
+    if (wanted) {
+      MLFF_LAUNCH(decide, 1, 32, 0, stream.handle, condition, wanted);
+    } else {
+      MLFF_LAUNCH(decide_twice, 1, 2, 0, stream.handle, condition);
+    }
+    cudaGraphNodeParams parameters = {};
+    parameters.type = cudaGraphNodeTypeConditional;
+    parameters.conditional.handle = condition;
+    parameters.conditional.type = cudaGraphCondTypeIf;
+    parameters.conditional.size = 1;
+    cudaGraphNode_t node = nullptr;
+    cudaGraphAddNode(&node, captured, nodes, edges, count, &parameters);
+    EXPECT_ERROR(MLFF_LAUNCH(add, 1, 1, 0, stream.handle, value, 1, 1), "waits for no node");
+    cudaStreamUpdateCaptureDependencies(stream.handle, &node, nullptr, 1,
+                                        cudaStreamSetCaptureDependencies);
+    cudaGraph_t body = parameters.conditional.phGraph_out[0];
+    cudaStreamBeginCaptureToGraph(side.handle, body, nullptr, nullptr, 0,
+                                  cudaStreamCaptureModeGlobal);
+    MLFF_LAUNCH(add, 1, 1, 0, side.handle, value, 1, 10);
+    EXPECT_ERROR(cudaMemsetAsync(value, 0, 4, side.handle), "takes kernels");
+    cudaStreamEndCapture(side.handle, &body);
+    MLFF_LAUNCH(add, 1, 1, 0, stream.handle, value, 1, 1);
+    cudaStreamEndCapture(stream.handle, &graph);
+    cudaGraphInstantiate(&exec, graph);
+  }
+  ~Choice() {
+    cudaGraphExecDestroy(exec);
+    cudaGraphDestroy(graph);
+  }
+  Stream stream, side;
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t exec = nullptr;
+};
+
+CASE(conditional_nodes_run_if_a_kernel_says_so) {
+  Array<int> value(1, 0), wanted(1, 0);
+  Choice choice(wanted.data(), value.data());
+  for (const int want : {0, 1, 0}) {
+    cudaMemcpy(wanted.data(), &want, sizeof want, cudaMemcpyHostToDevice);
+    cuda_host::reset_counters();
+    const int before = value.read()[0];
+    cudaGraphLaunch(choice.exec, choice.stream.handle);
+    cudaStreamSynchronize(choice.stream.handle);
+    EXPECT(value.read()[0] == before + 1 + 10 * want);
+    EXPECT(cuda_host::counters().launches["add"] == 1 + want);
+  }
+  Choice same(wanted.data(), value.data());
+  cudaGraphExecUpdateResultInfo result;
+  EXPECT(cudaGraphExecUpdate(choice.exec, same.graph, &result) == cudaSuccess);
+  const int yes = 1;
+  cudaMemcpy(wanted.data(), &yes, sizeof yes, cudaMemcpyHostToDevice);
+  const int before = value.read()[0];
+  cudaGraphLaunch(choice.exec, choice.stream.handle);
+  cudaStreamSynchronize(choice.stream.handle);
+  EXPECT(value.read()[0] == before + 11);
+
+  Choice twice(nullptr, value.data());
+  cudaGraphLaunch(twice.exec, twice.stream.handle);
+  EXPECT_ERROR(cudaStreamSynchronize(twice.stream.handle), "set twice");
 }
 
 }  // namespace
