@@ -251,7 +251,9 @@ class Bench:
 
             return timed
 
-        alone = lambda: VelocityVerlet(self.atoms(self.teacher.calculator, state), self.step)  # noqa: E731
+        # Of its own: one that others have used in between would compute its first frame again.
+        own = get_teacher(self.system.teacher).calculator
+        alone = lambda: VelocityVerlet(self.atoms(own, state), self.step)  # noqa: E731
         calls = {"teacher": run(alone, longest)}
         for n in self.system.every:
             make = lambda n=n: self.corrected(self.atoms(self.student("float32"), state), n)  # noqa: E731

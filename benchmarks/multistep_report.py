@@ -158,7 +158,7 @@ def table(name: str, found: Mapping[str, Any]) -> str:
     for method, run in found["runs"].items():
         cells = [
             method,
-            f"{run['drift_mev_per_atom_per_ps']:+.3f}",
+            f"{run['drift_mev_per_atom_per_ps']:+.4f}",
             f"{run['std_mev_per_atom']:.4f}",
             f"{run['temperature']:.0f} ± {run['temperature_error']:.0f}",
         ]
