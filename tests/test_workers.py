@@ -120,14 +120,15 @@ def test_announced_structures_are_worked_on_ahead() -> None:
     teacher = ParallelTeacher("emt", workers=2)
     teacher.announce(frames)
     found = teacher.label(frames[:3])
-    ahead = [structure for structure, _ in teacher._submitted.values()]
+    ahead = [structure for structure, _ in teacher._ahead]
     assert [id(s) for s in ahead] == [id(s) for s in frames[3:7]]  # two for each worker
-    futures = [future for _, future in teacher._submitted.values()]
+    futures = [future for _, future in teacher._ahead]
     found += teacher.label(frames[3:4])  # one that is there already comes from its worker
     assert futures[0].done()
     found += teacher.label(frames[4:])
-    assert teacher._submitted == {}
-    assert not teacher._coming
+    assert len(teacher._ahead) == 0
+    teacher._ahead.fill(9)
+    assert len(teacher._ahead) == 0  # nothing is announced any more
     expected = get_teacher("emt").label(frames)
     assert [s.energy for s in found] == pytest.approx([s.energy for s in expected], abs=1e-12)
 
@@ -138,7 +139,7 @@ def test_what_was_announced_before_is_forgotten() -> None:
     teacher.announce(frames[:6])
     teacher.label(frames[:2])
     teacher.announce(frames[6:])
-    assert teacher._submitted == {}
+    assert len(teacher._ahead) == 0
     labelled = teacher.label(frames[6:])
     assert [s.energy for s in labelled] == pytest.approx(
         [s.energy for s in get_teacher("emt").label(frames[6:])], abs=1e-12
@@ -155,7 +156,7 @@ def test_a_structure_that_fails_takes_no_others_along(tmp_path: Path) -> None:
     assert report.num_labelled == 7
     assert sum(report.rejected.values()) == 1
     assert "nine atoms" in "".join(report.rejected)
-    assert teacher._submitted == {}
+    assert len(teacher._ahead) == 0
 
 
 class FailsAtNineAtoms(EMT):

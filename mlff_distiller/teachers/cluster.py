@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 from types import TracebackType
@@ -17,6 +16,7 @@ from typing import Any
 from mlff_distiller.data.structure import Structure, check_structure, without_labels
 from mlff_distiller.energy_model import Labels
 from mlff_distiller.errors import InputError, LostProcessError
+from mlff_distiller.teachers.ahead import Ahead
 from mlff_distiller.teachers.base import Teacher
 from mlff_distiller.teachers.parallel import Recipe, teacher_of
 from mlff_distiller.teachers.registry import get_teacher
@@ -61,8 +61,7 @@ class ClusterTeacher(Teacher):
         self.calculator = self._one.calculator
         self._scheduler, self._say = scheduler, say
         self._client = _connect(scheduler)
-        self._coming: deque[Structure] = deque()
-        self._submitted: dict[int, tuple[Structure, Any]] = {}  # id -> structure, future
+        self._ahead = Ahead(self._begin)
 
     def __enter__(self) -> ClusterTeacher:
         return self
@@ -84,13 +83,10 @@ class ClusterTeacher(Teacher):
         try:
             return self._labels(structure)
         finally:
-            self._submitted.pop(id(structure), None)
+            self._ahead.forget([structure])
 
     def _labels(self, structure: Structure) -> Labels:
-        if id(structure) not in self._submitted:
-            self._submit(structure)
-        _, future = self._submitted[id(structure)]
-        what, found = self._result(future, structure)
+        what, found = self._result(self._ahead.future(structure), structure)
         if what == "versions":
             differing = ", ".join(
                 f"{package} {found.get(package, 'missing')} instead of {version}"
@@ -107,7 +103,7 @@ class ClusterTeacher(Teacher):
 
     def announce(self, structures: Sequence[Structure]) -> None:
         """These will be asked for, in this order."""
-        self._coming = deque(structures)
+        self._ahead.announce(structures)
         self._fill()
         if not self._client.nthreads():
             self._say(
@@ -123,9 +119,8 @@ class ClusterTeacher(Teacher):
             LostProcessError: the scheduler is gone, or a structure that ends every worker.
         """
         self.check(structures)
-        for s in structures:
-            if id(s) not in self._submitted:
-                self._submit(s)
+        for s in structures:  # all of them, before the first result is waited for
+            self._ahead.future(s)
         try:
             labelled = [
                 check_structure(
@@ -135,24 +130,19 @@ class ClusterTeacher(Teacher):
             ]
         except InputError:
             if len(structures) == 1:  # of several, the others will be asked for again
-                del self._submitted[id(structures[0])]
+                self._ahead.forget(structures)
             raise
-        for s in structures:
-            del self._submitted[id(s)]
+        self._ahead.forget(structures)
         self._fill()
         return labelled
 
     def _fill(self) -> None:
         threads = sum(self._client.nthreads().values())
-        while self._coming and len(self._submitted) < max(2 * _AHEAD, _AHEAD * threads):
-            self._submit(self._coming.popleft())
+        self._ahead.fill(max(2 * _AHEAD, _AHEAD * threads))
 
-    def _submit(self, structure: Structure) -> None:
-        if self._coming and self._coming[0] is structure:
-            self._coming.popleft()
+    def _begin(self, structure: Structure) -> Any:
         argument = (self._recipe, dict(self.versions), without_labels(structure))
-        future = self._client.submit(_label, argument, pure=False)
-        self._submitted[id(structure)] = structure, future
+        return self._client.submit(_label, argument, pure=False)
 
     def _result(self, future: Any, structure: Structure) -> tuple[str, Any]:
         from distributed import KilledWorker

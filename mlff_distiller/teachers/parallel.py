@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from mlff_distiller.cpus import usable_cpus
 from mlff_distiller.data.structure import Structure, check_structure, without_labels
 from mlff_distiller.energy_model import Labels
+from mlff_distiller.teachers.ahead import Ahead
 from mlff_distiller.teachers.base import Teacher
 from mlff_distiller.teachers.registry import get_teacher
 from mlff_distiller.workers import result_of, start
@@ -55,8 +55,7 @@ class ParallelTeacher(Teacher):
             self._one.elements,
         )
         self.calculator = self._one.calculator
-        self._coming: deque[Structure] = deque()
-        self._submitted: dict[int, tuple[Structure, Future[Labels]]] = {}  # by id
+        self._ahead = Ahead(self._begin)
 
     def check(self, structures: Sequence[Structure]) -> None:
         """Raise InputError for what the teacher cannot label."""
@@ -68,47 +67,43 @@ class ParallelTeacher(Teacher):
 
     def announce(self, structures: Sequence[Structure]) -> None:
         """These will be asked for, in this order."""
-        for _, future in self._submitted.values():
+        for s, future in self._ahead:
             future.cancel()
-        self._submitted.clear()
-        self._coming = deque(structures)
+            self._ahead.forget([s])
+        self._ahead.announce(structures)
 
     def label(self, structures: Sequence[Structure]) -> list[Structure]:
         """Labels by the workers, in order. Raises InputError."""
         self.check(structures)
-        workers = self.workers or usable_cpus()
         # One structure is not worth a start of processes.
-        alone = len(structures) == 1 and id(structures[0]) not in self._submitted
-        if workers == 1 or alone:
+        alone = len(structures) == 1 and structures[0] not in self._ahead
+        if self._workers == 1 or alone:
             return self._one.label(structures)
-        for s in structures:
-            self._submit(s, workers)
-        while self._coming and len(self._submitted) < len(structures) + _AHEAD * workers:
-            self._submit(self._coming[0], workers)
+        futures = [self._ahead.future(s) for s in structures]
+        self._ahead.fill(len(structures) + _AHEAD * self._workers)
         try:
-            found = [result_of(self._submitted[id(s)][1]) for s in structures]
+            found = [result_of(future) for future in futures]
         except BaseException:
             self._drop_failed()
             raise
-        for s in structures:
-            self._submitted.pop(id(s), None)
+        self._ahead.forget(structures)
         return [
             check_structure(s.with_labels(*labels), f"{s.formula} labelled by {self.name}")
             for s, labels in zip(structures, found, strict=True)
         ]
 
-    def _submit(self, structure: Structure, workers: int) -> None:
-        if self._coming and self._coming[0] is structure:
-            self._coming.popleft()
-        if id(structure) not in self._submitted:
-            argument = (self._recipe, without_labels(structure))
-            self._submitted[id(structure)] = structure, start(_label, argument, workers)
+    @property
+    def _workers(self) -> int:
+        return self.workers or usable_cpus()
+
+    def _begin(self, structure: Structure) -> Future[Labels]:
+        return start(_label, (self._recipe, without_labels(structure)), self._workers)
 
     def _drop_failed(self) -> None:
         """Whoever gets an error asks for the structures of the batch one by one."""
-        for key, (_, future) in list(self._submitted.items()):
+        for s, future in self._ahead:
             if future.cancelled() or (future.done() and future.exception() is not None):
-                del self._submitted[key]
+                self._ahead.forget([s])
 
 
 @functools.lru_cache(maxsize=1)
