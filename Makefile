@@ -30,6 +30,9 @@ OPENMM_TORCH_TESTS ?= $(filter-out %_build.py,$(wildcard tests/test_openmm_*.py)
 LINT_TOOLS ?= ruff==0.17.6 mypy==2.4.1 clang-format==23.1.5 types-PyYAML
 DEMO ?= silicon
 PYTEST_ARGS ?=
+# Processes that share the test files; 0: this one alone, as a debugger wants it.
+TEST_JOBS ?= 2
+PYTEST = -m pytest -n $(TEST_JOBS) --dist loadfile
 MUTANTS ?=
 
 BIN := $(VENV)/bin
@@ -77,7 +80,7 @@ demo: install
 	$(BIN)/mlff-distiller distill examples/demo_$(DEMO).yaml || test $$? -eq 1
 
 test: install $(TEST_STAMP)
-	MLFF_NO_SKIPS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+	MLFF_NO_SKIPS=1 OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) $(PYTEST_ARGS)
 
 # Wrong lines, one after the other, in a copy of the package: do the tests notice? About an hour; goes
 # on where it stopped. make mutants MUTANTS="--only training --jobs 4"
@@ -111,7 +114,7 @@ docs: install
 # The CUDA lane: everything compiled by nvcc, in an environment of its own, loaded and tested. Then
 # what the kernels take, against the committed table.
 cuda: $(CUDA_VENV)/.mlff-installed
-	MLFF_EXPECT_CUDA=1 $(CUDA_BIN)/python -m pytest $(CUDA_TESTS) $(PYTEST_ARGS)
+	MLFF_EXPECT_CUDA=1 OMP_NUM_THREADS=1 $(CUDA_BIN)/python $(PYTEST) $(CUDA_TESTS) $(PYTEST_ARGS)
 	@if $(CUDA_BIN)/python -c 'from mlff_distiller.ops.engine import gpu_count; raise SystemExit(not gpu_count())'; \
 	  then MLFF_TEST_GPU=1 MLFF_EXPECT_CUDA=1 $(CUDA_BIN)/python -m pytest $(CARD_TESTS) $(PYTEST_ARGS); \
 	  else echo "no GPU here: the tests on a card were skipped (docs/testing.md)"; fi
@@ -139,8 +142,8 @@ $(CUDA_VENV)/.mlff-installed: $(CUDA_VENV)/.mlff-packages $(NATIVE)
 
 # The openmm-torch lane: the OpenMM tests with `torch` among the back ends.
 openmm-torch: $(OPENMM_TORCH_VENV)/.mlff-installed
-	MLFF_NO_SKIPS=1 MLFF_EXPECT_OPENMM_TORCH=1 \
-	  $(OPENMM_TORCH_BIN)/python -m pytest -k openmm $(OPENMM_TORCH_TESTS) $(PYTEST_ARGS)
+	MLFF_NO_SKIPS=1 MLFF_EXPECT_OPENMM_TORCH=1 OMP_NUM_THREADS=1 \
+	  $(OPENMM_TORCH_BIN)/python $(PYTEST) -k openmm $(OPENMM_TORCH_TESTS) $(PYTEST_ARGS)
 
 $(OPENMM_TORCH_VENV)/.mlff-packages: Makefile
 	@test -x $(OPENMM_TORCH_BIN)/python || $(PYTHON) -m venv $(OPENMM_TORCH_VENV)

@@ -96,8 +96,17 @@ def _note(report):
 
 
 def pytest_sessionfinish(session, exitstatus):
-    if _unexpected and exitstatus == pytest.ExitCode.OK:
+    if hasattr(session.config, "workeroutput"):  # one of several processes, which says it on
+        session.config.workeroutput["unexpected"] = _unexpected
+    elif _unexpected and exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """With pytest-xdist: whole files that a process skipped are told by nothing else."""
+    told = getattr(node, "workeroutput", {}).get("unexpected", ())
+    _unexpected.extend(line for line in told if line not in _unexpected)
 
 
 def pytest_terminal_summary(terminalreporter):
