@@ -517,6 +517,12 @@ class LoopConfig(Settings, path="loop"):
     final_share: float = setting(
         0.5, "Share of the training time that the last training gets.", above=0, below=1
     )
+    final_anew: bool = setting(
+        True,
+        "The last training begins with new weights: those of many short ones are worse to go on "
+        "from, above all for what few frames show (docs/distillation.md). `false` goes on from the "
+        "last round.",
+    )
     engine: str = setting(
         "auto",
         "What runs the student; `auto` takes LAMMPS where it is installed, else ASE.",

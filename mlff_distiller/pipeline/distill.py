@@ -155,7 +155,7 @@ def _line(
             data,
             config.model,
             limited(config, minutes),
-            start_from=outcome.start_from,
+            start_from=None if config.loop.final_anew else outcome.start_from,
             splits=config.data,
             resume=not fresh,
         ),
