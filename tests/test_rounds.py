@@ -30,6 +30,7 @@ from mlff_distiller.pipeline.plan import plan
 from mlff_distiller.pipeline.rounds import Budget, holds, limited, plan_runs
 from mlff_distiller.pipeline.stage import Hashed, hashed_file
 from mlff_distiller.purpose import ensembles, phase_of, phases
+from mlff_distiller.training.history import read_history
 
 
 def settings(folder: Path) -> dict[str, Any]:
@@ -549,3 +550,20 @@ def test_copies_are_independent(finished, folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "run", tmp_path / "moved")
     outcome = run("distill", folder / "config.yaml", "-o", tmp_path / "moved")
     assert "\n[explore]\n" not in outcome.stderr
+
+
+def test_the_last_training_begins_anew_or_goes_on(finished, folder: Path, tmp_path: Path) -> None:
+    """What the first epoch is wrong by tells new weights from trained ones."""
+
+    def first_error(run_dir: Path) -> float:
+        return float(read_history(run_dir / "training" / "history.csv")["train_force_rmse"][0])
+
+    shutil.copytree(folder / "run", tmp_path / "moved")
+    going_on = settings(folder)
+    going_on["loop"]["final_anew"] = False
+    (tmp_path / "on.yaml").write_text(yaml.safe_dump(going_on))
+    outcome = run("distill", tmp_path / "on.yaml", "-o", tmp_path / "moved")
+    assert "\n[explore]\n" not in outcome.stderr, "rounds are the same"
+    new = first_error(folder / "run" / "rounds" / "00")
+    assert first_error(folder / "run") > 0.7 * new
+    assert first_error(tmp_path / "moved") < 0.5 * new
