@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mlff_distiller.config import TrainConfig, TrainingConfig, to_dict
 from mlff_distiller.errors import InputError
 from mlff_distiller.students.checkpoint import read_checkpoint
+from mlff_distiller.students.student import load_student
+from mlff_distiller.training import fine_tune
 
 #: Settings of training that say where and how it computes, not what comes out.
 EXECUTION = ("device", "devices", "threads", "tensorboard")
@@ -25,7 +29,12 @@ def settings_of_the_result(training: TrainingConfig) -> dict[str, Any]:
 
 
 def resumable(
-    last: Path, config: TrainConfig, data: dict[str, Any], *, auto: bool
+    last: Path,
+    config: TrainConfig,
+    data: dict[str, Any],
+    *,
+    auto: bool,
+    start_from: str | Path | None = None,
 ) -> dict[str, Any] | None:
     """Content of the checkpoint that a run goes on from.
 
@@ -33,7 +42,9 @@ def resumable(
         last: ``last.ckpt`` of the earlier run.
         config: of this run.
         data: metadata of this run's data.
-        auto: None instead of an error, and also where the settings of the optimisation differ.
+        auto: None instead of an error, and also where the settings of the optimisation or the first
+            weights differ.
+        start_from: of this run, see :func:`mlff_distiller.training.train`.
 
     Raises:
         InputError: no checkpoint, or one of other data or another network.
@@ -49,7 +60,10 @@ def resumable(
         if auto:
             return None
         raise
-    return content if not auto or _same_settings(content, config) else None
+    if not auto:
+        return content
+    same = _same_settings(content, config) and _same_start(content, config, start_from)
+    return content if same else None
 
 
 def difference(there: dict[str, Any], here: dict[str, Any]) -> str:
@@ -91,6 +105,18 @@ def _check_same_parameters(last: Path, content: dict[str, Any], training: Traini
                 f"{last} was trained with training.{key} {there[key]}, got {given[key]}; give what "
                 "it was started with, or train --from it into another directory"
             )
+
+
+def _same_start(
+    content: dict[str, Any], config: TrainConfig, start_from: str | Path | None
+) -> bool:
+    there = content["metadata"].get("started_from")
+    if start_from is None or there is None:
+        return start_from is None and there is None
+    student = load_student(start_from)
+    student.uncertainty = None
+    student.to(getattr(torch, config.training.precision))
+    return bool(there["state"] == fine_tune.origin(student, start_from)["state"])
 
 
 def _same_settings(content: dict[str, Any], config: TrainConfig) -> bool:

@@ -117,7 +117,7 @@ def train(
         config: data, network and optimisation.
         output: run directory. Checkpoints of an earlier run there move to ``*.old``.
         resume: go on from ``last.ckpt``; ``"auto"`` does so only where that belongs to the same
-            data, network and optimisation, and starts anew otherwise. Other limits (more epochs)
+            data, network, first weights and optimisation, and starts anew otherwise. Other limits (more epochs)
             or another way to compute (threads, device) are no reason to start anew.
         start_from: run directory, checkpoint or exported file whose weights are the first ones,
             reference energies included unless ``training.reference_energies`` is ``refit``; the
@@ -201,7 +201,7 @@ class _Trainer:
             lambda data: data.statistics,
         )
         self.dtype = getattr(torch, self.settings.precision)
-        state = self._resumed(resume)
+        state = self._resumed(resume, start_from)
         self.student: StudentForceField = (
             first_student(config, self.data, start_from)
             if state is None
@@ -234,12 +234,12 @@ class _Trainer:
 
     # -- start ---------------------------------------------------------------------------------
 
-    def _resumed(self, resume: bool | str) -> dict[str, Any] | None:
+    def _resumed(self, resume: bool | str, start_from: str | Path | None) -> dict[str, Any] | None:
         """Content of the checkpoint to go on from, if any."""
         if not resume:
             return None
-        metadata = self.data.metadata
-        return resumable(self.output / LAST, self.config, metadata, auto=resume == "auto")
+        last, metadata, auto = self.output / LAST, self.data.metadata, resume == "auto"
+        return resumable(last, self.config, metadata, auto=auto, start_from=start_from)
 
     def _open_output(self, state: dict[str, Any] | None) -> None:
         self.processes.barrier()
