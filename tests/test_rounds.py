@@ -564,6 +564,4 @@ def test_the_last_training_begins_anew_or_goes_on(finished, folder: Path, tmp_pa
     (tmp_path / "on.yaml").write_text(yaml.safe_dump(going_on))
     outcome = run("distill", tmp_path / "on.yaml", "-o", tmp_path / "moved")
     assert "\n[explore]\n" not in outcome.stderr, "rounds are the same"
-    new = first_error(folder / "run" / "rounds" / "00")
-    assert first_error(folder / "run") > 0.7 * new
-    assert first_error(tmp_path / "moved") < 0.5 * new
+    assert first_error(tmp_path / "moved") < 0.5 * first_error(folder / "run")
