@@ -130,7 +130,9 @@ def count(disassembly: str, usages: dict, names: dict[str, str]) -> dict[str, Co
             continue
         turns, units = loops(text.splitlines()), MULTIPLY_ADDS.get(name, EDGES_A_TURN)
         if name in MULTIPLY_ADDS:
+            # Of the loops around them, which have barriers, nothing.
             turns = [x for x in turns if sum(i.startswith("FFMA") for i in x) == units]
+            turns = [x for x in turns if not any(i.startswith("BAR") for i in x)]
         # Everything that is not the loop over edges is shorter.
         turn = max(turns, key=len)
         kinds = Counter(kind(x) for x in turn if not x.startswith("NOP"))

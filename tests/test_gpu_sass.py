@@ -63,7 +63,7 @@ def test_loads_in_flight(sass):
 
 
 def test_the_prediction_counts_what_the_code_has(sass):
-    """Compiles one file with nvcc; so that a bound does not outlive the kernel that it was made for."""
+    """Compiles two files with nvcc; so that a bound does not outlive the kernel that it was made for."""
     missing = [name for name in ("nvcc", "ptxas", "nvdisasm", "c++filt") if sass.tool(name) is None]
     if missing:
         pytest.skip("no nvcc with nvdisasm: make cuda")
