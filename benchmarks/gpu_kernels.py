@@ -36,6 +36,14 @@ SASS = {
 }
 """Instructions per edge and 32 channels in the machine code of sm_90, as benchmarks/gpu_sass.py counts
 them: addresses, conversions and moves take issue slots, too."""
+PER_FMA = {4: 1.38, 8: 1.24}
+"""Instructions for a warp's multiply-add in products of the fused kernels, by the atoms of a block, counted
+the same way."""
+FUSED_WORK, FUSED_CHANNELS, FEW_ATOMS = 4096 * 128**2, 128, 512
+"""Atoms times channels squared, and channels, up to which the engine takes these; atoms up to which blocks
+have four."""
+SM_L2 = 64
+"""Bytes a cycle that one SM gets from L2."""
 BOX_BYTES, STATE_BYTES, TOTALS = 288, 312, 10
 
 
@@ -65,12 +73,26 @@ class Shapes:
         return 64 * self.atoms if edges <= 64 * self.atoms else edges + edges // 16
 
 
-def variables(shapes: Shapes, l1_bytes: float, latencies: tuple[float, float]) -> dict[str, float]:
+def fused(shapes: Shapes, math: str = "float32", cublas: bool = True) -> int:
+    """Atoms of a block where networks are one kernel between two passes over edges, 0 where they are not
+    (Network::fused; shared memory has room for them)."""
+    small = shapes.channels <= FUSED_CHANNELS and shapes.atoms * shapes.channels**2 <= FUSED_WORK
+    if math != "float32" or (cublas and not small):
+        return 0
+    return 4 if shapes.atoms <= FEW_ATOMS else 8
+
+
+def variables(
+    shapes: Shapes, l1_bytes: float, latencies: tuple[float, float], sms: int = 1, lanes: int = 1
+) -> dict[str, float]:
     """What formulas may use. ``far2``, ``far3``: part of the table that does not fit L1, in the first
     and in other interactions. ``w``: rows of 128 bytes that 32 features take. ``p``: edges that a warp
-    does in one turn of its loop; ``t``: turns for a centre, the last of them not full."""
+    does in one turn of its loop; ``t``: turns for a centre, the last of them not full. ``A``: atoms
+    of a block of the fused kernels, ``B`` blocks, ``s`` of them one after the other on an SM of ``z`` lanes."""
     b, chunk = shapes.itemsize, CHANNELS * shapes.itemsize
     at_once = 16 // b
+    each = fused(shapes, cublas=False)
+    blocks = ceil(shapes.atoms / each)
     table = 2 * (shapes.intervals + 2) * chunk  # bytes per block (w0, w1, w2) of one chunk
     return {
         "n": shapes.atoms, "F": shapes.channels, "C": shapes.channels / CHANNELS,
@@ -78,6 +100,7 @@ def variables(shapes: Shapes, l1_bytes: float, latencies: tuple[float, float]) -
         "e": shapes.neighbors, "R": 32 if b == 4 else 48, "share": BLOCK_SHARE, "row": chunk,
         "far2": max(0.0, 1 - l1_bytes / (2 * table)), "far3": max(0.0, 1 - l1_bytes / (3 * table)),
         "lat1": latencies[0], "lat2": latencies[1],
+        "A": each, "B": blocks, "s": ceil(blocks / sms), "z": lanes,
         "p": at_once, "t": (shapes.neighbors + (at_once - 1) / 2) / at_once,
     }  # fmt: skip
 
@@ -244,6 +267,40 @@ def message_adjoint() -> list[Launch]:
     ]
 
 
+def _fused(
+    name: str, what: str, atoms: int, macs: str, weights: str, moved: str, kept: str
+) -> Launch:
+    """Networks in one launch. In units of F squared: ``macs`` of an atom, ``weights`` that each block
+    reads; in features of an atom and channel: ``moved`` through L2, ``kept`` before or after. A block
+    has an SM to itself: its multiply-adds and its weights are a chain."""
+    size = f"F*F*({weights})"
+    return Launch(
+        f"{name}<T, {atoms}>", what, "networks", issue=True,
+        fp32=f"n*(F*F*({macs}) + 40*F)", special="6*n*F",
+        code=f"{PER_FMA[atoms]}/32*n*F*F*({macs})",
+        # Of A p p multiply-adds of a warp: p rows of weights, four trips each, A numbers for all lanes.
+        rows=f"n*(F*F*({macs})*(4*p + A)/(A*p*p) + 2*F*w*({moved}))/32",
+        l2=f"b*(B*{size} + n*F*({moved}))", dram=f"b*({size} + n*F*({kept}))",
+        chain=f"s*max(A*F*F*({macs})/z, b*{size}/{SM_L2})",
+    )  # fmt: skip
+
+
+def fused_forward(atoms: int) -> Launch:
+    return _fused("update_kernel", "update, next message network", atoms, "15", "11", "45", "25")
+
+
+def fused_turn(atoms: int) -> Launch:
+    h = "2*H/F"
+    return _fused("turn_kernel", "last update, readout, reversed", atoms, f"20 + {h}", f"12 + {h}",
+                  "45", "19")  # fmt: skip
+
+
+def fused_backward(atoms: int) -> Launch:
+    return _fused(
+        "reverse_kernel", "message network, update, reversed", atoms, "15", "11", "27", "21"
+    )
+
+
 def force_launches() -> list[Launch]:
     pair = "n*(k*(R + 24 + 24) + 4*b*C*e + 12*8 + 8)"
     return [
@@ -259,16 +316,23 @@ def force_launches() -> list[Launch]:
     ]  # fmt: skip
 
 
-def step(interactions: int, graph: bool = True) -> list[Launch]:
-    """The launches of one step with forces, list not rebuilt, in order (Network, System)."""
+def step(interactions: int, graph: bool = True, fuse: int = 4) -> list[Launch]:
+    """The launches of one step with forces, list not rebuilt, in order (Network, System). ``fuse``: as
+    :func:`fused` has it."""
     launches = [*list_launches(graph), *geometry_launches()]
     for k in range(interactions):
         last = k + 1 == interactions
-        launches += [forward_edges(k == 0), *update_forward(last)]
-        launches += [*readout(), *update_adjoint(True)] if last else next_message()
+        launches.append(forward_edges(k == 0))
+        if fuse:
+            launches.append(fused_turn(fuse) if last else fused_forward(fuse))
+        else:
+            launches += update_forward(last)
+            launches += [*readout(), *update_adjoint(True)] if last else next_message()
     for k in reversed(range(interactions)):
         launches.append(backward_edges(k == 0, add=k + 1 != interactions))
-        if k > 0:
+        if k > 0 and fuse:
+            launches.append(fused_backward(fuse))
+        elif k > 0:
             launches += [*message_adjoint(), *update_adjoint(False)]
     return launches + force_launches()
 

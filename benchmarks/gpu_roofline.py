@@ -21,14 +21,23 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from benchmarks.common import RESULTS, parser_of, pyplot, save, write_report
 from benchmarks.gpu_cards import CARDS, SOURCES, Card
-from benchmarks.gpu_kernels import COPIES, Launch, Shapes, bus_bytes, memory_bytes, step, variables
+from benchmarks.gpu_kernels import (
+    COPIES,
+    Launch,
+    Shapes,
+    bus_bytes,
+    fused,
+    memory_bytes,
+    step,
+    variables,
+)
 
 ATOMS = (100, 1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
 CHANNELS = (64, 128, 256)
 MATHS = ("float32", "tf32", "bfloat16")
 DETAIL = 100_000
 GROUPS = (
-    "edges forward", "edges backward", "products", "pointwise", "edges", "forces", "list", "bus",
+    "edges forward", "edges backward", "networks", "products", "pointwise", "edges", "forces", "list", "bus",
     "launches",
 )  # fmt: skip
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,6 +51,7 @@ LEFT_OUT = """\
   take issue slots (in the passes over edges they are counted, from the machine code: `gpu_sass.py`);
 - misses of L1 by rows of neighbours within a block, and of the table because rows push it out; both arrays
   are assumed to stay (the part of the table that exceeds L1 is counted);
+- what blocks of the fused networks wait for at barriers and between products, where they have an SM alone;
 - that cuBLAS at these narrow shapes does not reach the peak it is charged with, and tf32 and bfloat16
   convert float32 factors on the way;
 - the host: atoms are put in and out of order, results become numpy arrays (on one thread);
@@ -56,12 +66,14 @@ def _code(formula: str) -> Any:
 
 def value(formula: str, names: dict[str, float]) -> float:
     """A formula of gpu_kernels.py."""
-    return float(eval(_code(formula), {"__builtins__": {}, "ceil": ceil}, names))
+    return float(eval(_code(formula), {"__builtins__": {}, "ceil": ceil, "max": max}, names))
 
 
 def bound(launch: Launch, shapes: Shapes, card: Card, math: str) -> dict[str, Any]:
     """Work and seconds of one launch, by resource; ``bound`` is the slowest."""
-    names = variables(shapes, card.l1_bytes, (card.l1_latency, card.l2_latency))
+    lanes = card.fp32_lanes if shapes.itemsize == 4 else card.fp64_lanes
+    latencies = card.l1_latency, card.l2_latency
+    names = variables(shapes, card.l1_bytes, latencies, card.sms, lanes)
     rates = card.rates()
     fp32, fp64 = value(launch.fp32, names), value(launch.fp64, names)
     special, rows = value(launch.special, names), value(launch.rows, names)
@@ -104,16 +116,20 @@ def bound(launch: Launch, shapes: Shapes, card: Card, math: str) -> dict[str, An
 
 
 @cache
-def bounds(shapes: Shapes, card: Card, math: str, graph: bool) -> list[dict[str, Any]]:
+def bounds(shapes: Shapes, card: Card, math: str, graph: bool, fuse: int) -> list[dict[str, Any]]:
     """Of every launch of a step."""
-    return [bound(x, shapes, card, math) for x in step(shapes.interactions, graph)]
+    return [bound(x, shapes, card, math) for x in step(shapes.interactions, graph, fuse)]
 
 
 def predict(
-    shapes: Shapes, card: Card, math: str = "float32", graph: bool = True
+    shapes: Shapes,
+    card: Card,
+    math: str = "float32",
+    graph: bool = True,
+    fuse: int | None = None,
 ) -> dict[str, Any]:
-    """One step: seconds in all and by group, and every launch."""
-    launches = bounds(shapes, card, math, graph)
+    """One step: seconds in all and by group, and every launch. ``fuse``: not what the engine chooses."""
+    launches = bounds(shapes, card, math, graph, fused(shapes, math) if fuse is None else fuse)
     groups: dict[str, float] = defaultdict(float)
     for row in launches:
         groups[row["group"]] += row["seconds"]
@@ -179,7 +195,7 @@ def collect() -> dict[str, Any]:
         "sources": SOURCES,
         "predictions": rows,
         "memory": memory,
-        "kernels": [asdict(launch) for launch in step(3)],
+        "kernels": [asdict(x) for fuse in (8, 0) for x in step(3, fuse=fuse)],
     }
 
 
@@ -293,8 +309,9 @@ def markdown(report: dict[str, Any]) -> str:
         "## Work of each launch",
         "",
         "n atoms, F channels, C = F/32 chunks, H width of the readout, b bytes of a feature, w = b/4, "
-        "k neighbours in the list, e within the cutoff, p edges of a turn of a warp's loop, t turns for an "
-        "atom, R bytes of an edge record, row = 32 b; `share`, "
+        "k neighbours in the list, e within the cutoff, p edges of a turn of a warp's loop and features in "
+        "16 bytes, t turns for an atom, B blocks of A atoms, s of them one after the other on an SM of z "
+        "lanes, R bytes of an edge record, row = 32 b; `share`, "
         "`far2`, `far3`: parts of neighbours' rows and of the table that L1 does not have. Units are "
         "explained in `gpu_kernels.py`.",
         "",

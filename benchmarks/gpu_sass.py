@@ -1,9 +1,9 @@
-"""What the passes over edges are in machine code: instructions per edge and 32 channels, registers, spills.
+"""What the passes over edges and the fused networks are in machine code: instructions, registers, spills.
 
-Compiles csrc/cuda/edge_passes.cu for one GPU with nvcc, takes it apart with nvdisasm and counts the
-instructions of the loop over edges of each kernel, and how many of its loads are under way at once. No
-GPU is needed. benchmarks/gpu_roofline.py counts with these numbers (gpu_kernels.py, SASS), and a test
-compares.
+Compiles csrc/cuda/edge_passes.cu and fused.cu for one GPU with nvcc, takes them apart with nvdisasm and
+counts the instructions of the loop over edges of each kernel and of the loops of products, and how many of
+their loads are under way at once. No GPU is needed. benchmarks/gpu_roofline.py counts with these numbers
+(gpu_kernels.py, SASS and PER_FMA), and a test compares.
 
     python benchmarks/gpu_sass.py                 # of sm_90
     python benchmarks/gpu_sass.py --arch sm_80
@@ -30,11 +30,15 @@ from benchmarks.cuda_resources import CSRC, FLAGS, parse, readable, run
 EDGES_A_TURN = 4
 KERNELS = ("forward_kernel<float, true>", "forward_kernel<float, false>",
            "backward_kernel<float, true>", "backward_kernel<float, false>")  # fmt: skip
+#: Multiply-adds in one turn of the loops of products: 8 rows of weights, 4 columns, by the atoms of a block.
+MULTIPLY_ADDS = {f"{name}_kernel<float, {atoms}>": 32 * atoms
+                 for name in ("update", "turn", "reverse") for atoms in (4, 8)}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Count:
-    """Of one kernel. ``per_edge``: instructions of the loop per edge and 32 channels, by kind.
+    """Of one kernel. ``per_edge``: instructions of the loop per edge and 32 channels, by kind; of fused
+    networks per multiply-add of a warp, in the longest of their loops.
     ``in_flight``: loads of a warp that the code issues before it waits for the first of them."""
 
     registers: int
@@ -117,18 +121,23 @@ def in_flight(code: list[str]) -> int:
 
 
 def count(disassembly: str, usages: dict, names: dict[str, str]) -> dict[str, Count]:
-    """By readable name, of the kernels in KERNELS."""
+    """By readable name, of the kernels in KERNELS and MULTIPLY_ADDS."""
     found = {}
     parts = re.split(r"^\s*\.section\s+\.text\.(\w+)", disassembly, flags=re.MULTILINE)
     for mangled, text in zip(parts[1::2], parts[2::2], strict=True):
         name = names.get(mangled, "")
-        if name not in KERNELS:
+        if name not in KERNELS and name not in MULTIPLY_ADDS:
             continue
+        turns, units = loops(text.splitlines()), MULTIPLY_ADDS.get(name, EDGES_A_TURN)
+        if name in MULTIPLY_ADDS:
+            # Of the loops around them, which have barriers, nothing.
+            turns = [x for x in turns if sum(i.startswith("FFMA") for i in x) == units]
+            turns = [x for x in turns if not any(i.startswith("BAR") for i in x)]
         # Everything that is not the loop over edges is shorter.
-        turn = max(loops(text.splitlines()), key=len)
+        turn = max(turns, key=len)
         kinds = Counter(kind(x) for x in turn if not x.startswith("NOP"))
         usage = usages[mangled]
-        per_edge = {key: n / EDGES_A_TURN for key, n in kinds.items()}
+        per_edge = {key: n / units for key, n in kinds.items()}
         found[name] = Count(usage.registers, usage.spills, per_edge, in_flight(turn))
     return found
 
@@ -138,15 +147,18 @@ def measure(arch: str = "sm_90") -> dict[str, Count]:
     missing = [name for name in ("nvcc", "ptxas", "nvdisasm", "c++filt") if tool(name) is None]
     if missing:
         raise SystemExit(f"{', '.join(missing)} needed, found none; install the CUDA toolkit")
+    found: dict[str, Count] = {}
     with tempfile.TemporaryDirectory() as folder:
         ptx, cubin = Path(folder) / "passes.ptx", Path(folder) / "passes.cubin"
         virtual = arch.replace("sm_", "compute_")
-        source = str(CSRC / "cuda" / "edge_passes.cu")
-        run(["nvcc", *FLAGS, f"-arch={virtual}", "-ptx", source, "-o", str(ptx)])
-        report = run(["ptxas", "-O3", "-v", f"-arch={arch}", str(ptx), "-o", str(cubin)])
-        usages = parse(report, ptx.read_text())
-        text = run([str(tool("nvdisasm")), "-c", str(cubin)])
-    return count(text, usages, readable(list(usages)))
+        for source in ("edge_passes.cu", "fused.cu"):
+            command = ["nvcc", *FLAGS, f"-arch={virtual}", "-ptx", str(CSRC / "cuda" / source)]
+            run([*command, "-o", str(ptx)])
+            report = run(["ptxas", "-O3", "-v", f"-arch={arch}", str(ptx), "-o", str(cubin)])
+            usages = parse(report, ptx.read_text())
+            text = run([str(tool("nvdisasm")), "-c", str(cubin)])
+            found |= count(text, usages, readable(list(usages)))
+    return found
 
 
 def main() -> None:
@@ -155,7 +167,7 @@ def main() -> None:
     found = measure(parser.parse_args().arch)
     kinds = ("float32", "loads", "stores", "shuffles", "other")
     print(
-        "| kernel | instructions per edge and 32 channels | "
+        "| kernel | instructions per edge and 32 channels, or multiply-add | "
         + " | ".join(kinds)
         + " | loads in flight | registers | spills |"
     )

@@ -26,10 +26,14 @@ def models(tmp_path_factory):
     return export_models(tmp_path_factory.mktemp("models"))
 
 
+FUSE = pytest.mark.parametrize("fuse", [True, False], ids=["fused", "apart"])
+
+
+@FUSE
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", MODELS)
-def test_agrees_with_the_cpu_engine(gpu, models, name, dtype):
-    potential = gpu.GpuPotential(models[name], dtype=dtype)
+def test_agrees_with_the_cpu_engine(gpu, models, name, dtype, fuse):
+    potential = gpu.GpuPotential(models[name], dtype=dtype, fuse=fuse)
     for label, make in SYSTEMS.items():
         if name == "wide" and label != "skewed":
             continue
@@ -79,11 +83,13 @@ def beyond_the_cutoff():
 SHAPES = [single_atom, no_atoms, far_apart, beyond_the_cutoff, one_atom_crystal, needle, many]
 
 
+@FUSE
 @pytest.mark.parametrize("make", SHAPES)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_shapes_at_the_edge(gpu, models, make, dtype):
+def test_shapes_at_the_edge(gpu, models, make, dtype, fuse):
     system = make()
-    got = compute(gpu.GpuPotential(models["zbl"], dtype=dtype), system, atom_virials=True)
+    potential = gpu.GpuPotential(models["zbl"], dtype=dtype, fuse=fuse)
+    got = compute(potential, system, atom_virials=True)
     # An atom with hundreds of neighbours rounds in float32 like the CPU engine: 7e-6 eV.
     scale = 10.0 if make is one_atom_crystal else 1.0
     assert_agree(got, cpu(models["zbl"], system), dtype, len(system[0]), scale)
@@ -108,12 +114,13 @@ def test_rows_of_every_length(gpu, models, dtype):
         assert_agree(got, cpu(models["zbl"], system), dtype, n + 1)
 
 
+@FUSE
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_results_are_the_same_bits_under_every_schedule(gpu, models, dtype):
+def test_results_are_the_same_bits_under_every_schedule(gpu, models, dtype, fuse):
     results = []
     for seed in range(4):
         gpu.set_schedule(seed)
-        potential = gpu.GpuPotential(models["odd"], dtype=dtype)
+        potential = gpu.GpuPotential(models["odd"], dtype=dtype, fuse=fuse)
         for system in (SYSTEMS["skewed"](), SYSTEMS["slab"]()):
             results.append((seed, compute(potential, system, atom_virials=True)))
     for (_, first), (_, other) in zip(results[:2] * 3, results[2:], strict=True):
@@ -226,9 +233,10 @@ def test_systems_may_change_between_steps(gpu, models):
         )
 
 
-def test_energy_only(gpu, models):
+@FUSE
+def test_energy_only(gpu, models, fuse):
     numbers, positions, cell, pbc = SYSTEMS["skewed"]()
-    potential = gpu.GpuPotential(models["zbl"], dtype="float64")
+    potential = gpu.GpuPotential(models["zbl"], dtype="float64", fuse=fuse)
     out = potential.compute(numbers.astype(np.int64), positions, cell, pbc, False, False)
     want = cpu(models["zbl"], (numbers, positions, cell, pbc))
     assert out["energy"] == pytest.approx(want["energy"], abs=1e-9)
@@ -407,8 +415,8 @@ import numpy as np
 import _cuda_emulated as gpu
 from support.systems import SYSTEMS
 for path in sys.argv[3:]:
-    for dtype in ("float32", "float64"):
-        potential = gpu.GpuPotential(path, dtype=dtype)
+    for dtype, fuse in (("float32", True), ("float64", False), ("float64", True)):
+        potential = gpu.GpuPotential(path, dtype=dtype, fuse=fuse)
         for label in ("molecule", "skewed", "tiny"):
             numbers, positions, cell, pbc = SYSTEMS[label]()
             for _ in range(3):

@@ -68,6 +68,7 @@ WAYS = {
     "owners": (0.0, {"graph": False}),
     "owners, graph": (0.0, {}),
     "exchange": (1.0, {}),
+    "exchange, products apart": (1.0, {"fuse": False}),
     "owners and exchange": (0.5, {}),
     "exchange between devices": (1.0, {"device_exchange": True}),
 }

@@ -33,12 +33,13 @@ def compute(potential, system, **options):
     return potential.compute(np.asarray(numbers, np.int64), positions, cell, pbc, **options)
 
 
+@pytest.mark.parametrize("fuse", [True, False], ids=["fused", "apart"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("readout_dim", [5, 40])
-def test_agrees_with_the_cpu_engine(gpu, tmp_path, dtype, readout_dim):
+def test_agrees_with_the_cpu_engine(gpu, tmp_path, dtype, readout_dim, fuse):
     path = str(tmp_path / "student.pt")
     export_student(uncertain(make_student(readout_dim=readout_dim)), path)
-    potential = gpu.GpuPotential(path, dtype=dtype)
+    potential = gpu.GpuPotential(path, dtype=dtype, fuse=fuse)
     reference = NativePotential(path, dtype="float64", threads=1)
     for make in SYSTEMS.values():
         for _ in range(3):  # the third step is a captured graph

@@ -20,7 +20,7 @@ import card
 import numpy as np
 
 from benchmarks.gpu_cards import CARDS, H100
-from benchmarks.gpu_kernels import Launch, Shapes, step
+from benchmarks.gpu_kernels import Launch, Shapes, fused, step
 from benchmarks.gpu_roofline import bound
 from mlff_distiller.ops.engine import NativePotential
 from mlff_distiller.students.file import read_metadata
@@ -119,12 +119,13 @@ def measure(path: str, side: int, math: str) -> dict[str, Any]:
 
     for _ in range(1 if card.REHEARSAL else 4):
         call()
-    launches = step(network["num_interactions"], graph=False)
-    rows = profiled(call, launches)
     near = (network["cutoff"] / (network["cutoff"] + 0.3)) ** 3
     listed = potential.num_edges / len(numbers)
     shapes = Shapes(len(numbers), network["hidden_dim"], network["num_interactions"],
                     list_neighbors=listed, neighbors=listed * near)  # fmt: skip
+    own = not potential.products.startswith("cuBLAS")
+    launches = step(network["num_interactions"], graph=False, fuse=fused(shapes, math, not own))
+    rows = profiled(call, launches)
     table = table_of(rows, launches, shapes, math, limits)
     span = statistics.median(span for _, span in rows)
     total, floor = (sum(row[k] for row in table.values()) for k in (1, 2))

@@ -116,7 +116,7 @@ py::object multiply(const py::array& a, int k, const py::array& b, const py::arr
 std::vector<std::array<int64_t, 4>> product_shapes(const std::string& path,
                                                    const py::array_t<int64_t>& numbers,
                                                    const py::array_t<double>& positions,
-                                                   const py::array_t<double>& cell) {
+                                                   const py::array_t<double>& cell, bool fuse) {
   static std::vector<std::array<int64_t, 4>> seen;
   struct Recorder : FakeCublas {
     Recorder() {
@@ -131,6 +131,7 @@ std::vector<std::array<int64_t, 4>> product_shapes(const std::string& path,
   mlff::gpu::SystemOptions options;
   options.library = &recorder;
   options.graph = false;
+  options.fuse = fuse;
   mlff::gpu::Potential potential(path, options);
   mlff::PotentialResult result;
   seen.clear();
@@ -243,7 +244,8 @@ PYBIND11_MODULE(_cuda_emulated, m) {
     return out;
   });
   m.def("multiply", &multiply);
-  m.def("product_shapes", &product_shapes);
+  m.def("product_shapes", &product_shapes, py::arg("path"), py::arg("numbers"),
+        py::arg("positions"), py::arg("cell"), py::arg("fuse"));
   m.def("devices_of_a_potential", &devices_of_a_potential);
   m.def("assigned_before_a_kernel", &assigned_before_a_kernel);
   bind_messages(m);

@@ -17,10 +17,10 @@ namespace {
 class PyGpuSystem {
  public:
   PyGpuSystem(const std::string& path, const std::string& dtype, double skin, bool graph,
-              bool cublas, bool device_exchange)
+              bool cublas, bool device_exchange, bool fuse)
       : double_(dtype == "float64"),
         model_(mlff::read_model_file(path)),
-        system_(model_, options(dtype, skin, graph, cublas, device_exchange)) {}
+        system_(model_, options(dtype, skin, graph, cublas, device_exchange, fuse)) {}
 
   // sources, sent, n_received: see GhostPlan. A step goes in stages, with advance(), if rows are
   // exchanged or there are no ghosts.
@@ -85,13 +85,14 @@ class PyGpuSystem {
 
  private:
   static mlff::gpu::SystemOptions options(const std::string& dtype, double skin, bool graph,
-                                          bool cublas, bool device_exchange) {
+                                          bool cublas, bool device_exchange, bool fuse) {
     mlff::gpu::SystemOptions options;
     options.precision = precision_of(dtype);
     options.skin = skin;
     options.graph = graph;
     options.cublas = cublas;
     options.device_exchange = device_exchange;
+    options.fuse = fuse;
     return options;
   }
 
@@ -108,9 +109,9 @@ class PyGpuSystem {
 
 void bind_gpu_testing(py::module_& m) {
   py::class_<PyGpuSystem>(m, "GpuSystem")
-      .def(py::init<const std::string&, const std::string&, double, bool, bool, bool>(),
+      .def(py::init<const std::string&, const std::string&, double, bool, bool, bool, bool>(),
            py::arg("path"), py::arg("dtype"), py::arg("skin"), py::arg("graph") = true,
-           py::arg("cublas") = true, py::arg("device_exchange") = false)
+           py::arg("cublas") = true, py::arg("device_exchange") = false, py::arg("fuse") = true)
       .def("begin", &PyGpuSystem::begin, py::arg("n_local"), py::arg("species"),
            py::arg("positions"), py::arg("sources"), py::arg("weights"), py::arg("new_list") = true,
            py::arg("atom_virials") = false, py::arg("sent") = Int32s(0), py::arg("n_received") = 0)

@@ -55,7 +55,7 @@ std::vector<T> rechunk(const T* from, int64_t items, int64_t blocks, int64_t f) 
 }  // namespace
 
 template <typename T>
-Network<T>::Network(const ModelFile& model, Dense& dense)
+Network<T>::Network(const ModelFile& model, Dense& dense, bool fuse)
     : dense_(dense),
       num_interactions_(model.num_interactions),
       f_(padded_channels(model.hidden_dim)),
@@ -66,6 +66,10 @@ Network<T>::Network(const ModelFile& model, Dense& dense)
       num_species_(static_cast<int>(model.elements.size())) {
   load_weights(model);
   load_tables(model);
+  // Whoever allows products to round has them from tensor cores, which the fused kernels do not
+  // use.
+  const bool exact = sizeof(T) == sizeof(double) || dense.math() == Math::kFloat32;
+  fuse_ = fuse && exact && fused_fits<T>(f_, readout_width_);
   const Repulsion repulsion(model);
   if (repulsion.active()) repulsion_.assign(repulsion.pairs());
   screening_ = repulsion.screening();
@@ -278,6 +282,49 @@ UpdateCall<T> Network<T>::update(int64_t k) {
 }
 
 template <typename T>
+FusedCall<T> Network<T>::fused(int64_t k) {
+  const Layer& layer = layers_[static_cast<size_t>(k)];
+  FusedCall<T> call;
+  call.update = update(k);
+  call.weights.mix = layer.mix.data();
+  call.weights.in = layer.update_in.data();
+  call.weights.in_bias = layer.update_in_bias.data();
+  call.weights.out = layer.update_out.data();
+  call.weights.mix_reverse = layer.mix_reverse.data();
+  call.weights.in_reverse = layer.update_in_reverse.data();
+  call.weights.out_reverse = layer.update_out_reverse.data();
+  call.slope = layer.slope.data();
+  call.adjoints = adjoints(k);
+  call.readout.width = readout_width_;
+  call.readout.in = readout_in_.data();
+  call.readout.bias = readout_in_bias_.data();
+  call.readout.in_reverse = readout_in_reverse_.data();
+  call.readout.out = readout_out_.data();
+  call.readout.offsets = offsets_.data();
+  call.readout.weights = weights_;
+  call.readout.species = list_.species;
+  call.readout.hidden = readout_.data();
+  call.readout.energies = energies_.data();
+  call.gradients = gradients_;
+  return call;
+}
+
+template <typename T>
+void Network<T>::set_message(int64_t k, FusedCall<T>& call) {
+  const Layer& layer = layers_[static_cast<size_t>(k)];
+  call.message.in = layer.message_in.data();
+  call.message.in_bias = layer.message_in_bias.data();
+  call.message.out = layer.message_out.data();
+  call.message.out_bias = layer.message_out_bias.data();
+  call.message.in_reverse = layer.message_in_reverse.data();
+  call.message.out_reverse = layer.message_out_reverse.data();
+  call.message_slope = layer.message_slope.data();
+  call.x2 = layer.x2.data();
+  call.features = layer.features.data();
+  call.gx = gx_.data();
+}
+
+template <typename T>
 void Network<T>::multiply(int64_t m, int n, int k, const T* a, int lda, const DeviceMemory<T>& b,
                           T* c, int ldc, bool accumulate, cudaStream_t stream) {
   GemmCall<T> product;
@@ -310,6 +357,16 @@ void Network<T>::forward(int64_t k, cudaStream_t stream) {
   edges.v_out = u.v;
   edge_forward(edges, k == 0, stream);
 
+  if (fused()) {
+    FusedCall<T> call = fused(k);
+    if (last) {
+      fused_turn(call, stream);
+    } else {
+      set_message(k + 1, call);
+      fused_forward(call, stream);
+    }
+    return;
+  }
   multiply(3 * n, 2 * f, f, u.v, f, layer.mix, layer.vu.data(), 2 * f, false, stream);
   update_norms(u, stream);
   multiply(n, f, 2 * f, cat_.data(), 2 * f, layer.update_in, hidden_.data(), f, false, stream);
@@ -380,6 +437,12 @@ void Network<T>::backward(int64_t k, cudaStream_t stream) {
   edges.gv = gv_.data();
   edge_backward(edges, k == 0, stream);
   if (k == 0) return;
+  if (fused()) {
+    FusedCall<T> call = fused(k - 1);
+    set_message(k, call);
+    fused_backward(call, stream);
+    return;
+  }
   multiply(n, f, 3 * f, gx_.data(), 3 * f, layer.message_out_reverse, hidden_.data(), f, false,
            stream);
   scale(n * f, layer.message_slope.data(), hidden_.data(), stream);

@@ -9,6 +9,7 @@
 #include "cuda/dense.h"
 #include "cuda/device_memory.h"
 #include "cuda/edges.h"
+#include "cuda/fused.h"
 #include "cuda/neighbors.h"
 #include "cuda/pointwise.h"
 
@@ -19,8 +20,9 @@ template <typename T>
 class Network {
  public:
   // Copies weights and filter tables to the device. Throws InputError if the table misses its
-  // bound, DeviceError if memory runs out. `dense` must outlive the network.
-  Network(const ModelFile& model, Dense& dense);
+  // bound, DeviceError if memory runs out. `dense` must outlive the network. !fuse: products one by
+  // one in systems of any size.
+  Network(const ModelFile& model, Dense& dense, bool fuse);
 
   // Room for lists of that size.
   void resize(const NeighborView& list, bool gradients);
@@ -71,6 +73,11 @@ class Network {
   void load_weights(const ModelFile& model);
   void load_tables(const ModelFile& model);
   void update_adjoint(int64_t k, cudaStream_t stream);
+  bool fused() const {
+    return fuse_ && (!dense_.uses_cublas() || list_.n_local <= fused_atoms(f_));
+  }
+  FusedCall<T> fused(int64_t k);  // the update of k, without the message network
+  void set_message(int64_t k, FusedCall<T>& call);
   EdgeCall<T> pass(int64_t k) const;
   UpdateCall<T> update(int64_t k);
   void multiply(int64_t m, int n, int k, const T* a, int lda, const DeviceMemory<T>& b, T* c,
@@ -79,6 +86,7 @@ class Network {
   Dense& dense_;
   int64_t num_interactions_;
   int f_;
+  bool fuse_ = false;
   T norm_epsilon_, norm_shift_;
   double cutoff_;
   int intervals_ = 0;

@@ -1,34 +1,18 @@
 // All of these are bound by memory: each reads its arguments once and writes its results once, and
 // neighbouring threads touch neighbouring numbers. Together they move about a third of what the
 // passes over edges do.
+#include "cuda/channels.h"
 #include "cuda/device_memory.h"
-#include "cuda/pointwise.h"
 
 namespace mlff {
 namespace gpu {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kChunk = 32;
 
 __device__ __forceinline__ int64_t thread_index() {
   return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
 }
-
-__device__ __forceinline__ float exponential(float x) { return expf(x); }
-__device__ __forceinline__ double exponential(double x) { return exp(x); }
-__device__ __forceinline__ float square_root(float x) { return sqrtf(x); }
-__device__ __forceinline__ double square_root(double x) { return sqrt(x); }
-
-template <typename T>
-struct Silu {
-  T value, slope;
-  __device__ __forceinline__ explicit Silu(T z) {
-    const T gate = T(1) / (T(1) + exponential(-z));
-    value = z * gate;
-    slope = gate * (T(1) + z * (T(1) - gate));
-  }
-};
 
 template <typename T>
 __global__ void silu_kernel(int64_t count, int width, const T* bias, T* x, T* slope) {
@@ -45,103 +29,26 @@ __global__ void scale_kernel(int64_t count, const T* factor, T* x) {
   if (i < count) x[i] *= factor[i];
 }
 
-// V v and U v of one atom and channel.
-template <typename T>
-struct Mixed {
-  T v[3], u[3];
-  __device__ __forceinline__ Mixed(const T* vu, int64_t i, int f, int n) {
-    for (int a = 0; a < 3; ++a) {
-      v[a] = vu[(3 * i + a) * 2 * n + f];
-      u[a] = vu[(3 * i + a) * 2 * n + n + f];
-    }
+// One thread per atom and channel.
+#define MLFF_CHANNELS(function)                                               \
+  template <typename T>                                                       \
+  __global__ void function##_kernel(UpdateCall<T> p) {                        \
+    const int64_t index = thread_index();                                     \
+    const int n = p.num_channels;                                             \
+    if (index < p.n * n) function(p, index / n, static_cast<int>(index % n)); \
   }
-  __device__ __forceinline__ T dot() const { return v[0] * u[0] + v[1] * u[1] + v[2] * u[2]; }
-  // norm + shift
-  __device__ __forceinline__ T root(T epsilon) const {
-    return square_root(v[0] * v[0] + v[1] * v[1] + v[2] * v[2] + epsilon);
-  }
-};
-
-template <typename T>
-__global__ void norms_kernel(UpdateCall<T> p) {
-  const int64_t index = thread_index();
-  const int n = p.num_channels;
-  if (index >= p.n * n) return;
-  const int64_t i = index / n;
-  const int f = static_cast<int>(index % n);
-  p.cat[i * 2 * n + n + f] = Mixed<T>(p.vu, i, f, n).root(p.norm_epsilon) - p.norm_shift;
-}
-
-template <typename T>
-__global__ void combine_kernel(UpdateCall<T> p) {
-  const int64_t index = thread_index();
-  const int n = p.num_channels;
-  if (index >= p.n * n) return;
-  const int64_t i = index / n;
-  const int f = static_cast<int>(index % n);
-  const Mixed<T> m(p.vu, i, f, n);
-  T* a = p.a + i * (p.last ? 2 : 3) * n + f;
-  const T ss = a[0] + p.bias[f], sv = a[n] + p.bias[n + f];
-  a[n] = sv;
-  p.s_out[i * n + f] = p.cat[i * 2 * n + f] + ss + sv * m.dot();
-  if (p.last) return;
-  const T vv = a[2 * n] + p.bias[2 * n + f];
-  a[2 * n] = vv;
-  for (int axis = 0; axis < 3; ++axis) p.v[(3 * i + axis) * n + f] += vv * m.u[axis];
-}
-
-template <typename T>
-__global__ void adjoint_a_kernel(UpdateCall<T> p) {
-  const int64_t index = thread_index();
-  const int n = p.num_channels;
-  if (index >= p.n * n) return;
-  const int64_t i = index / n;
-  const int f = static_cast<int>(index % n);
-  const Mixed<T> m(p.vu, i, f, n);
-  T* ga = p.ga + i * (p.last ? 2 : 3) * n + f;
-  const T gs = p.gs[i * n + f];
-  ga[0] = gs;
-  ga[n] = gs * m.dot();
-  if (p.last) return;
-  T sum = 0;
-  for (int axis = 0; axis < 3; ++axis) sum += p.gv[(3 * i + axis) * n + f] * m.u[axis];
-  ga[2 * n] = sum;
-}
-
-template <typename T>
-__global__ void adjoint_vu_kernel(UpdateCall<T> p) {
-  const int64_t index = thread_index();
-  const int n = p.num_channels;
-  if (index >= p.n * n) return;
-  const int64_t i = index / n;
-  const int f = static_cast<int>(index % n);
-  const Mixed<T> m(p.vu, i, f, n);
-  const T* a = p.a + i * (p.last ? 2 : 3) * n + f;
-  const T cross = p.gs[i * n + f] * a[n];
-  const T along = p.gcat[i * 2 * n + n + f] / m.root(p.norm_epsilon);
-  for (int axis = 0; axis < 3; ++axis) {
-    T gu = cross * m.v[axis];
-    if (!p.last) gu += a[2 * n] * p.gv[(3 * i + axis) * n + f];
-    T* to = p.gvu + (3 * i + axis) * 2 * n + f;
-    to[0] = cross * m.u[axis] + along * m.v[axis];
-    to[n] = gu;
-  }
-}
+MLFF_CHANNELS(norms)
+MLFF_CHANNELS(combine)
+MLFF_CHANNELS(adjoint_a)
+MLFF_CHANNELS(adjoint_vu)
+#undef MLFF_CHANNELS
 
 template <typename T>
 __global__ void features_kernel(int64_t count, int n, const T* x, const T* bias, const T* v, T* x2,
                                 T* rows) {
   const int64_t index = thread_index();
   if (index >= count * n) return;
-  const int64_t i = index / n;
-  const int f = static_cast<int>(index % n);
-  const T* from = x + i * 3 * n + f;
-  T* to = rows + i * 5 * n + f / kChunk * 5 * kChunk + f % kChunk;
-  const T second = from[2 * n] + bias[2 * n + f];
-  x2[index] = second;
-  to[0] = from[0] + bias[f];
-  to[kChunk] = from[n] + bias[n + f];
-  for (int a = 0; a < 3; ++a) to[(2 + a) * kChunk] = second * v[(3 * i + a) * n + f];
+  features(x, bias, v, x2, rows, index / n, static_cast<int>(index % n), n);
 }
 
 template <typename T>
@@ -149,11 +56,7 @@ __global__ void adjoints_kernel(int64_t count, int n, const T* gs, const T* gcat
                                 T* rows) {
   const int64_t index = thread_index();
   if (index >= count * n) return;
-  const int64_t i = index / n;
-  const int f = static_cast<int>(index % n);
-  T* to = rows + i * 4 * n + f / kChunk * 4 * kChunk + f % kChunk;
-  to[0] = gs[index] + gcat[i * 2 * n + f];
-  for (int a = 0; a < 3; ++a) to[(1 + a) * kChunk] = gv[(3 * i + a) * n + f];
+  adjoints(gs, gcat, gv, rows, index / n, static_cast<int>(index % n), n);
 }
 
 // One warp per atom.
@@ -167,16 +70,8 @@ __global__ void readout_kernel(int64_t n, int width, const T* bias, T* hidden, c
   const int kind = species[i];
   out += static_cast<int64_t>(kind < 0 ? 0 : kind) * width;
   const T weight = weights ? static_cast<T>(weights[i]) : T(1);
-  double sum = 0.0;
-  for (int j = lane; j < width; j += 32) {
-    const int64_t at = i * width + j;
-    const Silu<T> silu(hidden[at] + bias[j]);
-    hidden[at] = silu.value;
-    sum += static_cast<double>(silu.value) * static_cast<double>(out[j]);
-    slope[at] = silu.slope * (out[j] * weight);
-  }
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+  const double sum =
+      read_out(lane, width, bias, hidden + i * width, out, weight, slope + i * width);
   if (lane != 0) return;
   energies[i] = kind < 0 ? 0.0 : sum + offsets[kind];
 }

@@ -24,7 +24,7 @@ struct UpdateCall {
   bool last = false;
   T norm_epsilon = 0;  // the norm is sqrt(|V v|^2 + epsilon) - shift
   T norm_shift = 0;
-  const T* vu = nullptr;    // [n][3][2F] V v | U v
+  T* vu = nullptr;          // [n][3][2F] V v | U v
   const T* bias = nullptr;  // [3F] of a, last: [2F]
   T* a = nullptr;           // [n][3F] a_ss | a_sv | a_vv without bias, last: [n][2F]
   T* cat = nullptr;         // [n][2F] s | norm

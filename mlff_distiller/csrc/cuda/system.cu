@@ -94,7 +94,7 @@ class TypedSystem : public System::Impl {
                              : options.library ? options.library
                                                : load_cublas()),
         list_(model.cutoff, options.skin),
-        network_(model, dense_),
+        network_(model, dense_, options.fuse),
         ghosts_(options.device_exchange) {
     uses_cublas = dense_.uses_cublas();
     products = dense_.products();

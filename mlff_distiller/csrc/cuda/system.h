@@ -30,6 +30,7 @@ struct SystemOptions {
   bool graph = true;                // capture steps without other processes in a CUDA graph
   bool cublas = true;               // false: our own products, for tests
   bool device_exchange = false;     // rows of other processes stay on the device: an MPI takes them
+  bool fuse = true;                 // false: no fused.h whatever the size, for tests
   const Cublas* library = nullptr;  // instead of load_cublas(), for tests
 };
 
