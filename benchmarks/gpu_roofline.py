@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from math import ceil
 from pathlib import Path
@@ -21,11 +21,21 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from benchmarks.common import RESULTS, parser_of, pyplot, save, write_report
 from benchmarks.gpu_cards import CARDS, SOURCES, Card
-from benchmarks.gpu_kernels import COPIES, Launch, Shapes, bus_bytes, memory_bytes, step, variables
+from benchmarks.gpu_kernels import (
+    COPIES,
+    HALF_INTERVALS,
+    INTERVALS,
+    Launch,
+    Shapes,
+    bus_bytes,
+    memory_bytes,
+    step,
+    variables,
+)
+from mlff_distiller.constants import MATHS, ROUNDED_PRODUCTS
 
 ATOMS = (100, 1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
 CHANNELS = (64, 128, 256)
-MATHS = ("float32", "tf32", "bfloat16")
 DETAIL = 100_000
 GROUPS = (
     "edges forward", "edges backward", "products", "pointwise", "edges", "forces", "list", "bus",
@@ -71,7 +81,7 @@ def bound(launch: Launch, shapes: Shapes, card: Card, math: str) -> dict[str, An
     if shapes.itemsize == 4:
         issue = max(issue, value(launch.code, names))
     tensor = 0.0
-    if launch.multiply and math != "float32" and shapes.itemsize == 4:
+    if launch.multiply and math in ROUNDED_PRODUCTS and shapes.itemsize == 4:
         fp32, tensor = 0.0, 2 * fp32
     passes = value(launch.passes, names)
     dram = passes * max(0.0, value(launch.dram, names) - card.l2_bytes)
@@ -106,13 +116,15 @@ def bound(launch: Launch, shapes: Shapes, card: Card, math: str) -> dict[str, An
 @cache
 def bounds(shapes: Shapes, card: Card, math: str, graph: bool) -> list[dict[str, Any]]:
     """Of every launch of a step."""
-    return [bound(x, shapes, card, math) for x in step(shapes.interactions, graph)]
+    return [bound(x, shapes, card, math) for x in step(shapes.interactions, graph, shapes.half)]
 
 
 def predict(
     shapes: Shapes, card: Card, math: str = "float32", graph: bool = True
 ) -> dict[str, Any]:
     """One step: seconds in all and by group, and every launch."""
+    if math != "float32" and shapes.itemsize == 4:
+        shapes = replace(shapes, half=True, intervals=HALF_INTERVALS)
     launches = bounds(shapes, card, math, graph)
     groups: dict[str, float] = defaultdict(float)
     for row in launches:
@@ -179,7 +191,7 @@ def collect() -> dict[str, Any]:
         "sources": SOURCES,
         "predictions": rows,
         "memory": memory,
-        "kernels": [asdict(launch) for launch in step(3)],
+        "kernels": [asdict(launch) for half in (False, True) for launch in step(3, half=half)],
     }
 
 
@@ -218,7 +230,7 @@ def kernel_table(prediction: dict[str, Any]) -> list[str]:
 def time_table(report: dict[str, Any]) -> list[str]:
     head = "".join(f" {atoms:,} |" for atoms in ATOMS)
     lines = [
-        f"| card | F | products | graph |{head}",
+        f"| card | F | math | graph |{head}",
         "|---|--:|---|---|" + "--:|" * len(ATOMS),
     ]
     cells: dict[tuple[Any, ...], dict[int, float]] = defaultdict(dict)
@@ -255,7 +267,8 @@ def markdown(report: dict[str, Any]) -> str:
         "Written by `benchmarks/gpu_roofline.py`. **Nothing here was measured on a GPU**: a lower bound on "
         "time from what every kernel has to read, write and compute, and the cards' published limits. "
         "Water at 1 g/cm³, 3 interactions, 5 Å, skin 0.3 Å (62.5 neighbours in the list, 52.5 within "
-        "the cutoff), float32, energy and forces, list not rebuilt.",
+        "the cutoff), single precision, energy and forces, list not rebuilt. The filter table has "
+        f"{INTERVALS} intervals, with math other than float32 {HALF_INTERVALS}.",
         "",
         "## µs per atom and step, by number of atoms",
         "",
@@ -295,7 +308,8 @@ def markdown(report: dict[str, Any]) -> str:
         "n atoms, F channels, C = F/32 chunks, H width of the readout, b bytes of a feature, w = b/4, "
         "k neighbours in the list, e within the cutoff, p edges of a turn of a warp's loop, t turns for an "
         "atom, R bytes of an edge record, row = 32 b; `share`, "
-        "`far2`, `far3`: parts of neighbours' rows and of the table that L1 does not have. Units are "
+        "`far2`, `far3` (`half2`, `half3` with slopes in float16): parts of neighbours' rows and of the table "
+        "that L1 does not have. Units are "
         "explained in `gpu_kernels.py`.",
         "",
         *formula_table(report),

@@ -384,7 +384,7 @@ def test_devices_that_do_not_exist(with_gpu, models):
         NativePotential(models["one"], device="gpu")
     with pytest.raises(InputError, match="exact filters run on the CPU only"):
         NativePotential(models["one"], device="cuda", tabulate=False)
-    with pytest.raises(InputError, match="math must be float32, tf32 or bfloat16"):
+    with pytest.raises(InputError, match="math must be float32, half, tf32 or bfloat16"):
         NativePotential(models["one"], device="cuda", math="fp8")
 
 
@@ -407,8 +407,8 @@ import numpy as np
 import _cuda_emulated as gpu
 from support.systems import SYSTEMS
 for path in sys.argv[3:]:
-    for dtype in ("float32", "float64"):
-        potential = gpu.GpuPotential(path, dtype=dtype)
+    for dtype, math in (("float32", "float32"), ("float32", "half"), ("float64", "float32")):
+        potential = gpu.GpuPotential(path, dtype=dtype, math=math)
         for label in ("molecule", "skewed", "tiny"):
             numbers, positions, cell, pbc = SYSTEMS[label]()
             for _ in range(3):

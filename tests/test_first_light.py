@@ -63,7 +63,7 @@ def test_first_run(model, tmp_path):
     report = json.loads((tmp_path / "gpu.json").read_text())
     assert {row["what"].split(",")[0] for row in report["rows"]} == {"student"}
     kernels = json.loads((tmp_path / "kernels.json").read_text())
-    assert [row["math"] for row in kernels] == ["float32", "tf32"]
+    assert [row["math"] for row in kernels] == ["float32", "half", "tf32"]
     assert sum(row["count"] for row in kernels[0]["rows"]) > 50
 
 

@@ -119,12 +119,14 @@ def measure(path: str, side: int, math: str) -> dict[str, Any]:
 
     for _ in range(1 if card.REHEARSAL else 4):
         call()
-    launches = step(network["num_interactions"], graph=False)
+    half = math != "float32"
+    launches = step(network["num_interactions"], graph=False, half=half)
     rows = profiled(call, launches)
     near = (network["cutoff"] / (network["cutoff"] + 0.3)) ** 3
     listed = potential.num_edges / len(numbers)
     shapes = Shapes(len(numbers), network["hidden_dim"], network["num_interactions"],
-                    list_neighbors=listed, neighbors=listed * near)  # fmt: skip
+                    list_neighbors=listed, neighbors=listed * near, half=half,
+                    intervals=potential.table["intervals"])  # fmt: skip
     table = table_of(rows, launches, shapes, math, limits)
     span = statistics.median(span for _, span in rows)
     total, floor = (sum(row[k] for row in table.values()) for k in (1, 2))
@@ -149,7 +151,7 @@ def main() -> None:
     path, out, sides = sys.argv[1], Path(sys.argv[2]), [int(x) for x in sys.argv[3:]]
     report = []
     for side in sides:
-        for math in ("float32", "tf32"):
+        for math in ("float32", "half", "tf32"):
             report.append(measure(path, side, math))
             out.write_text(json.dumps(report, indent=1))
 

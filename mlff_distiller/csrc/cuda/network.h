@@ -9,6 +9,7 @@
 #include "cuda/dense.h"
 #include "cuda/device_memory.h"
 #include "cuda/edges.h"
+#include "cuda/filter_table.h"
 #include "cuda/neighbors.h"
 #include "cuda/pointwise.h"
 
@@ -20,7 +21,7 @@ class Network {
  public:
   // Copies weights and filter tables to the device. Throws InputError if the table misses its
   // bound, DeviceError if memory runs out. `dense` must outlive the network.
-  Network(const ModelFile& model, Dense& dense);
+  Network(const ModelFile& model, Dense& dense, bool half_tables);
 
   // Room for lists of that size.
   void resize(const NeighborView& list, bool gradients);
@@ -46,7 +47,7 @@ class Network {
   const double* uncertainties(cudaStream_t stream);
   int64_t num_interactions() const { return num_interactions_; }
   int num_channels() const { return f_; }  // padded to a multiple of 32
-  const TableReport& table_report() const { return table_report_; }
+  const TableReport& table_report() const { return filters_.report(); }
   int64_t generation() const { return generation_; }  // changes whenever memory moved
   size_t bytes() const;                               // on the device
 
@@ -57,7 +58,6 @@ class Network {
     DeviceMemory<T> update_out, update_out_reverse, update_out_bias;
     DeviceMemory<T> message_in, message_in_reverse, message_in_bias;  // not in the first
     DeviceMemory<T> message_out, message_out_reverse, message_out_bias;
-    DeviceMemory<T> table;
     // Kept from the forward to the reverse pass, see core/network.h.
     DeviceMemory<T> vu, a, slope, features, x2, v, message_slope;
   };
@@ -69,7 +69,6 @@ class Network {
   void each_of_model(F&& f) const;
 
   void load_weights(const ModelFile& model);
-  void load_tables(const ModelFile& model);
   void update_adjoint(int64_t k, cudaStream_t stream);
   EdgeCall<T> pass(int64_t k) const;
   UpdateCall<T> update(int64_t k);
@@ -81,9 +80,7 @@ class Network {
   int f_;
   T norm_epsilon_, norm_shift_;
   double cutoff_;
-  int intervals_ = 0;
-  double inverse_spacing_ = 0.0;
-  TableReport table_report_;
+  FilterTables<T> filters_;
   std::vector<Layer> layers_;
   DeviceMemory<T> embedding_, species_x_;
   int readout_width_ = 0;
