@@ -35,13 +35,13 @@ from benchmarks.peers.environments import PEERS as KNOWN_PEERS
 from benchmarks.peers.environments import Peer, python_of
 from benchmarks.peers.run import Worker
 from benchmarks.scaling import export_model
+from mlff_distiller.constants import MATHS
 from mlff_distiller.errors import DeviceError, InputError
 from mlff_distiller.ops import engine
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDES = (3, 7, 15, 32, 69)  # waters: 81 ... 985,527 atoms
 QUICK = (3, 7)
-MATHS = ("float32", "tf32", "bfloat16")
 STEP = 0.01  # Å
 SKIN = 0.3  # Å
 #: Largest deviation from the CPU engine in float64: energy per atom (eV), force relative to the
@@ -86,8 +86,8 @@ def check_systems() -> dict[str, tuple[Any, ...]]:
 
 
 def check(path: Path, device: str, systems: dict[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
-    """Deviations from the CPU engine in float64; rows beyond the limits have ``ok`` False. For tf32 and
-    bfloat16, which round more by intent, they are only reported.
+    """Deviations from the CPU engine in float64; rows beyond the limits have ``ok`` False. For modes
+    that round more by intent they are only reported.
 
     Raises:
         DeviceError: the GPU failed.

@@ -20,9 +20,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil, pi
 
+from mlff_distiller.constants import ROUNDED_PRODUCTS
+
 WATER = 3 / 3.1043**3  # atoms/Å³ at 1 g/cm³
 SKIN, CUTOFF = 0.3, 5.0  # Å
 INTERVALS = 256  # of the filter table, as the default model's
+HALF_INTERVALS = 128  # of that with slopes in float16
 SPECIES = 2
 CHANNELS = 32  # of a chunk: one warp
 BLOCK_SHARE = 0.47
@@ -31,6 +34,8 @@ warps share everything and blocks nothing. Of water in the engine's order of ato
 SASS = {
     "forward_kernel<T, true>": 21,
     "forward_kernel<T, false>": 29,
+    "forward_half_kernel<true>": 27,
+    "forward_half_kernel<false>": 38,
     "backward_kernel<T, true>": 38,
     "backward_kernel<T, false>": 62,
 }
@@ -49,7 +54,8 @@ BOX_BYTES, STATE_BYTES, TOTALS = 288, 312, 10
 
 @dataclass(frozen=True)
 class Shapes:
-    """One system and network. ``itemsize``: bytes of a feature. ``list_neighbors`` include the skin."""
+    """One system and network. ``itemsize``: bytes of a feature. ``list_neighbors`` include the skin.
+    ``half``: the filter table has slopes in float16, too (``math`` other than float32)."""
 
     atoms: int
     channels: int
@@ -59,6 +65,7 @@ class Shapes:
     list_neighbors: float = WATER * 4 / 3 * pi * (CUTOFF + SKIN) ** 3
     intervals: int = INTERVALS
     species: int = SPECIES
+    half: bool = False
 
     @property
     def readout(self) -> int:
@@ -77,7 +84,7 @@ def fused(shapes: Shapes, math: str = "float32", cublas: bool = True) -> int:
     """Atoms of a block where networks are one kernel between two passes over edges, 0 where they are not
     (Network::fused; shared memory has room for them)."""
     small = shapes.channels <= FUSED_CHANNELS and shapes.atoms * shapes.channels**2 <= FUSED_WORK
-    if math != "float32" or (cublas and not small):
+    if math in ROUNDED_PRODUCTS or (cublas and not small):
         return 0
     return 4 if shapes.atoms <= FEW_ATOMS else 8
 
@@ -86,19 +93,21 @@ def variables(
     shapes: Shapes, l1_bytes: float, latencies: tuple[float, float], sms: int = 1, lanes: int = 1
 ) -> dict[str, float]:
     """What formulas may use. ``far2``, ``far3``: part of the table that does not fit L1, in the first
-    and in other interactions. ``w``: rows of 128 bytes that 32 features take. ``p``: edges that a warp
-    does in one turn of its loop; ``t``: turns for a centre, the last of them not full. ``A``: atoms
-    of a block of the fused kernels, ``B`` blocks, ``s`` of them one after the other on an SM of ``z`` lanes."""
+    and in other interactions; ``half2``, ``half3``: of that with slopes in float16. ``w``: rows of 128
+    bytes that 32 features take. ``p``: edges that a warp does in one turn of its loop; ``t``: turns for
+    a centre, the last of them not full. ``A``: atoms of a block of the fused kernels, ``B`` blocks,
+    ``s`` of them one after the other on an SM of ``z`` lanes."""
     b, chunk = shapes.itemsize, CHANNELS * shapes.itemsize
     at_once = 16 // b
     each = fused(shapes, cublas=False)
     blocks = ceil(shapes.atoms / each)
-    table = 2 * (shapes.intervals + 2) * chunk  # bytes per block (w0, w1, w2) of one chunk
+    lines = (shapes.intervals + 2) * chunk  # bytes of one chunk and row of each interval
+    far = {rows: max(0.0, 1 - l1_bytes / (rows * lines)) for rows in (3, 4, 5, 6)}
     return {
         "n": shapes.atoms, "F": shapes.channels, "C": shapes.channels / CHANNELS,
         "H": shapes.readout, "b": b, "w": b / 4, "k": shapes.list_neighbors,
         "e": shapes.neighbors, "R": 32 if b == 4 else 48, "share": BLOCK_SHARE, "row": chunk,
-        "far2": max(0.0, 1 - l1_bytes / (2 * table)), "far3": max(0.0, 1 - l1_bytes / (3 * table)),
+        "far2": far[4], "far3": far[6], "half2": far[3], "half3": far[5],
         "lat1": latencies[0], "lat2": latencies[1],
         "A": each, "B": blocks, "s": ceil(blocks / sms), "z": lanes,
         "p": at_once, "t": (shapes.neighbors + (at_once - 1) / 2) / at_once,
@@ -177,15 +186,21 @@ def geometry_launches() -> list[Launch]:
 # Per turn of a lane, which has p channels of one edge. Forward: spline 10, and per channel each filter 3, s 1, along 1, v 3 (and 3 by w2). Reverse: spline 14, the sums over lanes 4 and
 # the spacing 1, and per channel each filter and slope 6, along 3, scale 1, dd 4, g 3; by w2 and the sums
 # 12. At the end of a row sums over quarters: 3 and 5 packs of p.
-def forward_edges(first: bool) -> Launch:
-    name = f"forward_kernel<T, {str(first).lower()}>"
+# With slopes in float16 conversions, as the multiply-adds' units do them: 2 or 3 each slope, and 3 for
+# the scale of the slopes.
+def forward_edges(first: bool, half: bool = False) -> Launch:
+    name = f"forward_{'half_kernel<' if half else 'kernel<T, '}{str(first).lower()}>"
     flops, table, source = (11, "8", "2") if first else (17, "12", "5")
+    spline = "10"
     far = "8*row*far2*e" if first else "(12*row*far3 + 5*row*share)*e"
+    if half:
+        flops, table, spline = (17, "5", "13") if first else (26, "8", "13")
+        far = "5*row*half2*e" if first else "(8*row*half3 + 5*row*share)*e"
     centre = 4 if first else 8  # rows
     return Launch(
         name, "messages 0" if first else "messages", "edges forward", code=f"{SASS[name]}*n*C*p*t",
         issue=True, passes="C",
-        fp32=f"32*n*C*(({flops}*p + 10)*t + 3*p)", other="n*C*6*p",
+        fp32=f"32*n*C*(({flops}*p + {spline})*t + 3*p)", other="n*C*6*p",
         rows=f"n*C*(R/16*t + ({table}*w + {source}*w)*e + 3*p*w + {centre}*w)",
         l2=f"n*C*(R*e + {far} + {centre}*row)",
         dram=f"n*(R*e + {centre}*row)" if first else "n*(R*e + (5 + 8)*row)",
@@ -316,13 +331,19 @@ def force_launches() -> list[Launch]:
     ]  # fmt: skip
 
 
-def step(interactions: int, graph: bool = True, fuse: int = 4) -> list[Launch]:
-    """The launches of one step with forces, list not rebuilt, in order (Network, System). ``fuse``: as
-    :func:`fused` has it."""
+def step(interactions: int, graph: bool = True, fuse: int = 4, half: bool = False) -> list[Launch]:
+    """The launches of one step with forces, list not rebuilt, in order (Network, System).
+
+    Args:
+        interactions: of the network.
+        graph: the idle list is behind one conditional node.
+        fuse: as :func:`fused` has it.
+        half: slopes of the filters in float16.
+    """
     launches = [*list_launches(graph), *geometry_launches()]
     for k in range(interactions):
         last = k + 1 == interactions
-        launches.append(forward_edges(k == 0))
+        launches.append(forward_edges(k == 0, half))
         if fuse:
             launches.append(fused_turn(fuse) if last else fused_forward(fuse))
         else:
@@ -375,5 +396,7 @@ def memory_bytes(shapes: Shapes) -> dict[str, int]:
     matrices += 2 * f * h + (1 + kinds) * h  # readout, one last layer per species
     matrices += kinds * 3 * f  # embedding, features of species
     table = 2 * (shapes.intervals + 2) * f * (2 + 3 * inner)
+    if shapes.half:
+        table += (shapes.intervals + 2) * f * (3 + 5 * inner)
     fixed = b * (matrices + table) + 8 * (kinds + TOTALS * total_shares(n)) + LIST_RECORDS
     return {"atoms": atoms, "edges": edges, "fixed": fixed}

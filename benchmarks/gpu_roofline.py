@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from math import ceil
 from pathlib import Path
@@ -23,6 +23,8 @@ from benchmarks.common import RESULTS, parser_of, pyplot, save, write_report
 from benchmarks.gpu_cards import CARDS, SOURCES, Card
 from benchmarks.gpu_kernels import (
     COPIES,
+    HALF_INTERVALS,
+    INTERVALS,
     Launch,
     Shapes,
     bus_bytes,
@@ -31,10 +33,10 @@ from benchmarks.gpu_kernels import (
     step,
     variables,
 )
+from mlff_distiller.constants import MATHS, ROUNDED_PRODUCTS
 
 ATOMS = (100, 1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
 CHANNELS = (64, 128, 256)
-MATHS = ("float32", "tf32", "bfloat16")
 DETAIL = 100_000
 GROUPS = (
     "edges forward", "edges backward", "networks", "products", "pointwise", "edges", "forces", "list", "bus",
@@ -83,7 +85,7 @@ def bound(launch: Launch, shapes: Shapes, card: Card, math: str) -> dict[str, An
     if shapes.itemsize == 4:
         issue = max(issue, value(launch.code, names))
     tensor = 0.0
-    if launch.multiply and math != "float32" and shapes.itemsize == 4:
+    if launch.multiply and math in ROUNDED_PRODUCTS and shapes.itemsize == 4:
         fp32, tensor = 0.0, 2 * fp32
     passes = value(launch.passes, names)
     dram = passes * max(0.0, value(launch.dram, names) - card.l2_bytes)
@@ -118,7 +120,9 @@ def bound(launch: Launch, shapes: Shapes, card: Card, math: str) -> dict[str, An
 @cache
 def bounds(shapes: Shapes, card: Card, math: str, graph: bool, fuse: int) -> list[dict[str, Any]]:
     """Of every launch of a step."""
-    return [bound(x, shapes, card, math) for x in step(shapes.interactions, graph, fuse)]
+    return [
+        bound(x, shapes, card, math) for x in step(shapes.interactions, graph, fuse, shapes.half)
+    ]
 
 
 def predict(
@@ -129,6 +133,8 @@ def predict(
     fuse: int | None = None,
 ) -> dict[str, Any]:
     """One step: seconds in all and by group, and every launch. ``fuse``: not what the engine chooses."""
+    if math != "float32" and shapes.itemsize == 4:
+        shapes = replace(shapes, half=True, intervals=HALF_INTERVALS)
     launches = bounds(shapes, card, math, graph, fused(shapes, math) if fuse is None else fuse)
     groups: dict[str, float] = defaultdict(float)
     for row in launches:
@@ -195,7 +201,11 @@ def collect() -> dict[str, Any]:
         "sources": SOURCES,
         "predictions": rows,
         "memory": memory,
-        "kernels": [asdict(x) for fuse in (8, 0) for x in step(3, fuse=fuse)],
+        "kernels": [
+            asdict(x)
+            for fuse, half in ((8, False), (0, False), (0, True))
+            for x in step(3, fuse=fuse, half=half)
+        ],
     }
 
 
@@ -234,7 +244,7 @@ def kernel_table(prediction: dict[str, Any]) -> list[str]:
 def time_table(report: dict[str, Any]) -> list[str]:
     head = "".join(f" {atoms:,} |" for atoms in ATOMS)
     lines = [
-        f"| card | F | products | graph |{head}",
+        f"| card | F | math | graph |{head}",
         "|---|--:|---|---|" + "--:|" * len(ATOMS),
     ]
     cells: dict[tuple[Any, ...], dict[int, float]] = defaultdict(dict)
@@ -271,7 +281,8 @@ def markdown(report: dict[str, Any]) -> str:
         "Written by `benchmarks/gpu_roofline.py`. **Nothing here was measured on a GPU**: a lower bound on "
         "time from what every kernel has to read, write and compute, and the cards' published limits. "
         "Water at 1 g/cm³, 3 interactions, 5 Å, skin 0.3 Å (62.5 neighbours in the list, 52.5 within "
-        "the cutoff), float32, energy and forces, list not rebuilt.",
+        "the cutoff), single precision, energy and forces, list not rebuilt. The filter table has "
+        f"{INTERVALS} intervals, with math other than float32 {HALF_INTERVALS}.",
         "",
         "## µs per atom and step, by number of atoms",
         "",
@@ -312,7 +323,8 @@ def markdown(report: dict[str, Any]) -> str:
         "k neighbours in the list, e within the cutoff, p edges of a turn of a warp's loop and features in "
         "16 bytes, t turns for an atom, B blocks of A atoms, s of them one after the other on an SM of z "
         "lanes, R bytes of an edge record, row = 32 b; `share`, "
-        "`far2`, `far3`: parts of neighbours' rows and of the table that L1 does not have. Units are "
+        "`far2`, `far3` (`half2`, `half3` with slopes in float16): parts of neighbours' rows and of the table "
+        "that L1 does not have. Units are "
         "explained in `gpu_kernels.py`.",
         "",
         *formula_table(report),

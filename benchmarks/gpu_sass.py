@@ -29,6 +29,7 @@ from benchmarks.cuda_resources import CSRC, FLAGS, parse, readable, run
 #: Edges of one chunk that a warp does in one turn of its loop, in float32.
 EDGES_A_TURN = 4
 KERNELS = ("forward_kernel<float, true>", "forward_kernel<float, false>",
+           "forward_half_kernel<true>", "forward_half_kernel<false>",
            "backward_kernel<float, true>", "backward_kernel<float, false>")  # fmt: skip
 #: Multiply-adds in one turn of the loops of products: 8 rows of weights, 4 columns, by the atoms of a block.
 MULTIPLY_ADDS = {f"{name}_kernel<float, {atoms}>": 32 * atoms
@@ -77,6 +78,8 @@ def kind(instruction: str) -> str:
         return "stores"
     if name == "SHFL":
         return "shuffles"
+    if name == "HADD2":  # float16 to float32
+        return "conversions"
     return "other"
 
 
@@ -165,7 +168,7 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--arch", default="sm_90")
     found = measure(parser.parse_args().arch)
-    kinds = ("float32", "loads", "stores", "shuffles", "other")
+    kinds = ("float32", "conversions", "loads", "stores", "shuffles", "other")
     print(
         "| kernel | instructions per edge and 32 channels, or multiply-add | "
         + " | ".join(kinds)

@@ -53,15 +53,16 @@ class PairPaiNN::Gpu : public PairPaiNN::Evaluator {
       : pair_(pair), system_(pair.model_, options), name_(mlff::gpu::device_name(options.device)) {
     single_ = options.precision == mlff::Precision::kFloat32;
     device_exchange_ = options.device_exchange;
-    const bool rounds = options.math != mlff::gpu::Math::kFloat32;
-    if (rounds && !system_.uses_cublas() && pair_.comm->me == 0)
+    rounds_ = mlff::gpu::rounds_products(options.math);
+    if (rounds_ && !system_.uses_cublas() && pair_.comm->me == 0)
       pair_.error->warning(FLERR, format("pair_style painn: math %s %s", pair_.math_.c_str(),
                                          mlff::gpu::kNoFasterMath));
   }
 
   std::string device() const override {
-    return "gpu " + name_ + ", products " + (single_ ? "in " + pair_.math_ + " " : "") + "by " +
-           system_.products() +
+    return "gpu " + name_ + ", products " +
+           (single_ ? "in " + (rounds_ ? pair_.math_ : "float32") + " " : "") + "by " +
+           system_.products() + (pair_.math_ == "float32" ? "" : ", filters in float16") +
            (pair_.comm->nprocs == 1 ? ""
             : device_exchange_      ? ", rows of other ranks by MPI between devices"
                                     : ", rows of other ranks through page-locked memory");
@@ -79,7 +80,7 @@ class PairPaiNN::Gpu : public PairPaiNN::Evaluator {
   PairPaiNN& pair_;
   mlff::gpu::System system_;
   std::string name_;
-  bool single_ = true, device_exchange_ = false;
+  bool single_ = true, rounds_ = false, device_exchange_ = false;
   std::vector<double> positions_;
 };
 

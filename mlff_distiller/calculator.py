@@ -54,8 +54,9 @@ class StudentCalculator(Calculator):
         threads: of the native engine; 0 is OpenMP's default. Forked children use one, since the
             thread pool does not survive a fork.
         skin: Å; neighbour lists live until an atom has moved half of this.
-        math: of the native engine on a GPU in float32, how factors of matrix products are rounded:
-            ``float32``, ``tf32`` or ``bfloat16`` (forces change by 1e-4 to 1e-2 relative).
+        math: of the native engine on a GPU in float32, what is rounded to be faster: nothing
+            (``float32``), the filter table (``half``), or factors of matrix products as well
+            (``tf32``, ``bfloat16``); see docs/gpu.md.
         uncertainty: also compute ``uncertainties`` (n,), the expected error of the force on each
             atom, eV/Å (:mod:`mlff_distiller.students.uncertainty`). Left out, they are computed
             where :meth:`get_property` asks for them.

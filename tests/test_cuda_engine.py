@@ -392,7 +392,7 @@ def test_devices_that_do_not_exist(with_gpu, models):
         NativePotential(models["one"], device="gpu")
     with pytest.raises(InputError, match="exact filters run on the CPU only"):
         NativePotential(models["one"], device="cuda", tabulate=False)
-    with pytest.raises(InputError, match="math must be float32, tf32 or bfloat16"):
+    with pytest.raises(InputError, match="math must be float32, half, tf32 or bfloat16"):
         NativePotential(models["one"], device="cuda", math="fp8")
 
 
@@ -415,8 +415,13 @@ import numpy as np
 import _cuda_emulated as gpu
 from support.systems import SYSTEMS
 for path in sys.argv[3:]:
-    for dtype, fuse in (("float32", True), ("float64", False), ("float64", True)):
-        potential = gpu.GpuPotential(path, dtype=dtype, fuse=fuse)
+    for dtype, math, fuse in (
+        ("float32", "float32", True),
+        ("float32", "half", True),
+        ("float64", "float32", False),
+        ("float64", "float32", True),
+    ):
+        potential = gpu.GpuPotential(path, dtype=dtype, math=math, fuse=fuse)
         for label in ("molecule", "skewed", "tiny"):
             numbers, positions, cell, pbc = SYSTEMS[label]()
             for _ in range(3):

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from mlff_distiller import cuda_libraries
 from mlff_distiller.calculator import StudentCalculator
 from mlff_distiller.cli import app
+from mlff_distiller.constants import MATHS
 from mlff_distiller.errors import InputError
 from mlff_distiller.ops.engine import NativePotential
 
@@ -65,11 +66,12 @@ def test_mixed_precision_of_a_whole_step(gpu, models):
     system = SYSTEMS["skewed"]()
     want = cpu(models["default"], system)
     error = {}
-    for math in ("float32", "tf32", "bfloat16"):
+    for math in MATHS:
         got = compute(gpu.GpuPotential(models["default"], math=math), system)
         error[math] = np.abs(got["forces"] - want["forces"]).max()
     scale = np.abs(want["forces"]).max()
-    assert error["float32"] < 1e-5 * scale < error["tf32"] < 1e-2 * scale
+    assert error["float32"] < 1e-5 * scale < error["half"] < 1e-3 * scale
+    assert 1e-5 * scale < error["tf32"] < 1e-2 * scale
     assert error["tf32"] < error["bfloat16"] < 1e-1 * scale
 
 
@@ -186,15 +188,16 @@ def test_what_is_assigned_is_there_for_every_stream(gpu):
 def test_math_of_the_ase_calculator(with_gpu, models):
     numbers, positions, cell, pbc = SYSTEMS["skewed"]()
     forces = {}
-    for math in ("float32", "tf32"):
+    for math in ("float32", "half", "tf32"):
         atoms = Atoms(numbers, positions, cell=cell, pbc=pbc)
         atoms.calc = StudentCalculator(models["zbl"], "cuda", "float32", math=math)
         forces[math] = atoms.get_forces()
         assert atoms.calc.todict()["math"] == math
         copied = pickle.loads(pickle.dumps(atoms.calc))
         assert copied.math == math
-    deviation = np.abs(forces["tf32"] - forces["float32"]).max()
-    assert 1e-7 < deviation / np.abs(forces["float32"]).max() < 1e-2
+    for math in ("half", "tf32"):
+        deviation = np.abs(forces[math] - forces["float32"]).max()
+        assert 1e-7 < deviation / np.abs(forces["float32"]).max() < 1e-2
 
 
 def test_math_of_openmm(with_gpu, models):
@@ -219,8 +222,10 @@ def test_math_of_openmm(with_gpu, models):
 def test_math_without_a_gpu_is_refused(models, backend):
     with pytest.raises(InputError, match=r"math='tf32' is for the native engine on a GPU"):
         StudentCalculator(models["one"], backend=backend, math="tf32")
-    with pytest.raises(InputError, match="math must be float32, tf32 or bfloat16, got 'half'"):
-        StudentCalculator(models["one"], backend=backend, math="half")
+    with pytest.raises(
+        InputError, match="math must be float32, half, tf32 or bfloat16, got 'full'"
+    ):
+        StudentCalculator(models["one"], backend=backend, math="full")
 
 
 def test_rounding_without_cublas_is_a_warning(with_gpu, models):
@@ -231,13 +236,14 @@ def test_rounding_without_cublas_is_a_warning(with_gpu, models):
     assert potential.products == "own kernel, without cuBLAS"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        NativePotential(models["one"], device="cuda")
+        for math in ("float32", "half"):
+            NativePotential(models["one"], device="cuda", math=math)
 
 
 def test_rounding_of_double_precision_is_refused(with_gpu, models):
     """It would do nothing: in ASE, in OpenMM, of the bare engine, where the file says float64."""
-    said = "math tf32 and bfloat16 round products of single precision, and this is double"
-    for math in ("tf32", "bfloat16"):
+    said = "math half, tf32 and bfloat16 round single precision, and this is double"
+    for math in MATHS[1:]:
         with pytest.raises(InputError, match=said):
             with_gpu.GpuPotential(models["one"], dtype="float64", math=math)
         with pytest.raises(InputError, match=said):

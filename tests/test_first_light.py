@@ -63,9 +63,9 @@ def test_first_run(model, tmp_path):
     report = json.loads((tmp_path / "gpu.json").read_text())
     assert {row["what"].split(",")[0] for row in report["rows"]} == {"student"}
     kernels = json.loads((tmp_path / "kernels.json").read_text())
-    assert [row["math"] for row in kernels] == ["float32", "tf32"]
+    assert [row["math"] for row in kernels] == ["float32", "half", "tf32"]
     # Of two interactions, without a graph: networks in one kernel, and products one by one.
-    assert [sum(row["count"] for row in x["rows"]) for x in kernels] == [27, 60]
+    assert [sum(row["count"] for row in x["rows"]) for x in kernels] == [27, 27, 60]
 
 
 @needs_lammps

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -42,22 +43,29 @@ def emulated_step(path, dtype="float32", side=3, **options):
 
 @pytest.mark.parametrize("fuse", [True, False], ids=["fused", "apart"])
 @pytest.mark.parametrize(
-    ("channels", "interactions", "dtype"),
-    [(64, 3, "float32"), (128, 2, "float64"), (32, 1, "float32")],
+    ("channels", "interactions", "dtype", "math"),
+    [
+        (64, 3, "float32", "float32"),
+        (128, 2, "float64", "float32"),
+        (32, 1, "float32", "float32"),
+        (64, 2, "float32", "half"),
+        (32, 1, "float32", "tf32"),
+    ],
 )
 def test_launches_bus_and_memory_are_the_engines(
-    roofline, tmp_path, channels, interactions, dtype, fuse
+    roofline, tmp_path, channels, interactions, dtype, math, fuse
 ):
     kernels = roofline[0]
     config = {"hidden_dim": channels, "num_interactions": interactions, "num_rbf": 6}
     path = export_to(tmp_path, **config, cutoff=4.0, zbl=False)[1]
-    potential, counters, atoms = emulated_step(path, dtype, fuse=fuse)
+    potential, counters, atoms = emulated_step(path, dtype, math=math, fuse=fuse)
 
-    small = kernels.fused(kernels.Shapes(atoms, channels)) if fuse else 0
-    expected = Counter(launch.name for launch in kernels.step(interactions, fuse=small))
+    half = math != "float32"
+    small = kernels.fused(kernels.Shapes(atoms, channels), math) if fuse else 0
+    expected = Counter(launch.name for launch in kernels.step(interactions, fuse=small, half=half))
     assert dict(expected) == counters["launches"]
     print(sum(expected.values()), "launches a step,", interactions, "interactions")
-    assert sum(expected.values()) == (4 * interactions + 4 if fuse else 22 * interactions + 1)
+    assert sum(expected.values()) == (4 * interactions + 4 if small else 22 * interactions + 1)
     assert (counters["bytes_to_device"], counters["bytes_to_host"]) == kernels.bus_bytes(atoms)
     shapes = kernels.Shapes(
         atoms,
@@ -67,6 +75,7 @@ def test_launches_bus_and_memory_are_the_engines(
         list_neighbors=potential.num_edges / atoms,
         intervals=potential.table["intervals"],
         species=3,
+        half=half,
     )
     assert sum(kernels.memory_bytes(shapes).values()) == potential.memory_bytes
 
@@ -157,7 +166,7 @@ def test_prediction(roofline, tmp_path):
                     assert seconds[0] < 1.05 * seconds[1], (card.name, f, atoms)
     assert (h200.rates()["FP32"], h200.dram) == (h100.rates()["FP32"], 4.8e12)
     shown = [x for x in (BENCHMARKS.parent / "docs/gpu.md").read_text().splitlines() if "-SXM" in x]
-    assert len(shown) == 6
+    assert len(shown) == 9
     assert set(shown) <= set(report.time_table(result))  # run it and copy the lines
     report.plot(result, tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 10_000
@@ -238,7 +247,7 @@ def test_measures_under_emulation(gpu, tmp_path, monkeypatch, capsys):
         ("float32", "bfloat16", False),
     }
     student = [row for row in report["rows"] if row["what"] == "student, GPU"]
-    assert len(student) == 7
+    assert len(student) == 9
     assert report["products"] == "own kernel, without cuBLAS"
     for row in student:
         assert row["products"] == report["products"]
@@ -318,8 +327,26 @@ def test_one_potential_at_a_time(gpu, small):
     assert module.memory_in_use() == before
     module.set_memory_limit(before + int(row["memory_GB"] * 1.5e9))
     rows = list(gpu.student_rows(given.model, "cuda", system, 0.01))
-    assert len(rows) == 7
+    assert len(rows) == 9
     assert not [row for row in rows if "not_measured" in row]
     module.set_memory_limit(before + int(row["memory_GB"] * 0.9e9))
     (row,) = [gpu.student_row(given.model, system, 0.01, **mode)]
     assert "out of memory" in row["not_measured"]
+
+
+def test_what_rounding_costs(gpu, tmp_path, monkeypatch):
+    """gpu_rounding.py where the "GPU" is the emulation."""
+    rounding = importlib.import_module("benchmarks.gpu_rounding")
+    config = {"hidden_dim": 8, "num_interactions": 2, "num_rbf": 4, "cutoff": 3.0}
+    path = Path(export_to(tmp_path, **config)[1])
+    numbers, positions, cell, pbc = water_box(1)
+    structure = SimpleNamespace(atomic_numbers=numbers, positions=positions, cell=cell, pbc=pbc)
+    monkeypatch.setattr(gpu.engine, "gpu_module", gpu_engine)
+    run = {"steps": 4, "kelvin": 300.0, "femtoseconds": 0.5}
+    rows = rounding.measure(path, structure, argparse.Namespace(frames=2, rattle=0.05, **run))
+    found = {row["math"]: row for row in rows}
+    assert tuple(found) == rounding.MATHS
+    assert found["float32"]["force_relative"] < 1e-5 < found["half"]["force_relative"] < 1e-3
+    assert 10 * found["half"]["work"]["0.01"] < found["tf32"]["work"]["0.01"]
+    assert all(np.isfinite(row["run"]["slope"]) for row in rows)
+    assert rounding.markdown(rows).count("\n") == 1 + len(rows)

@@ -104,7 +104,7 @@ def test_trajectories_agree_with_the_cpu(soft_model, prefix, tmp_path):
     ("style", "after", "message"),
     [
         ("device gpu tabulate off", "", "tabulate off is for device cpu"),
-        ("device gpu math half", "", "math must be float32 or tf32 or bfloat16, got 'half'"),
+        ("device gpu math full", "", "math must be float32 or half or tf32 or bfloat16, got 'full'"),
         (
             "device gpu",
             "compute x all centroid/stress/atom NULL pair\ncompute y all reduce sum c_x[1]\n"
@@ -200,6 +200,10 @@ def test_rounding_without_cublas_is_a_warning(model, prefix, tmp_path):
     done = run_lmp(tmp_path, prefix + script_of(run, tmp_path))
     assert "math tf32 needs cuBLAS to be faster" in done.output
     assert "products in tf32 by own kernel" in done.output
+    run = replace(run, style="device gpu math half precision single")
+    done = run_lmp(tmp_path, prefix + script_of(run, tmp_path))
+    assert "needs cuBLAS" not in done.output
+    assert re.search("products in float32 by own kernel.*, filters in float16", done.output)
 
 
 @pytest.mark.parametrize(

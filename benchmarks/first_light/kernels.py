@@ -121,10 +121,13 @@ def measure(path: str, side: int, math: str) -> dict[str, Any]:
         call()
     near = (network["cutoff"] / (network["cutoff"] + 0.3)) ** 3
     listed = potential.num_edges / len(numbers)
+    half = math != "float32"
     shapes = Shapes(len(numbers), network["hidden_dim"], network["num_interactions"],
-                    list_neighbors=listed, neighbors=listed * near)  # fmt: skip
+                    list_neighbors=listed, neighbors=listed * near, half=half,
+                    intervals=potential.table["intervals"])  # fmt: skip
     own = not potential.products.startswith("cuBLAS")
-    launches = step(network["num_interactions"], graph=False, fuse=fused(shapes, math, not own))
+    fuse = fused(shapes, math, not own)
+    launches = step(network["num_interactions"], graph=False, fuse=fuse, half=half)
     rows = profiled(call, launches)
     table = table_of(rows, launches, shapes, math, limits)
     span = statistics.median(span for _, span in rows)
@@ -150,7 +153,7 @@ def main() -> None:
     path, out, sides = sys.argv[1], Path(sys.argv[2]), [int(x) for x in sys.argv[3:]]
     report = []
     for side in sides:
-        for math in ("float32", "tf32"):
+        for math in ("float32", "half", "tf32"):
             report.append(measure(path, side, math))
             out.write_text(json.dumps(report, indent=1))
 

@@ -1,6 +1,6 @@
 """Some steps without torch, for ncu and compute-sanitizer, and of a million atoms.
 
-python card.py one_step.py MODEL SIDE STEPS [no-cublas] [graph] [float32|tf32|bfloat16]
+python card.py one_step.py MODEL SIDE STEPS [no-cublas] [graph] [float32|half|tf32|bfloat16]
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def main() -> None:
     card.help_if_asked(__doc__)
     path, side, steps = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     words = sys.argv[4:]
-    math = next((word for word in words if word in ("tf32", "bfloat16")), "float32")
+    math = next((word for word in words if word in ("half", "tf32", "bfloat16")), "float32")
     numbers, positions, cell = card.water(side)
     potential = card.native().GpuPotential(
         path, graph="graph" in words, cublas="no-cublas" not in words, math=math

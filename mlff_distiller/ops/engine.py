@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mlff_distiller.constants import DEFAULT_SKIN, MATHS
+from mlff_distiller.constants import DEFAULT_SKIN, MATHS, ROUNDED_PRODUCTS
 from mlff_distiller.cuda_libraries import name_cublas
 from mlff_distiller.errors import InputError
 
@@ -61,9 +61,10 @@ class NativePotential:
         device: ``cpu``, or ``cuda`` or ``cuda:1`` where the engine was compiled with CUDA (see
             :func:`gpu_count`). On a GPU, ``threads`` and ``isa`` have no meaning, and
             :attr:`threads`, :attr:`isa`, :attr:`neighbor_seconds` and profiling do not exist.
-        math: on a GPU, how factors of float32 matrix products are rounded: ``float32``, ``tf32``
-            or ``bfloat16``. The last two change forces by 1e-4 to 1e-2 relative, and are faster
-            with cuBLAS only: without it there is a warning. In float64 they are refused.
+        math: on a GPU, what is rounded further in float32: nothing (``float32``), slopes of the
+            filter table to float16 (``half``; forces stay exact derivatives of the energy), and
+            factors of matrix products too (``tf32``, ``bfloat16``; faster with cuBLAS only, else
+            there is a warning). Errors of forces: docs/gpu.md. In float64 these are refused.
         graph: on a GPU, launch repeated steps as one CUDA graph.
 
     Raises:
@@ -96,7 +97,7 @@ class NativePotential:
             self._potential = gpu_module().GpuPotential(
                 str(path), dtype=dtype, skin=skin, math=math, device=index, graph=graph
             )
-            if math != "float32" and not self._potential.cublas:
+            if math in ROUNDED_PRODUCTS and not self._potential.cublas:
                 warnings.warn(
                     f"math={math!r} needs cuBLAS to be faster, and none was found: it only rounds; "
                     "install nvidia-cublas, name libcublas in MLFF_CUBLAS, or use math='float32'",

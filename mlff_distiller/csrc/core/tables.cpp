@@ -120,7 +120,7 @@ struct TableError {
 // Largest relative errors of the rows; stops early once a bound is missed.
 template <typename T>
 TableError check(ExactFilter& filter, const std::vector<T>& rows, int64_t intervals, double spacing,
-                 double value_tolerance, double derivative_tolerance) {
+                 const TableBounds& bounds) {
   const int64_t channels = filter.num_channels();
   std::vector<double> w(static_cast<size_t>(channels)), dw(w);
   double largest = 1e-300, largest_slope = 1e-300;
@@ -153,7 +153,7 @@ TableError check(ExactFilter& filter, const std::vector<T>& rows, int64_t interv
       }
       error.value = std::max(error.value, worst / largest);
       error.derivative = std::max(error.derivative, worst_slope / largest_slope);
-      if (error.value > value_tolerance || error.derivative > derivative_tolerance) return error;
+      if (error.value > bounds.value || error.derivative > bounds.derivative) return error;
     }
   }
   return error;
@@ -180,7 +180,7 @@ void place_rows(const std::vector<T>& from, int64_t count, int64_t blocks, int64
 
 template <typename T>
 void FilterTable<T>::build(const ModelFile& model, const Kernels<T>& kernels, int64_t padded,
-                           bool tabulate) {
+                           bool tabulate, const TableBounds& bounds) {
   const int64_t layers = model.num_interactions, hidden = model.hidden_dim;
   kernels_ = &kernels;
   functions_.clear();
@@ -195,21 +195,20 @@ void FilterTable<T>::build(const ModelFile& model, const Kernels<T>& kernels, in
     for (int64_t k = 0; k < layers; ++k) pack_exact(model, k);
     return;
   }
-  int64_t intervals = 256;
+  int64_t intervals = bounds.intervals;
   for (int64_t k = 0; k < layers;) {
     ExactFilter filter(model, functions_[static_cast<size_t>(k)], k);
     const double spacing = model.cutoff / static_cast<double>(intervals);
     const std::vector<T> rows = spline_rows<T>(filter, intervals, spacing);
-    const TableError error =
-        check(filter, rows, intervals, spacing, value_tolerance(), derivative_tolerance());
-    if (error.value > value_tolerance() || error.derivative > derivative_tolerance()) {
+    const TableError error = check(filter, rows, intervals, spacing, bounds);
+    if (error.value > bounds.value || error.derivative > bounds.derivative) {
       // One spacing for all interactions, so that an edge's spline weights serve them all.
       intervals = (intervals & (intervals - 1)) == 0 ? intervals * 3 / 2 : intervals * 4 / 3;
       if (intervals > 8192) {
         std::ostringstream out;
-        out << "the filter table must be within " << value_tolerance() << " (slope "
-            << derivative_tolerance() << ") of the exact filters, got " << error.value << " ("
-            << error.derivative << ") with 8192 intervals; run with tabulate=off";
+        out << "the filter table must be within " << bounds.value << " (slope " << bounds.derivative
+            << ") of the exact filters, got " << error.value << " (" << error.derivative
+            << ") with 8192 intervals; run with tabulate=off";
         throw InputError(out.str());
       }
       k = 0;

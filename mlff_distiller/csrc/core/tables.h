@@ -16,6 +16,13 @@
 
 namespace mlff {
 
+// Largest errors of a table, relative to the largest value and derivative of the interaction, and
+// the intervals it starts with.
+struct TableBounds {
+  double value, derivative;
+  int64_t intervals = 256;
+};
+
 // Filters of every interaction as rows over channels, in the layout of FilterRows: chunks of
 // channels, each with its two or three blocks (the first interaction has no w2: there are no
 // vectors to multiply yet).
@@ -32,11 +39,10 @@ namespace mlff {
 template <typename T>
 class FilterTable {
  public:
-  // Starts with 256 intervals and refines until values are within `value_tolerance` of the exact
-  // filters, relative to the largest of the interaction, and derivatives within
-  // `derivative_tolerance`; both are checked at three points of every interval with the rounded
-  // numbers of the table. Throws InputError if 8192 intervals do not suffice.
-  void build(const ModelFile& model, const Kernels<T>& kernels, int64_t padded, bool tabulate);
+  // Refines until the bounds are kept, which is checked at three points of every interval with the
+  // rounded numbers of the table. Throws InputError if 8192 intervals do not suffice.
+  void build(const ModelFile& model, const Kernels<T>& kernels, int64_t padded, bool tabulate,
+             const TableBounds& bounds = exact_bounds());
 
   bool tabulated() const { return report_.tabulated; }
   const TableReport& report() const { return report_; }
@@ -58,8 +64,10 @@ class FilterTable {
   FilterRows<T> evaluate(int64_t interaction, int64_t count, const T* inverse_distances,
                          Scratch& scratch) const;
 
-  static constexpr double value_tolerance() { return sizeof(T) == 4 ? 1e-7 : 1e-10; }
-  static constexpr double derivative_tolerance() { return sizeof(T) == 4 ? 2e-6 : 1e-8; }
+  // As good as T.
+  static constexpr TableBounds exact_bounds() {
+    return sizeof(T) == 4 ? TableBounds{1e-7, 2e-6} : TableBounds{1e-10, 1e-8};
+  }
 
  private:
   void pack_exact(const ModelFile& model, int64_t interaction);

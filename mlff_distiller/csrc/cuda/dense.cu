@@ -106,9 +106,10 @@ void check_cublas(int status, const char* what) {
 
 Math math_from_name(const std::string& name) {
   if (name == "float32") return Math::kFloat32;
+  if (name == "half") return Math::kHalf;
   if (name == "tf32") return Math::kTf32;
   if (name == "bfloat16") return Math::kBfloat16;
-  throw InputError("math must be float32, tf32 or bfloat16, got " + name);
+  throw InputError("math must be float32, half, tf32 or bfloat16, got " + name);
 }
 
 Dense::Dense(Math math, const Cublas* cublas) : math_(math), cublas_(cublas) {
@@ -131,7 +132,7 @@ void Dense::multiply(const GemmCall<T>& p, cudaStream_t stream) {
   if (p.m == 0) return;
   constexpr bool kDouble = sizeof(T) == 8;
   if (!cublas_) {
-    if (kDouble || math_ == Math::kFloat32) {
+    if (kDouble || !rounds_products(math_)) {
       launch_product<T, static_cast<int>(Math::kFloat32)>(p, stream);
     } else if (math_ == Math::kTf32) {
       launch_product<T, static_cast<int>(Math::kTf32)>(p, stream);
@@ -141,7 +142,7 @@ void Dense::multiply(const GemmCall<T>& p, cudaStream_t stream) {
     return;
   }
   const int compute = kDouble                   ? kCompute64
-                      : math_ == Math::kFloat32 ? kCompute32
+                      : !rounds_products(math_) ? kCompute32
                       : math_ == Math::kTf32    ? kComputeTf32
                                                 : kComputeBf16;
   const int type = kDouble ? kReal64 : kReal32;

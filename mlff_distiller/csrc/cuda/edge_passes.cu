@@ -7,16 +7,18 @@
 // in the same order, so that results are the same bits in every run.
 //
 // What bounds them, per edge and chunk. L1 delivers a row of 128 bytes a cycle and SM: forward
-// reads 12 rows of the table, 5 of the neighbour and half a row of records, backward 12 and 4,
-// the same of records, and has shuffles: 17.5 and 18 cycles. Instructions (benchmarks/gpu_sass.py)
-// take fewer on an H100, FP32 about as many on an A100. Blocks run chunk by chunk (grid.y is the
-// chunk), so that at any time all of an SM's warps read one chunk's slice of the table, 198 kB with
-// 256 intervals, most of which an A100's or H100's L1 holds. Persistent blocks with the slice in
-// shared memory would read as many rows a cycle and leave the neighbours' rows no L1; an A100 has
-// no room for it at all. The sums are in benchmarks/gpu_roofline.py; nothing was measured.
-#include "core/spline.h"
+// reads 12 rows of the table (8 where slopes are float16), 5 of the neighbour and half a row of
+// records, backward 12 and 4, the same of records, and has shuffles: 17.5 (13.5) and 18 cycles.
+// Backward would read 4 rows less, too, but 9 conversions more leave it where it is. Instructions
+// (benchmarks/gpu_sass.py) take fewer on an H100, FP32 about as many on an A100. Blocks run chunk
+// by chunk (grid.y is the chunk), so that at any time all of an SM's warps read one chunk's slice
+// of the table, 198 kB with 256 intervals, most of which an A100's or H100's L1 holds. Persistent
+// blocks with the slice in shared memory would read as many rows a cycle and leave the neighbours'
+// rows no L1; an A100 has no room for it at all. The sums are in benchmarks/gpu_roofline.py;
+// nothing was measured.
 #include "cuda/device_memory.h"
 #include "cuda/edges.h"
+#include "cuda/filters.h"
 #include "cuda/pack.h"
 
 namespace mlff {
@@ -44,29 +46,16 @@ struct Place {
         offset(lane % kGroup<T> * kPack<T>) {}
 };
 
-// --- filters -------------------------------------------------------------------------------------
-
-// One block of channels: values and, times the spacing, slopes from the same four rows.
-template <int kBlocks, bool kSlope, typename T>
-__device__ __forceinline__ Pack<T> filter(const T* rows, int block, const T* q, const T* b,
-                                          Pack<T>& slope) {
-  const T* at = rows + block * kChannels;
-  const Pack<T> s0 = load(at + kBlocks * kChannels), s1 = load(at + 3 * kBlocks * kChannels),
-                s2 = load(at + 5 * kBlocks * kChannels);
-  if (kSlope) slope = b[0] * s0 + b[1] * s1 + b[2] * s2;
-  return load(at) + q[0] * s0 + q[1] * s1 + q[2] * s2;
-}
-
 // --- messages ------------------------------------------------------------------------------------
 
-template <typename T, bool kFirst>
-__global__ void __launch_bounds__(kThreads, kResident) forward_kernel(EdgeCall<T> p) {
+template <typename T, bool kFirst, typename Table>
+__device__ __forceinline__ void forward_edges(const EdgeCall<T>& p) {
   constexpr int kBlocks = kFirst ? 2 : 3, kWidth = kFirst ? 2 : 5;
   const Place<T> place;
   const int64_t c = place.centre;
   if (c >= p.n_local) return;
   const int group = place.group, chunk = place.chunk, width = p.num_channels * kWidth;
-  const T* table = p.filter.rows + chunk * p.filter.chunk_stride + place.offset;
+  const Table filters(p.filter, chunk, place.offset);
   const T* source = (kFirst ? p.species_x : p.rows) + chunk * kWidth * kChannels + place.offset;
   Pack<T> sums[4] = {};  // s, v
   const int end = p.ends[c];
@@ -74,21 +63,18 @@ __global__ void __launch_bounds__(kThreads, kResident) forward_kernel(EdgeCall<T
   for (int e = p.offsets[c] + group; e < end; e += kPack<T>) {
     const EdgeRecord<T> edge = p.edges[e];
     const T* from = source + static_cast<int64_t>(kFirst ? edge.species : edge.sender) * width;
-    const T* rows = table + static_cast<int64_t>(edge.interval) * (2 * kBlocks * kChannels);
-    Pack<T> x[kWidth], unused;
+    Pack<T> x[kWidth], w[kBlocks];
 #pragma unroll
     for (int k = 0; k < kWidth; ++k) x[k] = load(from + k * kChannels);
-    T q[3], b[3];
-    spline_weights(edge.t, q, b);
-    sums[0] = sums[0] + x[0] * filter<kBlocks, false>(rows, 0, q, b, unused);
-    const Pack<T> along = x[1] * filter<kBlocks, false>(rows, 1, q, b, unused);
+    filters(edge, w);
+    sums[0] = sums[0] + x[0] * w[0];
+    const Pack<T> along = x[1] * w[1];
 #pragma unroll
     for (int a = 0; a < 3; ++a) sums[1 + a] = sums[1 + a] + edge.r[a] * along;
     if (!kFirst) {
-      const Pack<T> w2 = filter<kBlocks, false>(rows, kBlocks - 1, q, b, unused);
 #pragma unroll
       for (int a = 0; a < 3; ++a) {
-        sums[1 + a] = sums[1 + a] + x[(2 + a) % kWidth] * w2;
+        sums[1 + a] = sums[1 + a] + x[(2 + a) % kWidth] * w[kBlocks - 1];
       }
     }
   }
@@ -106,6 +92,16 @@ __global__ void __launch_bounds__(kThreads, kResident) forward_kernel(EdgeCall<T
       store(p.v_out + at, kFirst ? sums[i] : sums[i] + load(p.v_in + at));
     }
   }
+}
+
+template <typename T, bool kFirst>
+__global__ void __launch_bounds__(kThreads, kResident) forward_kernel(EdgeCall<T> p) {
+  forward_edges<T, kFirst, Filters<T, kFirst ? 2 : 3>>(p);
+}
+
+template <bool kFirst>
+__global__ void __launch_bounds__(kThreads, kResident) forward_half_kernel(EdgeCall<float> p) {
+  forward_edges<float, kFirst, HalfFilters<kFirst ? 2 : 3>>(p);
 }
 
 template <typename T, bool kFirst>
@@ -212,6 +208,16 @@ dim3 centre_grid(const EdgeCall<T>& pass) {
 template <typename T>
 void edge_forward(const EdgeCall<T>& pass, bool first, cudaStream_t stream) {
   if (pass.n_local == 0) return;
+  if constexpr (sizeof(T) == 4) {
+    if (pass.filter.half_rows && first) {
+      MLFF_LAUNCH(forward_half_kernel<true>, centre_grid(pass), dim3(kThreads), 0, stream, pass);
+      return;
+    }
+    if (pass.filter.half_rows) {
+      MLFF_LAUNCH(forward_half_kernel<false>, centre_grid(pass), dim3(kThreads), 0, stream, pass);
+      return;
+    }
+  }
   if (first) {
     MLFF_LAUNCH((forward_kernel<T, true>), centre_grid(pass), dim3(kThreads), 0, stream, pass);
   } else {

@@ -40,7 +40,16 @@ struct FilterView {
   const T* rows = nullptr;
   int64_t chunk_stride = 0;
   T inverse_spacing = 0;  // 1/Angstrom
+  // Unless null: the same filters for forward passes, slopes in float16; see filter_table.h.
+  const uint32_t* half_rows = nullptr;
+  int64_t half_stride = 0;
+  float half_scale = 1.0f;
 };
+
+// Rows of 32 words of an interval with slopes in float16: of each block the values, then the slopes
+// of the first two blocks in one, then those of the third, this interval's and the next one's.
+template <int kBlocks>
+constexpr int kHalfRows = kBlocks == 2 ? 3 : 5;
 
 // Repulsion between species, [species][species]; null without.
 struct RepulsionView {

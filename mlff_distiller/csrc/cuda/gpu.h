@@ -1,6 +1,7 @@
 // One face for the device: CUDA, HIP, or the host emulation of the tests (tests/cuda_host).
 //
-// Kernels and the code that launches them include this file and nothing of a vendor. It gives
+// Kernels and the code that launches them include this file and nothing of a vendor (but for
+// float16, which filters.h alone needs). It gives
 //   the runtime API under its CUDA names,
 //   mlff::gpu::check(error, what)      throws mlff::DeviceError,
 //   MLFF_LAUNCH(kernel, grid, block, shared_bytes, stream, arguments...)

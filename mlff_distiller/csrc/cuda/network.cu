@@ -4,7 +4,6 @@
 
 #include "core/edges.h"
 #include "core/error.h"
-#include "core/tables.h"
 #include "core/weights.h"
 #include "cuda/network.h"
 
@@ -55,20 +54,21 @@ std::vector<T> rechunk(const T* from, int64_t items, int64_t blocks, int64_t f) 
 }  // namespace
 
 template <typename T>
-Network<T>::Network(const ModelFile& model, Dense& dense, bool fuse)
+Network<T>::Network(const ModelFile& model, Dense& dense, bool half_tables, bool fuse)
     : dense_(dense),
       num_interactions_(model.num_interactions),
       f_(padded_channels(model.hidden_dim)),
       norm_epsilon_(static_cast<T>(model.norm_epsilon)),
       norm_shift_(static_cast<T>(model.norm_shift)),
       cutoff_(model.cutoff),
+      filters_(model, f_, half_tables),
       layers_(static_cast<size_t>(model.num_interactions)),
       num_species_(static_cast<int>(model.elements.size())) {
   load_weights(model);
-  load_tables(model);
   // Whoever allows products to round has them from tensor cores, which the fused kernels do not
   // use.
-  const bool exact = sizeof(T) == sizeof(double) || dense.math() == Math::kFloat32;
+  const bool exact = sizeof(T) == sizeof(double) || dense.math() == Math::kFloat32 ||
+                     dense.math() == Math::kHalf;
   fuse_ = fuse && exact && fused_fits<T>(f_, readout_width_);
   const Repulsion repulsion(model);
   if (repulsion.active()) repulsion_.assign(repulsion.pairs());
@@ -123,34 +123,6 @@ void Network<T>::load_weights(const ModelFile& model) {
   floor_squared_ = weights.floor_squared;
 }
 
-// The CPU's checked tables, [F / theirs][intervals + 2][value | slope][blocks][theirs], in chunks
-// of 32 channels.
-template <typename T>
-void Network<T>::load_tables(const ModelFile& model) {
-  constexpr int64_t kTheirs = kChunkBytes / static_cast<int64_t>(sizeof(T));
-  FilterTable<T> table;
-  table.build(model, *portable_kernels<T>(), f_, true);
-  table_report_ = table.report();
-  intervals_ = static_cast<int>(table.intervals());
-  inverse_spacing_ = table.inverse_spacing();
-  for (int64_t k = 0; k < num_interactions_; ++k) {
-    const int64_t blocks = k == 0 ? 2 : 3, rows = intervals_ + 2;
-    const FilterRows<T> from = table.rows(k);
-    std::vector<T> to(static_cast<size_t>(rows * 2 * blocks * f_));
-    for (int64_t c = 0; c < f_; ++c) {
-      for (int64_t i = 0; i < rows; ++i) {
-        for (int64_t b = 0; b < 2 * blocks; ++b) {
-          to[static_cast<size_t>(((c / kChannels * rows + i) * 2 * blocks + b) * kChannels +
-                                 c % kChannels)] =
-              from.rows[c / kTheirs * from.chunk_stride + i * from.row_stride + b * kTheirs +
-                        c % kTheirs];
-        }
-      }
-    }
-    layers_[static_cast<size_t>(k)].table.assign(to);
-  }
-}
-
 // Every buffer of a step.
 template <typename T>
 template <typename Self, typename F>
@@ -202,7 +174,7 @@ void Network<T>::each_of_model(F&& f) const {
           &layer.update_in_bias, &layer.update_out, &layer.update_out_reverse,
           &layer.update_out_bias, &layer.message_in, &layer.message_in_reverse,
           &layer.message_in_bias, &layer.message_out, &layer.message_out_reverse,
-          &layer.message_out_bias, &layer.table}) {
+          &layer.message_out_bias}) {
       f(*weights, weights->count());
     }
   }
@@ -211,6 +183,7 @@ void Network<T>::each_of_model(F&& f) const {
         &readout_out_, &uncertainty_, &uncertainty_bias_}) {
     f(*weights, weights->count());
   }
+  filters_.each(f);
   f(offsets_, offsets_.count());
   f(repulsion_, repulsion_.count());
 }
@@ -231,8 +204,8 @@ void Network<T>::begin(const NeighborView& list, const double* weights, bool gra
   list_ = list;
   weights_ = weights;
   gradients_ = gradients;
-  edge_geometry(list, cutoff_, warn_distance, inverse_spacing_, intervals_, records_.data(),
-                edge_ends_.data(), vectors_.data(), stream);
+  edge_geometry(list, cutoff_, warn_distance, filters_.inverse_spacing(), filters_.intervals(),
+                records_.data(), edge_ends_.data(), vectors_.data(), stream);
 }
 
 template <typename T>
@@ -246,10 +219,7 @@ EdgeCall<T> Network<T>::pass(int64_t k) const {
   pass.ends = edge_ends_.data();
   pass.species = list_.species;
   pass.edges = records_.data();
-  pass.filter.rows = layer.table.data();
-  pass.filter.chunk_stride =
-      static_cast<int64_t>(intervals_ + 2) * 2 * (k == 0 ? 2 : 3) * kChannels;
-  pass.filter.inverse_spacing = static_cast<T>(inverse_spacing_);
+  pass.filter = filters_.view(k);
   pass.embedding = embedding_.data();
   pass.species_x = species_x_.data();
   pass.v_in = layer.v.data();

@@ -9,6 +9,7 @@
 #include "cuda/dense.h"
 #include "cuda/device_memory.h"
 #include "cuda/edges.h"
+#include "cuda/filter_table.h"
 #include "cuda/fused.h"
 #include "cuda/neighbors.h"
 #include "cuda/pointwise.h"
@@ -22,7 +23,7 @@ class Network {
   // Copies weights and filter tables to the device. Throws InputError if the table misses its
   // bound, DeviceError if memory runs out. `dense` must outlive the network. !fuse: products one by
   // one in systems of any size.
-  Network(const ModelFile& model, Dense& dense, bool fuse);
+  Network(const ModelFile& model, Dense& dense, bool half_tables, bool fuse);
 
   // Room for lists of that size.
   void resize(const NeighborView& list, bool gradients);
@@ -48,7 +49,7 @@ class Network {
   const double* uncertainties(cudaStream_t stream);
   int64_t num_interactions() const { return num_interactions_; }
   int num_channels() const { return f_; }  // padded to a multiple of 32
-  const TableReport& table_report() const { return table_report_; }
+  const TableReport& table_report() const { return filters_.report(); }
   int64_t generation() const { return generation_; }  // changes whenever memory moved
   size_t bytes() const;                               // on the device
 
@@ -59,7 +60,6 @@ class Network {
     DeviceMemory<T> update_out, update_out_reverse, update_out_bias;
     DeviceMemory<T> message_in, message_in_reverse, message_in_bias;  // not in the first
     DeviceMemory<T> message_out, message_out_reverse, message_out_bias;
-    DeviceMemory<T> table;
     // Kept from the forward to the reverse pass, see core/network.h.
     DeviceMemory<T> vu, a, slope, features, x2, v, message_slope;
   };
@@ -71,7 +71,6 @@ class Network {
   void each_of_model(F&& f) const;
 
   void load_weights(const ModelFile& model);
-  void load_tables(const ModelFile& model);
   void update_adjoint(int64_t k, cudaStream_t stream);
   bool fused() const {
     return fuse_ && (!dense_.uses_cublas() || list_.n_local <= fused_atoms(f_));
@@ -89,9 +88,7 @@ class Network {
   bool fuse_ = false;
   T norm_epsilon_, norm_shift_;
   double cutoff_;
-  int intervals_ = 0;
-  double inverse_spacing_ = 0.0;
-  TableReport table_report_;
+  FilterTables<T> filters_;
   std::vector<Layer> layers_;
   DeviceMemory<T> embedding_, species_x_;
   int readout_width_ = 0;

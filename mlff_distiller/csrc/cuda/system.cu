@@ -94,7 +94,7 @@ class TypedSystem : public System::Impl {
                              : options.library ? options.library
                                                : load_cublas()),
         list_(model.cutoff, options.skin),
-        network_(model, dense_, options.fuse),
+        network_(model, dense_, options.math != Math::kFloat32, options.fuse),
         ghosts_(options.device_exchange) {
     uses_cublas = dense_.uses_cublas();
     products = dense_.products();
@@ -458,7 +458,7 @@ std::unique_ptr<System::Impl> make_system(const ModelFile& model, const SystemOp
   }
   if (options.precision == Precision::kFloat64 && options.math != Math::kFloat32) {
     throw InputError(
-        "math tf32 and bfloat16 round products of single precision, and this is double precision; "
+        "math half, tf32 and bfloat16 round single precision, and this is double precision; "
         "use single precision (float32), or math float32");
   }
   const CurrentDevice current(options.device);

@@ -23,7 +23,7 @@ namespace gpu {
 
 struct SystemOptions {
   Precision precision = Precision::kFloat32;  // of features; positions and energies are double
-  Math math = Math::kFloat32;                 // of matrix products; in float64 no other
+  Math math = Math::kFloat32;                 // in float64 no other
   double skin = kDefaultSkin;                 // Angstrom
   int device = 0;
   double warn_distance = 0.0;       // Angstrom, see close_pair()

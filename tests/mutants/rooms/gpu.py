@@ -14,7 +14,7 @@ MUTATIONS = [
     Mutation(
         "rounding without cuBLAS goes unsaid",
         "ops/engine.py",
-        'if math != "float32" and not self._potential.cublas:',
+        "if math in ROUNDED_PRODUCTS and not self._potential.cublas:",
         "if False:",
         "test_cuda_products.py",
         "errors of tf32 are bought for nothing",
