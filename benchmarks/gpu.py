@@ -193,6 +193,8 @@ def engine_rows(
             yield gpu_engines.lammps_row(path, system, math, folder)
         if "openmm" in wanted:
             yield gpu_engines.openmm_row(path, system, math, options.device)
+            if math == "float32":
+                yield gpu_engines.openmm_row(path, system, math, options.device, "native")
     if "torch" in wanted or "torch.compile" in wanted:
         few = len(system[0]) <= gpu_engines.MOST_ATOMS_IN_TORCH
         forces = engine.NativePotential(path).compute(*system)["forces"] if few else None

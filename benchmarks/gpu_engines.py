@@ -81,8 +81,13 @@ def lammps_row(path: Path, system: System, math: str, folder: Path) -> dict[str,
 
 
 # --- OpenMM ---------------------------------------------------------------------------------------
-def openmm_row(path: Path, system: System, math: str, device: str) -> dict[str, Any]:
-    """The python backend around the engine on the GPU; the rest of the System has no forces."""
+def openmm_row(
+    path: Path, system: System, math: str, device: str, backend: str = "python"
+) -> dict[str, Any]:
+    """The network on the GPU by the python backend, or by the native one's kernel for that platform.
+
+    The rest of the System has no forces.
+    """
 
     def work() -> dict[str, Any]:
         import openmm
@@ -99,7 +104,8 @@ def openmm_row(path: Path, system: System, math: str, device: str) -> dict[str, 
             container.addParticle(element.mass)
         topology.setPeriodicBoxVectors(np.asarray(cell) * 0.1 * unit.nanometer)
         container.setDefaultPeriodicBoxVectors(*(np.asarray(cell) * 0.1))
-        container.addForce(painn_force(topology, path, backend="python", device=device, math=math))
+        where = "cuda" if backend == "native" else device
+        container.addForce(painn_force(topology, path, backend=backend, device=where, math=math))
         integrator = openmm.VerletIntegrator(TIMESTEP)
         names = [openmm.Platform.getPlatform(k).getName()
                  for k in range(openmm.Platform.getNumPlatforms())]  # fmt: skip
@@ -115,7 +121,7 @@ def openmm_row(path: Path, system: System, math: str, device: str) -> dict[str, 
             spent.append((time.perf_counter() - start) / steps)
         return {**spread(spent), "platform": name}
 
-    return measured(f"OpenMM, python backend, {math}", work)
+    return measured(f"OpenMM, {backend} backend, {math}", work)
 
 
 # --- torch ----------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@
 #include "openmm/Platform.h"
 #include "openmm/System.h"
 #include "openmm/internal/ContextImpl.h"
+#include "painn_kernel.h"
 #include "sha256.h"
 
 using OpenMM::ContextImpl;
@@ -21,9 +22,6 @@ using OpenMM::Vec3;
 
 namespace mlff {
 namespace {
-
-constexpr double kAngstromPerNm = 10.0;
-constexpr double kKjPerMolInEv = kKcalPerMolInEv / 4.184;
 
 void check_file(const PainnForce::Options& options) {
   std::string digest;
@@ -39,7 +37,7 @@ void check_file(const PainnForce::Options& options) {
   }
 }
 
-void check_particles(const PainnForce::Options& options) {
+void check_options(const PainnForce::Options& options) {
   if (options.particles.empty() || options.particles.size() != options.atomic_numbers.size()) {
     throw OpenMMException("PainnForce needs one atomic number for each particle, got " +
                           std::to_string(options.atomic_numbers.size()) + " for " +
@@ -52,12 +50,16 @@ void check_particles(const PainnForce::Options& options) {
                             std::to_string(index) + (index < 0 ? "" : " twice"));
     }
   }
+  if (options.device != "auto" && options.device != "cpu" && options.device != "cuda") {
+    throw OpenMMException("PainnForce: device must be auto, cpu or cuda, got '" + options.device +
+                          "'; mend the XML or make a new force");
+  }
 }
 
 }  // namespace
 
 PainnForce::PainnForce(Options options) : options_(std::move(options)) {
-  check_particles(options_);
+  check_options(options_);
   check_file(options_);
   setName("PainnForce");
 }
@@ -68,7 +70,40 @@ PainnForceImpl::PainnForceImpl(const PainnForce& owner)
     : CustomCPPForceImpl(owner), owner_(owner) {}
 
 void PainnForceImpl::initialize(ContextImpl& context) {
+  check_particles(context);
+  check_file(owner_.options());  // between making the force and the Context there may be days
+  const std::string& device = owner_.options().device;
+  const std::string why = device == "cpu" ? "it was told so" : objection(context);
+  on_platform_ = why.empty();
+  if (on_platform_) {
+    kernel_ = context.getPlatform().createKernel(CalcPainnForceKernel::Name(), context);
+    kernel_.getAs<CalcPainnForceKernel>().initialize(context, owner_);
+    return;
+  }
+  if (device == "cuda") {
+    throw OpenMMException("PainnForce was told to run on the GPU of the Context, and cannot: " +
+                          why + "; use device 'auto' or 'cpu'");
+  }
   CustomCPPForceImpl::initialize(context);
+  make_potential(context);
+}
+
+std::string PainnForceImpl::objection(ContextImpl& context) const {
+  const OpenMM::Platform& platform = context.getPlatform();
+  if (!platform.supportsKernels({CalcPainnForceKernel::Name()})) {
+    return "platform " + platform.getName() + " has no kernel for it";
+  }
+  const std::string devices = platform.getPropertyValue(context.getOwner(), "DeviceIndex");
+  if (devices.find(',') != std::string::npos) return "the Context has several GPUs, " + devices;
+  // OpenMM moves molecules back into the box, and where they were before is known to the host
+  // alone.
+  if (!owner_.options().periodic && context.getSystem().usesPeriodicBoundaryConditions()) {
+    return "the System has periodic images and the model sees none";
+  }
+  return "";
+}
+
+void PainnForceImpl::check_particles(ContextImpl& context) const {
   const PainnForce::Options& options = owner_.options();
   const int available = context.getSystem().getNumParticles();
   const int highest = *std::max_element(options.particles.begin(), options.particles.end());
@@ -79,7 +114,10 @@ void PainnForceImpl::initialize(ContextImpl& context) {
                           " particles; make the force from the topology of this System, or pass "
                           "atoms=");
   }
-  check_file(options);  // between making the force and the Context there may be days
+}
+
+void PainnForceImpl::make_potential(ContextImpl& context) {
+  const PainnForce::Options& options = owner_.options();
   PotentialOptions settings;
   settings.skin = options.skin;
   settings.engine.num_threads = options.threads;
@@ -102,6 +140,10 @@ void PainnForceImpl::initialize(ContextImpl& context) {
 
 double PainnForceImpl::calcForcesAndEnergy(ContextImpl& context, bool include_forces,
                                            bool include_energy, int groups) {
+  if (on_platform_) {
+    if (!(groups & (1 << owner_.getForceGroup()))) return 0.0;
+    return kernel_.getAs<CalcPainnForceKernel>().execute(context, include_forces, include_energy);
+  }
   // A barostat asks for energies alone, which cost a third.
   include_forces_ = include_forces;
   return CustomCPPForceImpl::calcForcesAndEnergy(context, include_forces, include_energy, groups);
@@ -141,11 +183,7 @@ double PainnForceImpl::computeForce(ContextImpl& context, const std::vector<Vec3
       forces[particles[i]] = Vec3(force[0], force[1], force[2]) * to_openmm;
     }
   }
-  if (!finite) {
-    throw OpenMMException(
-        "the model gave a NaN or infinite energy or force; minimise, shorten the time step, or "
-        "check the model");
-  }
+  if (!finite) throw OpenMMException(kNotFiniteResult);
   return result_.energy / kKjPerMolInEv;
 }
 

@@ -1,8 +1,9 @@
 // PainnForce: an exported PaiNN student as an OpenMM Force.
 //
 // A CustomCPPForceImpl, so it runs on every platform without kernels of its own: OpenMM hands over
-// positions and takes forces, the network runs on the CPU in the engine of csrc. Users make it from
-// Python (mlff_distiller.openmm.painn_force) through the serialization proxy, or from C++.
+// positions and takes forces, the network runs on the CPU in the engine of csrc. On the CUDA
+// platform a kernel (painn_kernel.h) takes its place where it can. Users make it from Python
+// (mlff_distiller.openmm.painn_force) through the serialization proxy, or from C++.
 #pragma once
 
 #include <memory>
@@ -12,6 +13,7 @@
 
 #include "core/potential.h"
 #include "openmm/Force.h"
+#include "openmm/Kernel.h"
 #include "openmm/internal/CustomCPPForceImpl.h"
 
 namespace mlff {
@@ -23,6 +25,8 @@ class PainnForce : public OpenMM::Force {
     std::string sha256;  // of that file, lower-case hexadecimal; "" accepts any content
     bool double_precision = false;
     bool periodic = false;
+    // "auto": a platform's own kernel where it has one, "cpu": never, "cuda": always, or an error.
+    std::string device = "auto";
     int threads = 0;  // 0: OpenMP's default, but not more than the CPU platform's `Threads`
     double skin = kDefaultSkin;  // Angstrom
     // Number of particles that the System must hold; 0 accepts any that has all `particles`.
@@ -58,7 +62,14 @@ class PainnForceImpl : public OpenMM::CustomCPPForceImpl {
   std::vector<std::pair<int, int>> getBondedParticles() const override;
 
  private:
+  // Why the platform's own kernel cannot compute this force; "" if it can.
+  std::string objection(OpenMM::ContextImpl& context) const;
+  void check_particles(OpenMM::ContextImpl& context) const;
+  void make_potential(OpenMM::ContextImpl& context);
+
   const PainnForce& owner_;
+  bool on_platform_ = false;  // by kernel_; else by potential_
+  OpenMM::Kernel kernel_;
   std::unique_ptr<Potential> potential_;
   PotentialResult result_;
   std::vector<double> positions_;

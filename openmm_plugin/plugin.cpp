@@ -2,8 +2,8 @@
 // XML. Python makes the force from XML as well, which is why no SWIG wrapper is needed.
 #include <string>
 
+#include "build_stamp.h"
 #include "openmm/OpenMMException.h"
-#include "openmm/Platform.h"
 #include "openmm/serialization/SerializationNode.h"
 #include "openmm/serialization/SerializationProxy.h"
 #include "painn_force.h"
@@ -11,10 +11,6 @@
 using OpenMM::OpenMMException;
 using OpenMM::SerializationNode;
 using OpenMM::SerializationProxy;
-
-// Read from the file by mlff_distiller.openmm.native before it loads the library.
-extern "C" __attribute__((used, visibility("default"))) const char mlff_openmm_build[] =
-    "MLFF_OPENMM_BUILD=" MLFF_OPENMM_VERSION ";";
 
 namespace mlff {
 namespace {
@@ -35,6 +31,7 @@ class PainnForceProxy : public SerializationProxy {
     node.setStringProperty("sha256", options.sha256);
     node.setStringProperty("precision", options.double_precision ? "double" : "single");
     node.setBoolProperty("periodic", options.periodic);
+    node.setStringProperty("device", options.device);
     node.setIntProperty("threads", options.threads);
     node.setDoubleProperty("skin", options.skin);
     node.setIntProperty("numParticles", options.num_particles);
@@ -68,6 +65,7 @@ class PainnForceProxy : public SerializationProxy {
     }
     options.double_precision = precision == "double";
     options.periodic = node.getBoolProperty("periodic");
+    options.device = node.getStringProperty("device", "auto");  // not in files of before
     options.threads = node.getIntProperty("threads");
     options.skin = node.getDoubleProperty("skin");
     options.num_particles = node.getIntProperty("numParticles");
@@ -97,12 +95,6 @@ void register_painn_force() {
 extern "C" __attribute__((visibility("default"))) void registerPlatforms() {}
 
 extern "C" __attribute__((visibility("default"))) void registerKernelFactories() {
-  // Another OpenMM lays out its classes otherwise: it would load this and crash later.
-  const std::string running = OpenMM::Platform::getOpenMMVersion();
-  if (running != MLFF_OPENMM_VERSION) {
-    throw OpenMMException("the PainnForce plugin was built for OpenMM " MLFF_OPENMM_VERSION
-                          ", this is OpenMM " +
-                          running + "; reinstall mlff_distiller");
-  }
+  mlff::check_openmm();
   mlff::register_painn_force();
 }

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from support.processes import clean_environment
 from support.students import export_to
 
 from mlff_distiller.errors import InputError
@@ -84,3 +88,70 @@ def test_no_gpu_is_said_in_one_line(tmp_path: Path) -> None:
     _, path = export_to(tmp_path, hidden_dim=32, num_interactions=1)
     with pytest.raises(InputError, match=r"number of GPUs, 0.* use device cpu"):
         NativePotential(path, device="cuda")
+
+
+# --- the kernel for OpenMM's CUDA platform --------------------------------------------------------
+KERNEL = "lib/openmm/libPainnOpenMMCUDA.so"
+
+
+@pytest.fixture
+def openmm_folder() -> Path:
+    """Of an OpenMM that has a CUDA platform, which need not be able to run here."""
+    openmm = pytest.importorskip("openmm")
+    folder = Path(openmm.__file__).parents[1] / "OpenMM.libs" / "lib"
+    if not (folder / "plugins" / "libOpenMMCUDA.so").exists():
+        if os.environ.get("MLFF_EXPECT_CUDA"):
+            pytest.fail("make cuda installs openmm-cuda")
+        pytest.skip("this OpenMM has no CUDA platform")
+    return folder
+
+
+def names_of(library: Path, kind: str) -> set[str]:
+    command = ["nm", "-D", f"--{kind}-only", "--format=posix", str(library)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return {line.split()[0].split("@")[0] for line in lines}
+
+
+def test_openmm_kernel_is_linked_to_what_openmm_has(openmm_folder: Path) -> None:
+    path = native_file(KERNEL)
+    assert path is not None
+    with open(path, "rb") as file:
+        assert architectures(file.read()) >= EXPECTED
+    plugins = openmm_folder / "plugins"
+    there = names_of(openmm_folder / "libOpenMM.so", "defined")
+    there |= names_of(plugins / "libOpenMMCUDA.so", "defined")
+    wanted = {name for name in names_of(path, "undefined") if "6OpenMM" in name}
+    assert any("CudaContext" in name for name in wanted)
+    assert wanted <= there
+
+
+_LOAD = """
+import ctypes, sys
+ctypes.CDLL(sys.argv[1], ctypes.RTLD_GLOBAL)  # the driver, before OpenMM looks for it
+import openmm
+from mlff_distiller.openmm import native
+native.load_plugin()
+assert native.cuda_kernel_is_there(), openmm.Platform.getPluginLoadFailures()
+"""
+
+
+def test_openmm_loads_the_kernel(openmm_folder: Path, tmp_path: Path) -> None:
+    """With a driver that has the names which OpenMM asks for, and no device."""
+    wanted = names_of(openmm_folder / "plugins" / "libOpenMMCUDA.so", "undefined")
+    source = "".join(
+        f"int {name}(void) {{ return 100; }}\n"
+        for name in sorted(wanted)
+        if re.fullmatch(r"cu[A-Z]\w*", name)
+    )
+    (tmp_path / "driver.c").write_text(source)
+    driver = tmp_path / "libcuda.so.1"
+    command = ["cc", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", str(driver)]
+    subprocess.run([*command, str(tmp_path / "driver.c")], check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", _LOAD, str(driver)],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

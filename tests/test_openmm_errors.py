@@ -378,7 +378,7 @@ def test_bad_backends(model):
     for keywords, message in [
         ({"backend": "fast"}, "auto, native, python, torch, got 'fast'"),
         ({"backend": None}, "auto, native, python, torch, got None"),
-        ({"backend": "native", "device": "cuda"}, "runs on the CPU, got device 'cuda'"),
+        ({"backend": "native", "device": "cuda:1"}, "GPU of the Context, got device 'cuda:1'"),
         ({"backend": "python", "device": "abacus"}, "cannot compute on device 'abacus'"),
     ]:
         with pytest.raises(InputError, match=message) as error:

@@ -59,7 +59,9 @@ if [ -f "$PACKED/site.tar.xz" ] && [ -z "$REHEARSAL" ]; then
   mkdir -p "$SITE"
   tar xf "$PACKED/site.tar.xz" -C "$SITE"
   PYTHON=${PYTHON:-python3}
-  export PYTHONPATH=$SITE LD_LIBRARY_PATH=$SITE/lib:${LD_LIBRARY_PATH:-} PATH=$PATH:$SITE/bin
+  # OpenMM's CUDA platform needs libnvrtc and libcufft, which torch's wheels have.
+  NVIDIA=$("$PYTHON" -c 'import nvidia; print(*nvidia.__path__, sep="/cu13/lib:")' 2> /dev/null)/cu13/lib
+  export PYTHONPATH=$SITE LD_LIBRARY_PATH=$SITE/lib:${LD_LIBRARY_PATH:-}:$NVIDIA PATH=$PATH:$SITE/bin
 elif [ -x "$REPO/build/cuda/venv/bin/python" ]; then
   PYTHON=${PYTHON:-$REPO/build/cuda/venv/bin/python}
 else

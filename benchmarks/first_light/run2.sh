@@ -17,5 +17,7 @@ LINES_SHOWN=40 stage "LAMMPS, OpenMM, torch" 120 engines.log "${CARD[@]}" ../gpu
 if [ -z "$REHEARSAL" ]; then
   LINES_SHOWN=12 MLFF_TEST_GPU=1 stage "tests of LAMMPS and operators on the card" 80 tests2.log \
     "${PYTEST[@]}" "$REPO/tests/test_lammps_gpu.py" "$REPO/tests/test_cuda_messages.py"
+  LINES_SHOWN=12 MLFF_TEST_GPU=1 stage "OpenMM's CUDA platform" 60 openmm.log \
+    "${PYTEST[@]}" "$REPO/tests/test_openmm_cuda.py" -k "host_path or other_forces or path or network"
 fi
 say "done: $OUT"

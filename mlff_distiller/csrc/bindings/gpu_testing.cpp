@@ -1,12 +1,15 @@
 #include <pybind11/stl.h>
 
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "bindings/potential_python.h"
 #include "bindings/testing.h"
 #include "core/model_file.h"
+#include "cuda/captured_step.h"
 #include "cuda/cublas.h"
+#include "cuda/particles.h"
 #include "cuda/system.h"
 
 using namespace mlff_bindings;
@@ -105,6 +108,75 @@ class PyGpuSystem {
   Doubles positions_, weights_;
 };
 
+typedef py::array_t<float, py::array::c_style | py::array::forcecast> Floats;
+
+// Arrays of OpenMM's CUDA platform and a stream beside that of the model, for tests.
+class PyParticles {
+ public:
+  // length: Angstrom in the unit of positions; energy: that unit in eV.
+  PyParticles(const std::string& path, const std::vector<int64_t>& numbers,
+              const std::vector<int>& particles, double length, double energy,
+              const std::string& dtype, double skin, bool graph) {
+    mlff::gpu::ParticleOptions options;
+    options.system.precision = precision_of(dtype);
+    options.system.skin = skin;
+    options.system.graph = graph;
+    options.atomic_numbers = numbers;
+    options.particles = particles;
+    options.angstrom = length;
+    options.energy_per_ev = energy;
+    potential_ = std::make_unique<mlff::gpu::ParticlePotential>(path, options);
+  }
+
+  // positions, corrections (n_slots, 4); forces (3, stride) of which the result is a copy.
+  py::tuple compute(const py::array& positions, const Floats& corrections, const Int32s& order,
+                    const Doubles& cell, bool periodic, bool forces, const Int64s& before) {
+    start(positions, corrections, order, cell, periodic, forces, before);
+    const double energy = potential_->finish(arrays_, stream_.get());
+    Int64s after({before.shape(0), before.shape(1)});
+    mlff::gpu::check(
+        cudaMemcpyAsync(after.mutable_data(), forces_.data(), static_cast<size_t>(after.nbytes()),
+                        cudaMemcpyDeviceToHost, stream_.get()),
+        "reading forces");
+    stream_.wait();
+    return py::make_tuple(energy, after);
+  }
+
+  void start(const py::array& positions, const Floats& corrections, const Int32s& order,
+             const Doubles& cell, bool periodic, bool forces, const Int64s& before) {
+    order_.assign(order.data(), order.size());
+    forces_.assign(reinterpret_cast<const unsigned long long*>(before.data()), before.size());
+    arrays_ = mlff::gpu::ParticleArrays();
+    arrays_.n_particles = order.size();
+    arrays_.particle_of_slot = order_.data();
+    arrays_.forces = forces_.data();
+    arrays_.stride = before.shape(1);
+    if (py::isinstance<py::array_t<double>>(positions)) {
+      doubles_.assign(static_cast<const double*>(positions.data()), positions.size());
+      arrays_.double_positions = doubles_.data();
+    } else {
+      singles_.assign(static_cast<const float*>(positions.data()), positions.size());
+      arrays_.positions = singles_.data();
+    }
+    if (corrections.size()) {
+      corrections_.assign(corrections.data(), corrections.size());
+      arrays_.corrections = corrections_.data();
+    }
+    potential_->start(arrays_, cell.data(), {periodic, periodic, periodic}, forces, stream_.get());
+  }
+
+  const mlff::gpu::System& system() const { return potential_->system(); }
+
+ private:
+  mlff::gpu::Stream stream_;
+  mlff::gpu::DeviceMemory<int> order_;
+  mlff::gpu::DeviceMemory<float> singles_, corrections_;
+  mlff::gpu::DeviceMemory<double> doubles_;
+  mlff::gpu::DeviceMemory<unsigned long long> forces_;
+  mlff::gpu::ParticleArrays arrays_;
+  std::unique_ptr<mlff::gpu::ParticlePotential> potential_;
+};
+
 }  // namespace
 
 void bind_gpu_testing(py::module_& m) {
@@ -120,6 +192,17 @@ void bind_gpu_testing(py::module_& m) {
       .def_property_readonly("num_builds", [](PyGpuSystem& s) { return s.system().num_builds(); })
       .def_property_readonly("num_graph_launches",
                              [](PyGpuSystem& s) { return s.system().num_graph_launches(); });
+
+  py::class_<PyParticles>(m, "GpuParticles")
+      .def(py::init<const std::string&, const std::vector<int64_t>&, const std::vector<int>&,
+                    double, double, const std::string&, double, bool>(),
+           py::arg("path"), py::arg("numbers"), py::arg("particles"), py::arg("length"),
+           py::arg("energy"), py::arg("dtype"), py::arg("skin"), py::arg("graph") = true)
+      .def("compute", &PyParticles::compute)
+      .def("start", &PyParticles::start)
+      .def_property_readonly("num_builds", [](PyParticles& p) { return p.system().num_builds(); })
+      .def_property_readonly("num_graph_launches",
+                             [](PyParticles& p) { return p.system().num_graph_launches(); });
 
   m.def("cublas_candidates", &mlff::gpu::cublas_candidates, py::arg("wish"), py::arg("own_library"),
         py::arg("toolkits"));

@@ -18,6 +18,11 @@
 #include "core/units.h"
 
 namespace mlff {
+
+const char* const kNotFiniteResult =
+    "the model gave a NaN or infinite energy or force; minimise, shorten the time step, or check "
+    "the model";
+
 namespace {
 
 typedef std::array<double, 9> Matrix;  // rows

@@ -35,6 +35,9 @@ enum PotentialOutputs : unsigned {
   kUncertainties = 1u << 2,
 };
 
+// What programs that would go on with such a result are told.
+extern const char* const kNotFiniteResult;
+
 class Potential {
  public:
   // Loads an exported student. Throws InputError.

@@ -9,6 +9,8 @@ namespace mlff {
 constexpr double kHartreeInEv = 27.211386245988;
 constexpr double kBohrInAngstrom = 0.529177210903;
 constexpr double kKcalPerMolInEv = 4184.0 / (6.02214076e23 * 1.602176634e-19);
+constexpr double kKjPerMolInEv = kKcalPerMolInEv / 4.184;
+constexpr double kAngstromPerNm = 10.0;
 constexpr double kJoulePerEv = 1.602176634e-19;
 constexpr double kMeterPerAngstrom = 1e-10;
 // Coulomb constant e^2/(4 pi eps0), as used by ZBL.

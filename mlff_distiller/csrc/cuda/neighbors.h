@@ -52,7 +52,7 @@ struct State {
   int num_edges;  // 0 after an overflow
   int64_t num_builds;
   int64_t needed_edges;     // by the last build
-  double map[9], allowed2;  // see decide_begin in neighbors.cu
+  double map[9], allowed2;  // see decide_begin in neighbors_decide-inl.h
   double built_cell[9];
 };
 

@@ -3,8 +3,8 @@
 #include <vector>
 
 #include "core/error.h"
-#include "core/spatial_order.h"
 #include "cuda/potential.h"
+#include "cuda/sorted_atoms.h"
 
 namespace mlff {
 namespace gpu {
@@ -13,40 +13,13 @@ struct Potential::State {
   State(ModelFile file, const SystemOptions& options)
       : model(std::move(file)), system(model, options), skin(options.skin) {}
 
-  void set_atoms(int64_t n, const int64_t* numbers, const double* positions, const double* cell,
-                 const std::array<bool, 3>& pbc);
-
   ModelFile model;
   System system;
   double skin;
-  bool known = false;  // numbers, order and species are those of the system
-  std::vector<int64_t> numbers;
-  SpatialOrder places;
-  std::vector<int64_t>& order = places.order;  // caller's index of each sorted atom
-  std::vector<int32_t> species;
+  bool known = false;  // atoms are those of the system
+  SortedAtoms atoms;
   std::vector<double> sorted;
 };
-
-void Potential::State::set_atoms(int64_t n, const int64_t* atomic_numbers, const double* positions,
-                                 const double* cell, const std::array<bool, 3>& pbc) {
-  known = false;
-  check_atoms(model, n, atomic_numbers, positions);
-  const Box box = make_box(cell, pbc, model.cutoff + skin);
-  std::array<double, 9> basis, to_fraction;
-  for (size_t a = 0; a < 3; ++a) {
-    for (size_t b = 0; b < 3; ++b) {
-      basis[3 * a + b] = box.basis[3 * a + b];
-      to_fraction[3 * b + a] = box.dual[3 * a + b];
-    }
-  }
-  spatial_order(n, positions, basis, to_fraction, pbc, places);
-  numbers.assign(atomic_numbers, atomic_numbers + n);
-  species.resize(static_cast<size_t>(n));
-  for (int64_t i = 0; i < n; ++i) {
-    const int64_t from = order[static_cast<size_t>(i)];
-    species[static_cast<size_t>(i)] = model.species_of(static_cast<int>(atomic_numbers[from]));
-  }
-}
 
 Potential::Potential(const std::string& path, const SystemOptions& options)
     : state_(std::make_unique<State>(read_model_file(path), options)) {}
@@ -65,22 +38,26 @@ void Potential::compute(int64_t n, const int64_t* atomic_numbers, const double* 
   State& s = *state_;
   const bool uncertain = (outputs & kUncertainties) != 0;
   if (uncertain && !s.model.has_uncertainty) throw InputError(kNoUncertainty);
-  const bool same = s.known && static_cast<int64_t>(s.numbers.size()) == n &&
-                    std::equal(atomic_numbers, atomic_numbers + n, s.numbers.begin());
-  if (!same) s.set_atoms(n, atomic_numbers, positions, cell, pbc);
+  const std::vector<int64_t>&numbers = s.atoms.numbers, &order = s.atoms.order();
+  const bool same = s.known && static_cast<int64_t>(numbers.size()) == n &&
+                    std::equal(atomic_numbers, atomic_numbers + n, numbers.begin());
+  if (!same) {
+    s.known = false;
+    s.atoms.set(s.model, n, atomic_numbers, positions, cell, pbc, s.model.cutoff + s.skin);
+  }
   s.sorted.resize(static_cast<size_t>(3 * n));
   for (int64_t i = 0; i < n; ++i) {
     std::memcpy(&s.sorted[static_cast<size_t>(3 * i)],
-                positions + 3 * s.order[static_cast<size_t>(i)], 3 * sizeof(double));
+                positions + 3 * order[static_cast<size_t>(i)], 3 * sizeof(double));
   }
   StepInput input;
   input.n_local = input.n_rows = n;
-  input.species = s.species.data();
+  input.species = s.atoms.species.data();
   input.positions = s.sorted.data();
   input.cell = cell;
   input.pbc = pbc;
   input.new_atoms = !same;
-  input.names = s.order.data();
+  input.names = order.data();
   input.atom_virials = (outputs & kAtomVirials) != 0;
   input.forces = input.atom_virials || (outputs & kForces) != 0;
   const StepResult* step = nullptr;
@@ -100,7 +77,7 @@ void Potential::compute(int64_t n, const int64_t* atomic_numbers, const double* 
   result.atom_virials.resize(static_cast<size_t>(input.atom_virials ? 9 * n : 0));
   result.uncertainties.resize(static_cast<size_t>(uncertain ? n : 0));
   for (int64_t i = 0; i < n; ++i) {
-    const int64_t to = s.order[static_cast<size_t>(i)];
+    const int64_t to = order[static_cast<size_t>(i)];
     if (uncertain) result.uncertainties[static_cast<size_t>(to)] = uncertainties[i];
     result.energies[static_cast<size_t>(to)] = step->energies[i];
     if (input.forces) {

@@ -43,7 +43,8 @@ struct StepInput {
   int64_t n_local = 0, n_rows = 0;           // centres; centres and ghosts
   const int32_t* species = nullptr;          // [n_rows] host, or -1; read when `new_atoms`
   const double* positions = nullptr;         // [n_rows][3] host, Angstrom, or
-  const double* device_positions = nullptr;  // the same on the device
+  const double* device_positions = nullptr;  // the same on the device, of as many centres as rows,
+  cudaEvent_t ready = nullptr;               // once this has happened
   const double* cell = nullptr;              // 9, rows; ghosts: not used
   std::array<bool, 3> pbc{};                 // ghosts: all false
   bool new_atoms = true;                     // sizes or species changed
@@ -54,16 +55,17 @@ struct StepInput {
   const double* energy_weights = nullptr;  // [n_local] host or null, see core/graph.h
   const int64_t* names = nullptr;          // [n_rows] host, what errors call the atoms; null: rows
   bool forces = true, atom_virials = false;
+  bool to_host = true;  // false: of the results only sums come to the host
 };
 
 // Page-locked memory of the system, valid until its next step.
 struct StepResult {
   double energy = 0.0;                    // eV, of the centres
   std::array<double, 9> virial{};         // eV
-  const double* energies = nullptr;       // [n_local] eV
+  const double* energies = nullptr;       // [n_local] eV; null as what follows without `to_host`
   const double* forces = nullptr;         // [n_rows][3] eV/Angstrom
   const double* atom_virials = nullptr;   // [n_rows][9] eV
-  const double* device_forces = nullptr;  // the same on the device
+  const double* device_forces = nullptr;  // as forces, on the device, whatever `to_host`
 };
 
 class System {
@@ -77,6 +79,10 @@ class System {
   // A whole step, of a system that no other process has a part of. Throws InputError for positions
   // that are not finite and atoms at one point.
   const StepResult& compute(const StepInput& input);
+  // Its halves: the device computes while the host does other things in between. A step that was
+  // started and not completed is dropped by the next.
+  void start(const StepInput& input);
+  const StepResult& complete();
 
   // The same in stages, as Engine::begin and advance, for processes that exchange rows and have to
   // agree on errors: begin() throws every InputError there is. What advance() returns is to be

@@ -144,7 +144,7 @@ MUTATIONS = [
         "importers/network.py",
         "bool(value.isfinite().all()),",
         "True,",
-        "test_importers.py test_importers_graph_pes.py",
+        "test_importers_refused.py test_importers_graph_pes.py",
         "a student of NaN",
     ),
     Mutation(

@@ -64,7 +64,7 @@ MUTATIONS = [
         "training/schedule.py",
         "seconds / (60.0 * minutes)",
         "seconds / minutes",
-        "test_training_steps.py test_training.py",
+        "test_training_steps.py test_training_parts.py",
         "a run of an hour ends after a minute",
     ),
     Mutation(
@@ -72,7 +72,7 @@ MUTATIONS = [
         "training/schedule.py",
         "max(step / self.total_steps, by_time)",
         "step / self.total_steps",
-        "test_training_steps.py test_training.py",
+        "test_training_steps.py test_training_parts.py",
         "a run with a time limit is cut off at a full learning rate",
     ),
     Mutation(
@@ -80,7 +80,7 @@ MUTATIONS = [
         "training/schedule.py",
         '        self.best = state["best"]\n',
         "",
-        "test_training_steps.py test_training.py",
+        "test_training_steps.py test_training_resume.py",
         "a resumed plateau run waits for its patience again",
     ),
     Mutation(
@@ -241,7 +241,7 @@ MUTATIONS = [
         "training/trainer.py",
         '        self.optimizer.load_state_dict(state["optimizer"])\n',
         "",
-        "test_training.py",
+        "test_training_resume.py",
         "a resumed run jumps",
     ),
     Mutation(
@@ -249,7 +249,7 @@ MUTATIONS = [
         "training/trainer.py",
         'state["epoch"], state["batch"], state["step"]',
         'state["epoch"], 0, state["step"]',
-        "test_training.py",
+        "test_training_resume.py",
         "structures are seen twice",
     ),
     Mutation(
@@ -257,7 +257,7 @@ MUTATIONS = [
         "training/trainer.py",
         'state["best_metrics"], state["stagnation"]',
         'state["best_metrics"], 0',
-        "test_training_steps.py test_training.py",
+        "test_training_steps.py test_training_resume.py",
         "early stop never comes when a run is resumed often",
     ),
     Mutation(
@@ -265,7 +265,7 @@ MUTATIONS = [
         "training/resume.py",
         'if any(content["metadata"].get(key) != data[key] for key in _OF_THE_DATA):',
         "if False:",
-        "test_training.py",
+        "test_training_resume.py",
         "the validation split may have been trained on",
     ),
     Mutation(
@@ -345,7 +345,7 @@ MUTATIONS = [
         "training/reference.py",
         "target = energy / len(atomic_numbers)",
         "target = energy",
-        "test_training.py -k reference",
+        "test_training_parts.py -k reference",
         "the network has to learn the sizes",
     ),
     Mutation(
@@ -369,7 +369,7 @@ MUTATIONS = [
         "training/reference.py",
         "_INITIAL_FORCE_FRACTION = 0.1",
         "_INITIAL_FORCE_FRACTION = 1.0",
-        "test_training.py -k readout",
+        "test_training_parts.py -k readout",
         "the first steps undo a random guess",
     ),
     Mutation(
@@ -425,7 +425,7 @@ MUTATIONS = [
         "training/resume.py",
         'done["epoch"] <= training.max_epochs',
         "True",
-        "test_training.py",
+        "test_training_resume.py",
         "a run is past its limit at once",
     ),
     Mutation(
@@ -433,7 +433,7 @@ MUTATIONS = [
         "training/resume.py",
         "if key not in LIMITS):",
         'if key == "nothing"):',
-        "test_training.py test_options.py",
+        "test_training_resume.py test_options.py",
         "the old settings go on under the new name",
     ),
     Mutation(
@@ -441,7 +441,7 @@ MUTATIONS = [
         "training/resume.py",
         '_OF_THE_DATA = ("data_hash", "num_train", "num_valid")',
         '_OF_THE_DATA = ("data_hash",)',
-        "test_training.py",
+        "test_training_resume.py",
         "the validation split may have been trained on",
     ),
     Mutation(
