@@ -6,6 +6,7 @@ sanitizers) is skipped then, and says so. See docs/testing.md.
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import importlib.util
 import os
@@ -102,10 +103,14 @@ def build(sanitize: bool = False, races: bool = False) -> Path:
         ],
         ["cmake", "--build", str(folder), "-j2"],
     ]
-    for command in commands:
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)}\n{done.stdout[-4000:]}{done.stderr[-2000:]}")
+    with (folder / "lock").open("w") as lock:  # the processes of one run share the folder
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for command in commands:
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(
+                    f"{' '.join(command)}\n{done.stdout[-4000:]}{done.stderr[-2000:]}"
+                )
     (module,) = folder.glob(f"{NAME}*.so")
     return module
 
