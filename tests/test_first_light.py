@@ -80,7 +80,9 @@ def test_second_run(model, tmp_path):
     measured = {row["what"].split(",")[0]: row for row in report["rows"] if "median_s" in row}
     assert set(measured) == {"student", "LAMMPS", "OpenMM", "torch"}, report["rows"]
     assert measured["torch"]["force"] < 1e-4
-    assert measured["LAMMPS"]["products"] == "in tf32 by own kernel, without cuBLAS"
+    assert measured["LAMMPS"]["products"] == (
+        "in tf32 by own kernel, without cuBLAS, filters in float16"
+    )
 
 
 def test_kernels_are_known_by_their_names(monkeypatch):

@@ -98,8 +98,10 @@ void CudaContext::upload(const std::vector<Vec3>& positions) {
     }
     for (size_t k = 0; k < 3; ++k) {
       all[4 * slot + k] = x[static_cast<int>(k)];
-      single[4 * slot + k] = static_cast<float>(all[4 * slot + k]);
-      correction[4 * slot + k] = static_cast<float>(all[4 * slot + k] - single[4 * slot + k]);
+      // volatile: GCC 12 at -O3 takes the float for the double that it came from, and finds 0.
+      const volatile float rounded = static_cast<float>(all[4 * slot + k]);
+      single[4 * slot + k] = rounded;
+      correction[4 * slot + k] = static_cast<float>(all[4 * slot + k] - rounded);
     }
     all[4 * slot + 3] = single[4 * slot + 3] = correction[4 * slot + 3] = 7.0f;  // charges
   }
