@@ -103,6 +103,7 @@ def config_of(method: str, budget: int, output: Path) -> DistillConfig:
                 "visited": max(1, frames // 3),
                 "epochs": epochs,
                 "teacher_calls": budget,
+                "final_anew": False,  # or the steps of the rounds would count for nothing
             },
             "acceptance": {"measure": False, "visited_force_mae": 1e-6},  # rounds never hold
             "engines": {"lammps": False, "openmm": False, "ase": False},
