@@ -19,13 +19,13 @@ CUDA_TORCH ?= torch==2.14.1
 # of teachers:  make cuda CUDA_TESTS=tests
 CUDA_TESTS ?= $(addprefix tests/test_,cuda_build.py gpu_sass.py neighbors.py ops.py messages.py models.py \
                 native_engine.py native_files.py export.py calculator.py engines.py) \
-              $(filter-out %_gpu.py,$(wildcard tests/test_lammps_*.py tests/test_openmm_*.py))
+              $(filter-out %_gpu.py %_cuda.py,$(wildcard tests/test_lammps_*.py tests/test_openmm_*.py))
 # The same on a card, where there is one: docs/testing.md.
 CARD_TESTS ?= $(wildcard tests/test_cuda_*.py tests/test_openmm_*.py) \
               $(addprefix tests/test_,lammps_gpu.py contract.py limits.py smoothness.py)
 # make openmm-torch: that wheel was compiled for that torch (with CUDA, but no GPU is needed).
 OPENMM_TORCH ?= openmmtorch==1.5 torch==2.9.1 openmm==8.5.2 openmmml==1.7
-OPENMM_TORCH_TESTS ?= $(filter-out %_build.py,$(wildcard tests/test_openmm_*.py)) tests/test_contract.py
+OPENMM_TORCH_TESTS ?= $(filter-out %_build.py %_cuda.py,$(wildcard tests/test_openmm_*.py)) tests/test_contract.py
 # Pinned, because what they accept changes from version to version.
 LINT_TOOLS ?= ruff==0.17.6 mypy==2.4.1 clang-format==23.1.5 types-PyYAML
 DEMO ?= silicon
