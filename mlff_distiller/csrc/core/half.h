@@ -7,8 +7,6 @@
 
 namespace mlff {
 
-constexpr float kLargestHalf = 65504.0f;
-
 // To nearest, ties to even; beyond the largest infinity.
 inline uint16_t to_half(float x) {
   uint32_t bits;

@@ -6,6 +6,7 @@
 
 #include "cuda/edges.h"
 #include "cuda/pointwise.h"
+#include "cuda/threads.h"
 
 namespace mlff {
 namespace gpu {
@@ -118,15 +119,13 @@ template <typename T>
 __device__ __forceinline__ double read_out(int lane, int width, const T* bias, T* hidden,
                                            const T* out, T weight, T* slope) {
   double sum = 0.0;
-  for (int j = lane; j < width; j += 32) {
+  for (int j = lane; j < width; j += kWarp) {
     const Silu<T> silu(hidden[j] + bias[j]);
     hidden[j] = silu.value;
     sum += static_cast<double>(silu.value) * static_cast<double>(out[j]);
     slope[j] = silu.slope * (out[j] * weight);
   }
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
-  return sum;
+  return sum_over_lanes(sum);
 }
 
 }  // namespace gpu

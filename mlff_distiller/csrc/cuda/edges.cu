@@ -3,18 +3,14 @@
 
 #include "core/lattice.h"
 #include "cuda/edges.h"
+#include "cuda/threads.h"
 
 namespace mlff {
 namespace gpu {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kWarps = kThreads / 32;
-constexpr unsigned kAllLanes = 0xffffffffu;
-
-__device__ __forceinline__ int64_t thread_index() {
-  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-}
+constexpr int kWarps = kThreads / kWarp;
 
 __device__ __forceinline__ bool is_finite(double x) { return fabs(x) <= 1.7976931348623157e308; }
 
@@ -60,9 +56,9 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads)
     geometry_kernel(NeighborView list, double cutoff, double warn_distance, double inverse_spacing,
                     int intervals, EdgeRecord<T>* records, int* ends, double* vectors) {
-  const int64_t c = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+  const int64_t c = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
   if (c >= list.n_local) return;
-  const int lane = threadIdx.x % 32, end = list.offsets[c + 1];
+  const int lane = threadIdx.x % kWarp, end = list.offsets[c + 1];
   const unsigned lower = (1u << lane) - 1;
   int front = list.offsets[c], back = end;
   for (int first = front; first < end; first += 32) {
@@ -105,21 +101,15 @@ __global__ void name_edges_kernel(NeighborView list, const double* vectors) {
 
 // --- forces --------------------------------------------------------------------------------------
 
-__device__ __forceinline__ double sum_over_lanes(double x) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(kAllLanes, x, step);
-  return x;
-}
-
 // One warp per centre, lanes over its edges.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     pair_kernel(NeighborView list, RepulsionView repulsion, int chunks,
                 const EdgeRecord<T>* records, const double* vectors, const T* partial,
                 const double* weights, double* gradients, double* sums, double* energies) {
-  const int64_t c = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+  const int64_t c = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
   if (c >= list.n_local) return;
-  const int lane = threadIdx.x % 32, end = list.offsets[c + 1];
+  const int lane = threadIdx.x % kWarp, end = list.offsets[c + 1];
   double total[kCentreSums + 1];
 #pragma unroll
   for (int k = 0; k <= kCentreSums; ++k) total[k] = 0.0;
@@ -188,7 +178,7 @@ __device__ void sum_share(int64_t n, unsigned shares, const double* energies, co
 #pragma unroll
   for (int k = 0; k < kTotals; ++k) {
     total[k] = sum_over_lanes(total[k]);
-    if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32][k] = total[k];
+    if (threadIdx.x % kWarp == 0) shared[threadIdx.x / kWarp][k] = total[k];
   }
   __syncthreads();
   if (threadIdx.x < kTotals) {
@@ -209,7 +199,7 @@ __global__ void __launch_bounds__(kThreads)
     sum_share(list.n_local, shares, energies, sums, totals);
     return;
   }
-  const int64_t row = static_cast<int64_t>(blockIdx.x - shares) * kWarps + threadIdx.x / 32;
+  const int64_t row = static_cast<int64_t>(blockIdx.x - shares) * kWarps + threadIdx.x / kWarp;
   if (row >= list.n_rows) return;  // whole warps
   constexpr int kSums = kVirials ? kCentreSums : 3;
   double sum[kSums];
@@ -217,7 +207,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int k = 0; k < kSums; ++k) sum[k] = 0.0;
   const bool listed = list.state->num_edges > 0;  // not after an overflow
   const int end = listed ? list.incoming_offsets[row + 1] : 0;
-  const int lane = threadIdx.x % 32;
+  const int lane = threadIdx.x % kWarp;
   for (int p = (listed ? list.incoming_offsets[row] : 0) + lane; p < end; p += 32) {
     const int64_t e = list.incoming_edges[p];
     double g[3];

@@ -89,8 +89,8 @@ __global__ void __launch_bounds__(kTileThreads, 1) turn_kernel(FusedCall<T> p) {
   T *hidden = t.wide, *slope = t.wide + kAtoms * width;
   t.product(1, t.scalars, f, f, r.in, width, Write<T>{hidden, width});
   __syncthreads();
-  for (int i = threadIdx.x / 32; i < t.atoms; i += kTileThreads / 32) {
-    const int lane = threadIdx.x % 32, kind = r.species[t.first + i];
+  for (int i = threadIdx.x / kWarp; i < t.atoms; i += kTileThreads / kWarp) {
+    const int lane = threadIdx.x % kWarp, kind = r.species[t.first + i];
     const T* out = r.out + static_cast<int64_t>(kind < 0 ? 0 : kind) * width;
     const T weight = r.weights ? static_cast<T>(r.weights[t.first + i]) : T(1);
     const double sum =

@@ -2,20 +2,20 @@
 #include <algorithm>
 
 #include "cuda/ghosts.h"
+#include "cuda/threads.h"
 
 namespace mlff {
 namespace gpu {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kWarp = 32;
 constexpr size_t kUnit = sizeof(int4);
 
 // to[k] is row indices[k] of `rows`, or from n_local on one of `others`; of `width` units. One warp
 // per row: no division, and its index is read once.
 __global__ void gather_rows(int64_t count, int width, const int* indices, int64_t n_local,
                             const int4* rows, const int4* others, int4* to) {
-  const int64_t k = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / kWarp;
+  const int64_t k = thread_index() / kWarp;
   if (k >= count) return;
   const int64_t row = indices[k];
   const int4* from = row < n_local ? rows + row * width : others + (row - n_local) * width;

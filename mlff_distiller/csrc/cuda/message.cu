@@ -15,25 +15,15 @@
 // and layer, 9 ns at an A100's 2 TB/s.
 #include "cuda/device_memory.h"
 #include "cuda/message.h"
+#include "cuda/threads.h"
 
 namespace mlff {
 namespace gpu {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kWarp = 32;
-constexpr unsigned kAllLanes = 0xffffffffu;
 
-__device__ __forceinline__ int64_t warp_index() {
-  return (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / kWarp;
-}
-
-template <typename T>
-__device__ __forceinline__ T sum_over_lanes(T x) {
-#pragma unroll
-  for (int step = kWarp / 2; step > 0; step /= 2) x += __shfl_xor_sync(kAllLanes, x, step);
-  return x;
-}
+__device__ __forceinline__ int64_t warp_index() { return thread_index() / kWarp; }
 
 // One warp per receiver and 32 channels, those of one receiver next to each other, so that a block
 // reads whole rows of w. Sums stay in registers.

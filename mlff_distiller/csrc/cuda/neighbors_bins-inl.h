@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "cuda/neighbors.h"
-#include "cuda/neighbors_threads-inl.h"
+#include "cuda/threads.h"
 
 namespace mlff {
 namespace gpu {

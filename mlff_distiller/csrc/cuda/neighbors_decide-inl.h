@@ -5,7 +5,7 @@
 
 #include "core/skin.h"
 #include "cuda/neighbors.h"
-#include "cuda/neighbors_threads-inl.h"
+#include "cuda/threads.h"
 
 namespace mlff {
 namespace gpu {

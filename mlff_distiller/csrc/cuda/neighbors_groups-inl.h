@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cuda/neighbors.h"
-#include "cuda/neighbors_threads-inl.h"
+#include "cuda/threads.h"
 
 namespace mlff {
 namespace gpu {

@@ -2,11 +2,13 @@
 #pragma once
 
 #include "cuda/neighbors.h"
-#include "cuda/neighbors_threads-inl.h"
+#include "cuda/threads.h"
 
 namespace mlff {
 namespace gpu {
 namespace {
+
+constexpr int kThreads = 256;  // of all kernels of the list that do not say otherwise
 
 struct FindArguments {
   State* state;

@@ -67,9 +67,7 @@ Network<T>::Network(const ModelFile& model, Dense& dense, bool half_tables, bool
   load_weights(model);
   // Whoever allows products to round has them from tensor cores, which the fused kernels do not
   // use.
-  const bool exact =
-      sizeof(T) == sizeof(double) || dense.math() == Math::kFloat32 || dense.math() == Math::kHalf;
-  fuse_ = fuse && exact && fused_fits<T>(f_, readout_width_);
+  fuse_ = fuse && !rounds_products(dense.math()) && fused_fits<T>(f_, readout_width_);
   const Repulsion repulsion(model);
   if (repulsion.active()) repulsion_.assign(repulsion.pairs());
   screening_ = repulsion.screening();

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "cuda/edges.h"
+#include "cuda/threads.h"
 
 namespace mlff {
 namespace gpu {
@@ -62,7 +63,7 @@ __device__ __forceinline__ T add_dot(T sum, const Pack<T>& x, const Pack<T>& y) 
 
 template <typename T>
 __device__ __forceinline__ T across(T x, int step) {
-  return __shfl_xor_sync(0xffffffffu, x, step);
+  return __shfl_xor_sync(kAllLanes, x, step);
 }
 
 template <typename T>

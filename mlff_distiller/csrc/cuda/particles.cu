@@ -4,6 +4,7 @@
 #include "core/potential.h"
 #include "cuda/current_device.h"
 #include "cuda/particles.h"
+#include "cuda/threads.h"
 
 namespace mlff {
 namespace gpu {
@@ -19,7 +20,7 @@ template <typename T>
 __global__ void gather_particles(const T* from, const float* corrections,
                                  const int* particle_of_slot, const int* row_of_particle, int64_t n,
                                  double scale, double* rows) {
-  const int64_t slot = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int64_t slot = thread_index();
   if (slot >= n) return;
   const int64_t row = row_of_particle[particle_of_slot[slot]];
   if (row < 0) return;
@@ -35,7 +36,7 @@ __global__ void gather_particles(const T* from, const float* corrections,
 __global__ void add_particle_forces(const double* rows, const int* particle_of_slot,
                                     const int* row_of_particle, int64_t n, int64_t stride,
                                     double scale, unsigned long long* to) {
-  const int64_t slot = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int64_t slot = thread_index();
   if (slot >= n) return;
   const int64_t row = row_of_particle[particle_of_slot[slot]];
   if (row < 0) return;

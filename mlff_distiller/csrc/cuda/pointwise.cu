@@ -10,10 +10,6 @@ namespace {
 
 constexpr int kThreads = 256;
 
-__device__ __forceinline__ int64_t thread_index() {
-  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-}
-
 template <typename T>
 __global__ void silu_kernel(int64_t count, int width, const T* bias, T* x, T* slope) {
   const int64_t i = thread_index();
@@ -64,9 +60,9 @@ template <typename T>
 __global__ void readout_kernel(int64_t n, int width, const T* bias, T* hidden, const T* out,
                                const double* offsets, const int* species, const double* weights,
                                T* slope, double* energies) {
-  const int64_t i = thread_index() / 32;
+  const int64_t i = thread_index() / kWarp;
   if (i >= n) return;
-  const int lane = threadIdx.x % 32;
+  const int lane = threadIdx.x % kWarp;
   const int kind = species[i];
   out += static_cast<int64_t>(kind < 0 ? 0 : kind) * width;
   const T weight = weights ? static_cast<T>(weights[i]) : T(1);
@@ -81,20 +77,19 @@ template <typename T>
 __global__ void uncertainty_kernel(int64_t n, int width, const T* hidden, const T* weight,
                                    const T* bias, double floor_squared, const int* species,
                                    double* uncertainties) {
-  const int64_t i = thread_index() / 32;
+  const int64_t i = thread_index() / kWarp;
   if (i >= n) return;
-  const int lane = threadIdx.x % 32;
+  const int lane = threadIdx.x % kWarp;
   hidden += i * width;
   double sum = 0.0;
-  for (int j = lane; j < width; j += 32) {
+  for (int j = lane; j < width; j += kWarp) {
     T deviation = bias[j];
     for (int k = 0; k < width; ++k) {
       deviation += hidden[k] * weight[static_cast<int64_t>(k) * width + j];
     }
     sum += static_cast<double>(deviation) * static_cast<double>(deviation);
   }
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+  sum = sum_over_lanes(sum);
   if (lane == 0) uncertainties[i] = species[i] < 0 ? 0.0 : sqrt(sum + floor_squared);
 }
 
