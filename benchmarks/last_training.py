@@ -24,10 +24,12 @@ import numpy as np
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from benchmarks.common import RESULTS, parser_of, processor, write_report
 from mlff_distiller.config import DistillConfig, TrainConfig
+from mlff_distiller.data import HDF5Dataset
 from mlff_distiller.settings import load_config
 from mlff_distiller.training import train
 from mlff_distiller.training.history import read_history
 from mlff_distiller.training.hooks import Hooks
+from mlff_distiller.units import EV_PER_ANGSTROM3_IN_GPA
 
 _BLOWN = 1e3  # times the median loss
 
@@ -71,7 +73,7 @@ def one(config: DistillConfig, run: Path, start: Path | None, epochs: int) -> di
         "cpu_seconds": seconds,
         "force_mae": 1e3 * float(history["valid_force_mae"][-1]),
         "energy_mae": 1e3 * float(history["valid_energy_mae"][-1]),
-        "stress_mae": float(history["valid_stress_mae"][-1]) * 160.21766,
+        "stress_mae": float(history["valid_stress_mae"][-1]) * EV_PER_ANGSTROM3_IN_GPA,
         "train_force_rmse": 1e3 * float(history["train_force_rmse"][-1]),
         "batches": len(found),
         "blown": int((found > _BLOWN * np.median(found)).sum()),
@@ -113,8 +115,6 @@ def main() -> None:
     )
     last = sorted((args.run / "rounds").glob("*/training/best.ckpt"))[-1]
     rows = [one(config, args.run, start, args.epochs) for start in (None, last)]
-    from mlff_distiller.data import HDF5Dataset
-
     report = {
         "processor": processor(),
         "run": args.run.name,

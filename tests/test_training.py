@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 import torch
 from support.labelled import TINY, emt_crystals, emt_molecules, tiny_config, write
-from support.training_runs import assert_same_run, history, weights_of
+from support.training_runs import (
+    assert_same_run,
+    history,
+    small_data,
+    uninterrupted,
+    weights_of,
+)
 
 from mlff_distiller import __version__
 from mlff_distiller.config import TrainConfig, load_config
@@ -26,14 +32,12 @@ from mlff_distiller.training import trainer as trainer_module
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    return write(tmp_path_factory.mktemp("data") / "cu.h5", emt_crystals(16))
+    return small_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory):
-    """An uninterrupted run of four epochs: directory and result."""
-    output = tmp_path_factory.mktemp("finished") / "run"
-    return output, train(tiny_config(data), output, progress=False)
+    return uninterrupted(data, tmp_path_factory.mktemp("finished"))
 
 
 # -- learning ------------------------------------------------------------------------------------

@@ -14,7 +14,13 @@ import pytest
 import torch
 from support.labelled import TINY, emt_crystals, tiny_config, write
 from support.processes import clean_environment, default_signals
-from support.training_runs import assert_same_run, history, weights_of
+from support.training_runs import (
+    assert_same_run,
+    history,
+    small_data,
+    uninterrupted,
+    weights_of,
+)
 
 from mlff_distiller.data import ensure_splits
 from mlff_distiller.errors import InputError
@@ -28,14 +34,12 @@ from mlff_distiller.training.schedule import Schedule
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    return write(tmp_path_factory.mktemp("data") / "cu.h5", emt_crystals(16))
+    return small_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory):
-    """An uninterrupted run of four epochs: directory and result."""
-    output = tmp_path_factory.mktemp("finished") / "run"
-    return output, train(tiny_config(data), output, progress=False)
+    return uninterrupted(data, tmp_path_factory.mktemp("finished"))
 
 
 @pytest.mark.parametrize("steps", [1, 3, 4, 8])

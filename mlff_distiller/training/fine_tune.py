@@ -23,6 +23,7 @@ from mlff_distiller.elements import symbols
 from mlff_distiller.errors import InputError
 from mlff_distiller.students import StudentForceField
 from mlff_distiller.students.load import read_training_metadata
+from mlff_distiller.students.student import load_student
 from mlff_distiller.training.reference import ReferenceFit, note_isolated
 
 # eV/atom; a step between old and new labels that composition explains and that is larger than
@@ -157,6 +158,13 @@ def doubts(
                 "zero of energy, set training.reference_energies to refit (--refit-energies)"
             )
     return notes
+
+
+def first_weights(path: str | Path, precision: str) -> StudentForceField:
+    """The student of a run directory, checkpoint or exported file, as a training begins with it."""
+    student = load_student(path)
+    student.uncertainty = None  # of the weights that are about to change
+    return student.train().to(getattr(torch, precision))
 
 
 def origin(student: StudentForceField, path: str | Path) -> dict[str, Any]:

@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mlff_distiller.config import TrainConfig, TrainingConfig, to_dict
 from mlff_distiller.errors import InputError
 from mlff_distiller.students.checkpoint import read_checkpoint
-from mlff_distiller.students.student import load_student
 from mlff_distiller.training import fine_tune
 
 #: Settings of training that say where and how it computes, not what comes out.
@@ -113,9 +110,7 @@ def _same_start(
     there = content["metadata"].get("started_from")
     if start_from is None or there is None:
         return start_from is None and there is None
-    student = load_student(start_from)
-    student.uncertainty = None
-    student.to(getattr(torch, config.training.precision))
+    student = fine_tune.first_weights(start_from, config.training.precision)
     return bool(there["state"] == fine_tune.origin(student, start_from)["state"])
 
 

@@ -16,7 +16,6 @@ from mlff_distiller.data.frames import DataFiles, Frames, open_files
 from mlff_distiller.elements import symbols, unknown_elements
 from mlff_distiller.errors import InputError
 from mlff_distiller.students import StudentForceField
-from mlff_distiller.students.student import load_student
 from mlff_distiller.training import fine_tune
 from mlff_distiller.training.reference import scale_readout
 from mlff_distiller.training.resume import difference
@@ -167,7 +166,7 @@ def first_student(
     """
     if start_from is None:
         return new_student(config, data)
-    student = load_student(start_from)
+    student = fine_tune.first_weights(start_from, config.training.precision)
     if student.config != config.model:
         found = difference(to_dict(student.config), to_dict(config.model))
         raise InputError(
@@ -180,8 +179,6 @@ def first_student(
             f"{start_from} knows {symbols(student.elements)}, the data holds {symbols(unknown)}; "
             "leave these structures out, or start without --from"
         )
-    student.uncertainty = None  # of the weights that are about to change
-    student.train().to(getattr(torch, config.training.precision))
     data.metadata["started_from"] = fine_tune.origin(student, start_from)
     if (rate := config.training.learning_rate) > _GENTLE_RATE:
         data.notes.append(

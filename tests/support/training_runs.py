@@ -7,6 +7,9 @@ from pathlib import Path
 
 import torch
 
+from mlff_distiller.training import TrainingResult, train
+from support.labelled import emt_crystals, tiny_config, write
+
 
 def history(output: Path) -> list[dict[str, str]]:
     """Rows of history.csv as text, so that comparisons are bit for bit; without the clock."""
@@ -31,3 +34,14 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert all(torch.equal(a, b) for a, b in pairs)
     best = zip(weights_of(one, "best.ckpt"), weights_of(other, "best.ckpt"), strict=True)
     assert all(torch.equal(a, b) for a, b in best)
+
+
+def small_data(folder: Path) -> Path:
+    """Sixteen labelled crystals."""
+    return write(folder / "cu.h5", emt_crystals(16))
+
+
+def uninterrupted(data: Path, folder: Path) -> tuple[Path, TrainingResult]:
+    """A run of four epochs: directory and result."""
+    output = folder / "run"
+    return output, train(tiny_config(data), output, progress=False)
