@@ -1,4 +1,4 @@
-"""Time of a training step: native operators, automatic differentiation, SchNetPack.
+"""Time of a training step: native operators, automatic differentiation, SchNetPack, graph-pes.
 
 Energies, forces, loss, its gradient by the weights and AdamW, on a batch with its neighbour lists: ten
 molecules of ethanol (rMD17, F = 128, 3 interactions, 20 radial functions, 5 Å) and one silicon cell of
@@ -7,7 +7,8 @@ process of its own that waits for its turn; its largest memory is given, and how
 after the imports, the network and the batch.
 
     python benchmarks/training_step.py
-    python benchmarks/training_step.py --schnetpack build/peers/schnetpack/bin/python
+    python benchmarks/training_step.py --schnetpack build/peers/schnetpack/bin/python \\
+        --graph-pes build/peers/graphpes/bin/python
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ WAYS = {
     "native": "native operators",
     "torch": "automatic differentiation",
     "schnetpack": "SchNetPack, eager",
+    "graph-pes": "graph-pes, eager",
 }
 
 
@@ -173,6 +175,41 @@ def schnetpack(system: str, data: Path) -> Callable[[], None]:
     return step
 
 
+def graph_pes(system: str, data: Path) -> Callable[[], None]:
+    """A step of graph-pes' network of the same size."""
+    import torch
+
+    # graph_pes.py of this folder would be found first.
+    sys.path[:] = [p for p in sys.path if Path(p).resolve() != Path(__file__).resolve().parent]
+    from graph_pes import AtomicGraph
+    from graph_pes.atomic_graph import to_batch
+    from graph_pes.models import PaiNN
+
+    network, periodic = NETWORKS[system], system == "silicon"
+    torch.manual_seed(0)
+    model = PaiNN(
+        channels=network["hidden_dim"],
+        radial_features=network["num_rbf"],
+        layers=network["num_interactions"],
+        cutoff=network["cutoff"],
+    ).train()
+    batch = to_batch([AtomicGraph.from_ase(a, network["cutoff"]) for a in frames(system, data)])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+    labels = torch.randn(batch.R.shape)
+    asked = ["energy", "forces", "stress"] if periodic else ["energy", "forces"]
+
+    def step() -> None:
+        found = model.predict(batch, asked)
+        loss = found["energy"].square().mean() + (found["forces"] - labels).square().mean()
+        if periodic:
+            loss = loss + found["stress"].square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
 def peak_memory() -> float:
     """Largest resident memory of this process so far, MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -183,7 +220,8 @@ def work(way: str, system: str, threads: int, data: Path) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    step = schnetpack(system, data) if way == "schnetpack" else ours(system, data, way == "native")
+    peers = {"schnetpack": schnetpack, "graph-pes": graph_pes}
+    step = peers[way](system, data) if way in peers else ours(system, data, way == "native")
     before = peak_memory()
     for _ in range(3):
         step()
@@ -237,6 +275,7 @@ def main() -> None:
         return
     parser = parser_of(__doc__, quick="two rounds of two steps", output=RESULTS, whole=True)
     parser.add_argument("--schnetpack", help="a Python that has schnetpack")
+    parser.add_argument("--graph-pes", help="a Python that has graph-pes")
     parser.add_argument("--data", type=Path, default=ETHANOL, help="npz of rMD17 ethanol")
     parser.add_argument("--rounds", type=int, default=12)
     options = parser.parse_args()
@@ -244,6 +283,8 @@ def main() -> None:
     pythons = {"native": sys.executable, "torch": sys.executable}
     if options.schnetpack:
         pythons["schnetpack"] = options.schnetpack
+    if options.graph_pes:
+        pythons["graph-pes"] = options.graph_pes
     rows: list[dict[str, Any]] = []
     for system in NETWORKS:
         if system == "ethanol" and not options.data.exists():
