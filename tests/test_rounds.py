@@ -23,13 +23,16 @@ from support.commands import run
 from mlff_distiller.config import DistillConfig, LoopConfig, from_dict
 from mlff_distiller.data import HDF5Dataset, HDF5Writer, Structure
 from mlff_distiller.errors import InputError
+from mlff_distiller.evaluation.gates.runs import in_box
 from mlff_distiller.evaluation.gates.settings import AcceptanceConfig
+from mlff_distiller.evaluation.gates.stability import planned
 from mlff_distiller.pipeline import choose, explore, join
 from mlff_distiller.pipeline.measure import errors_by_temperature
 from mlff_distiller.pipeline.plan import plan
 from mlff_distiller.pipeline.rounds import Budget, holds, limited, plan_runs
 from mlff_distiller.pipeline.stage import Hashed, hashed_file
-from mlff_distiller.purpose import ensembles, phase_of, phases
+from mlff_distiller.purpose import PurposeConfig, ensembles, phase_of, phases
+from mlff_distiller.sampling import builtin
 from mlff_distiller.training.history import read_history
 
 
@@ -321,11 +324,16 @@ def test_visited_frames_come_from_living_runs_and_late() -> None:
 # -- the budget and the stop rule ----------------------------------------------------------------------
 
 
-def budget(spent: list[float], training: dict[str, Any] | None = None, **loop: Any) -> Budget:
+def budget(
+    spent: list[float],
+    training: dict[str, Any] | None = None,
+    dynamics: float = 0.0,
+    **loop: Any,
+) -> Budget:
     config = config_for(**loop)
     if training:
         config = replace(config, training=replace(config.training, **training))
-    return Budget(config, lambda: spent[0])
+    return Budget(config, lambda: spent[0], dynamics)
 
 
 def test_minutes_are_shared_and_kept_for_the_end() -> None:
@@ -351,6 +359,33 @@ def test_explosions_may_take_half_of_the_last_training() -> None:
     assert not b.is_spent(20.0, exploded=True)
     spent[0] = 0.75 * usable - 10.0
     assert b.is_spent(20.0, exploded=True)
+
+
+def test_time_for_the_gates_follows_the_pace_of_the_student() -> None:
+    spent, said = [0.0], []
+    b = budget(spent, minutes=20, rounds=9, final_share=0.5, dynamics=64 * 500.0)
+    b.paced(0.001, said.append)  # 32 s: less than what is kept anyway
+    assert 60 * b.of_final(0) == pytest.approx(900)
+    b.paced(0.01, said.append)  # 320 s, and a minute for other gates
+    assert 60 * b.of_final(0) == pytest.approx(1200 - 380)
+    spent[0] = 0.5 * (1200 - 380) - 30.0
+    assert b.is_spent(20.0), "the last training keeps its share of what is left"
+    b.paced(0.005, said.append)
+    assert 60 * b.of_final(0) == pytest.approx(1200 - 380 - spent[0], abs=0.1)
+    assert not said
+    for _ in range(2):
+        b.paced(0.1, said.append)
+    assert 60 * b.of_final(0) == pytest.approx(0.6 * 1200 - spent[0], abs=0.1)
+    assert len(said) == 1
+    assert "54.3 minutes, and 8.0 of 20 are kept" in said[0]
+
+
+def test_what_the_gates_of_stability_run() -> None:
+    limits, purpose = AcceptanceConfig(stability_seeds=4, stability_time=3.0), PurposeConfig()
+    cell = builtin("silicon")[0]
+    assert planned(limits, purpose, [cell]) == len(in_box(cell)) * 4 * 3.0
+    for without in ({"measure": False}, {"skip": ["stability"]}, {"gates": ["lattice"]}):
+        assert planned(replace(limits, **without), purpose, [cell]) == 0.0
 
 
 def test_learning_is_never_shorter_than_asking() -> None:

@@ -25,6 +25,7 @@ from rich.console import Console
 from mlff_distiller.config import DistillConfig, save_yaml
 from mlff_distiller.data import Structure, structures_hash
 from mlff_distiller.dynamics import engine_of
+from mlff_distiller.evaluation.gates.stability import planned
 from mlff_distiller.evaluation.summary import print_summary
 from mlff_distiller.pipeline import (
     engines,
@@ -131,7 +132,7 @@ def _line(
         label.inputs_of(config, Hashed(output / sample.FRAMES, sampled.frames_hash), config.data),
     )
     seed = Hashed(output / label.LABELS, f"{labelled.data_hash} {labelled.splits_hash}")
-    budget = Budget(config, spent)
+    budget = Budget(config, spent, planned(config.acceptance, config.purpose, given))
     asked = functools.partial(_gates, config, given, output / GATES_CACHE)
 
     def quick_gates(student: Hashed[Path], folder: Stages) -> list[str]:

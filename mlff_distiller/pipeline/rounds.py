@@ -32,6 +32,8 @@ _SHORTEST_FIT = 5.0  # s
 _FOREVER = 10**9  # epochs
 # Share of the minutes, and s at least and at most, for gates and engines at the end.
 _RESERVE, _LEAST_RESERVE, _MOST_RESERVE = 0.25, 30.0, 300.0
+# Once the student's pace is known: s besides its dynamics, and the largest share of the minutes.
+_OTHER_GATES, _MOST_SHARE = 60.0, 0.4
 _NEARLY = 3.0  # times the limits of the gates: from there on rounds grow
 _HOT = 0.6  # of the highest temperature: above it limits are shares of the forces
 
@@ -60,21 +62,50 @@ class Budget:
     Args:
         config: its ``loop.minutes``, else ``training.max_minutes``, else ``loop.epochs``.
         spent: seconds of all finished stations.
+        dynamics: atoms × ps that the student will run for the gates at the end.
     """
 
-    def __init__(self, config: DistillConfig, spent: Callable[[], float]) -> None:
-        self._config, self._spent = config, spent
+    def __init__(
+        self, config: DistillConfig, spent: Callable[[], float], dynamics: float = 0.0
+    ) -> None:
+        self._config, self._spent, self._dynamics = config, spent, dynamics
         loop, minutes = config.loop, config.training.max_minutes
         self._deadline: float | None = None
+        self._begun, self._told = 0.0, False
         if loop.minutes is not None:
             total = 60.0 * loop.minutes
-            reserve = min(max(_RESERVE * total, _LEAST_RESERVE), _MOST_RESERVE)
-            self._deadline = total - reserve
-            left = max(0.0, self._deadline - spent())
-            self._final = loop.final_share * left
+            self._begun = spent()
+            self._keep(min(max(_RESERVE * total, _LEAST_RESERVE), _MOST_RESERVE))
         elif minutes is not None:
             self._final = 60.0 * minutes * loop.final_share
         self._minutes = minutes
+
+    def _keep(self, reserve: float) -> None:
+        assert self._config.loop.minutes is not None
+        self._deadline = 60.0 * self._config.loop.minutes - reserve
+        self._final = self._config.loop.final_share * max(0.0, self._deadline - self._begun)
+
+    def paced(self, pace: float, say: Say) -> None:
+        """Keep as much time for the gates as they will take, two fifths of all at most.
+
+        Args:
+            pace: s that an atom takes for a ps, with as many runs at a time as there are workers.
+            say: told where the time will not be enough.
+        """
+        if self._deadline is None:
+            return
+        assert self._config.loop.minutes is not None
+        total = 60.0 * self._config.loop.minutes
+        gates = _OTHER_GATES + pace * self._dynamics
+        self._keep(max(total - self._deadline, min(gates, _MOST_SHARE * total)))
+        kept = total - self._deadline
+        if gates > 1.1 * kept and not self._told:
+            self._told = True
+            say(
+                f"the gates will take about {gates / 60:.1f} minutes, and {kept / 60:.1f} of "
+                f"{total / 60:g} are kept for them: the run will be longer; smaller starting "
+                "structures or a shorter acceptance.stability_time would help"
+            )
 
     def of_round(self, number: int, others: float) -> float | None:
         """Minutes for the fit of a round; None for epochs instead.
@@ -153,6 +184,8 @@ def run_rounds(
         row: dict[str, Any] = {"round": k}
         if student is not None:
             row |= _ask(config, start, outcome, student, k, stages)
+            if row["exploded"] == 0:  # or the runs were too short to tell
+                budget.paced(row["pace"], say)
             held = held + 1 if row["holds"] else 0
         data, minutes = _learn(config, outcome, budget, k, others, stages, resume=resume)
         student = hashed_file(folder / export.STUDENT)
@@ -214,6 +247,7 @@ def _ask(
             workers=config.teacher.workers,
         ),
     )
+    moved = sum(row["reached"] * len(starts[row["start"]]) for row in explored.runs)
     relaxed = None
     if begin := relax.starts_of(config, start, _starts(start, train), k):
         went = stages.run(relax.STATION, relax.inputs_of(config, student, begin))
@@ -249,6 +283,7 @@ def _ask(
     outcome.teacher_calls += labelled.num_labelled + sum(labelled.rejected.values())
     return {
         "runs": explored.runs,
+        "pace": stages.seconds[explore.STATION.name] / max(moved, 1e-9),
         "exploded": explored.exploded,
         "candidates": explored.num_frames,
         "chosen": chosen.reasons,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
-from mlff_distiller.evaluation.gates.choose import Case
+from mlff_distiller.data import Structure
+from mlff_distiller.evaluation.gates.choose import Case, cases, chosen
 from mlff_distiller.evaluation.gates.context import Context
 from mlff_distiller.evaluation.gates.gate import Gate
 from mlff_distiller.evaluation.gates.runs import (
@@ -16,7 +18,9 @@ from mlff_distiller.evaluation.gates.runs import (
     settings_for,
     summarised,
 )
+from mlff_distiller.evaluation.gates.settings import AcceptanceConfig
 from mlff_distiller.evaluation.speed import time_teacher
+from mlff_distiller.purpose import PurposeConfig
 
 
 def stability(context: Context, case: Case) -> list[Gate]:
@@ -45,6 +49,23 @@ def stability(context: Context, case: Case) -> list[Gate]:
         "runs"
     ]
     return [stability_gate(found, purpose.temperature[1], limits.stability_time)]
+
+
+def planned(
+    limits: AcceptanceConfig, purpose: PurposeConfig, structures: Sequence[Structure]
+) -> float:
+    """Atoms × ps of the runs of :func:`stability`, which are most of what the gates compute.
+
+    Args:
+        limits: seeds and length of the runs.
+        purpose: asks for phases.
+        structures: starting structures.
+    """
+    if not limits.measure or "stability" not in chosen(limits, purpose, structures, True):
+        return 0.0
+    found = cases("stability", purpose, structures, limits.structures)
+    atoms = sum(len(in_box(case.structure)) for case in found if case.structure is not None)
+    return atoms * limits.stability_seeds * limits.stability_time
 
 
 def stability_gate(runs: list[dict[str, Any]], temperature: float, time: float) -> Gate:
