@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ase.build import bulk
+from ase.build import bulk, molecule
 from ase.calculators.lj import LennardJones
 from support.students import make_student
 
@@ -38,7 +38,12 @@ from mlff_distiller.evaluation.gates.runs import (
     temperatures_of,
 )
 from mlff_distiller.evaluation.gates.stability import stability_gate
-from mlff_distiller.evaluation.gates.visited import errors_on, held_out_gates, visited_gates
+from mlff_distiller.evaluation.gates.visited import (
+    errors_on,
+    held_out_gates,
+    is_molten,
+    visited_gates,
+)
 from mlff_distiller.export import export_student
 from mlff_distiller.purpose import PurposeConfig
 from mlff_distiller.sampling.builtin import builtin
@@ -151,7 +156,7 @@ def test_one_dead_run_of_ten_fails() -> None:
 
 def test_limits_at_the_highest_temperature_follow_the_forces() -> None:
     found = [
-        {"died": "", "frames": 6, "force_mae": mae, "mean_force": size}
+        {"died": "", "frames": 6, "force_mae": mae, "mean_force": size, "molten": False}
         for mae, size in ((20.0, 500.0), (31.0, 700.0), (100.0, 1000.0))
     ]
     rows = visited_gates(found, [300, 900, 1800], LIMITS)
@@ -164,13 +169,35 @@ def test_limits_at_the_highest_temperature_follow_the_forces() -> None:
     assert dead.reason == "blew up"
 
 
+def test_a_molten_crystal_is_called_so() -> None:
+    rng = np.random.default_rng(0)
+    sites = bulk("Si", cubic=True) * (2, 2, 2)
+    hot = sites.copy()
+    hot.rattle(0.3, seed=1)  # a hot crystal, and Lindemann's limit is not far
+    hot.set_cell(1.03 * sites.cell.array, scale_atoms=True)
+    hot.positions += [7.0, -3.0, 20.0]  # which a thermostat's noise has moved
+    hot.positions[5] += 0.5 * hot.cell[0]  # and an atom that hopped away
+    hot.wrap()
+    liquid = sites.copy()
+    liquid.positions = rng.random((64, 3)) @ sites.cell.array
+    start = Structure.from_atoms(sites)
+    assert is_molten(start, start) is False
+    assert is_molten(start, Structure.from_atoms(hot)) is False
+    assert is_molten(start, Structure.from_atoms(liquid)) is True
+    water = Structure.from_atoms(molecule("H2O"))
+    assert is_molten(water, water) is None
+    found = {"died": "", "frames": 6, "force_mae": 9.0, "mean_force": 900.0}
+    names = [visited_gates([{**found, "molten": m}], [1800], LIMITS)[0].name for m in (True, None)]
+    assert names == ["own dynamics, 1800 K, molten", "own dynamics, 1800 K"]
+
+
 def test_frames_that_the_teacher_cannot_label_are_no_measurement() -> None:
     class Refuses(LennardJones):
         def calculate(self, *args, **kwargs):
             raise RuntimeError("SCF not converged")
 
     outcome = Outcome(_trajectory([COPPER, COPPER], [1.0, 1.0]))
-    found = errors_on(LennardJones(), Refuses(), outcome)
+    found = errors_on(LennardJones(), Refuses(), outcome, COPPER)
     assert found["frames"] == 0
     (gate,) = visited_gates([found], [300], LIMITS)
     assert not gate.passed

@@ -33,7 +33,7 @@ _FOREVER = 10**9  # epochs
 # Share of the minutes, and s at least and at most, for gates and engines at the end.
 _RESERVE, _LEAST_RESERVE, _MOST_RESERVE = 0.25, 30.0, 300.0
 # Once the student's pace is known: s besides its dynamics, and the largest share of the minutes.
-_OTHER_GATES, _MOST_SHARE = 60.0, 0.4
+_OTHER_GATES, _MOST_SHARE = 75.0, 0.4
 _NEARLY = 3.0  # times the limits of the gates: from there on rounds grow
 _HOT = 0.6  # of the highest temperature: above it limits are shares of the forces
 

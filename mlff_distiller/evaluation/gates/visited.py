@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from ase.calculators.calculator import Calculator
+from ase.geometry import find_mic
 
 from mlff_distiller.data import Structure
 from mlff_distiller.errors import InputError
@@ -22,10 +23,14 @@ from mlff_distiller.evaluation.gates.runs import (
 )
 from mlff_distiller.evaluation.gates.settings import AcceptanceConfig
 from mlff_distiller.evaluation.gates.stability import described
+from mlff_distiller.purpose import phase_of
 
 _WARMUP, _SPACING = 2.0, 0.25  # ps
 #: The limit at the highest temperature is at most this multiple of the one below.
 _MOST = 4.0
+#: A crystal is molten where this share of its atoms is farther from their sites than half of the
+#: shortest distance between two sites; single defects move fewer.
+_LOST, _HALF = 0.25, 0.5
 
 
 def held_out(context: Context, case: Case) -> list[Gate]:
@@ -101,27 +106,30 @@ def visited(context: Context, case: Case) -> list[Gate]:
     def work() -> dict[str, Any]:
         outcomes = context.pool(carry_out, runs)
         sides = context.student.calculator, context.teacher.calculator
-        return {"runs": [errors_on(*sides, outcome) for outcome in outcomes]}
+        return {"runs": [errors_on(*sides, outcome, start) for outcome in outcomes]}
 
-    what = ["visited", context.teacher.identity, [described(run) for run in runs]]
+    what = ["visited", 2, context.teacher.identity, [described(run) for run in runs]]
     found = context.student.remember(what, work)["runs"]
     return visited_gates(found, temperatures, limits)
 
 
-def errors_on(student: Calculator, teacher: Calculator, outcome: Outcome) -> dict[str, Any]:
+def errors_on(
+    student: Calculator, teacher: Calculator, outcome: Outcome, start: Structure
+) -> dict[str, Any]:
     """Errors of the forces on the frames of a run.
 
     Args:
         student: who is measured; what engines record may lack precision.
         teacher: the reference.
         outcome: of the student's run; its first frame is not counted.
+        start: where the run began, before it was warmed up.
 
     Returns:
         ``died``; ``force_mae`` and ``mean_force``, meV/Å, means of the sizes of components;
-        ``frames``, how many.
+        ``frames``, how many; ``molten``, see :func:`is_molten`.
     """
     frames = [] if outcome.trajectory is None else outcome.trajectory.frames[1:]
-    errors, sizes, died = [], [], outcome.died
+    errors, sizes, died, last = [], [], outcome.died, start
     for frame in frames:
         if not np.isfinite(frame.positions).all():
             continue
@@ -133,12 +141,34 @@ def errors_on(student: Calculator, teacher: Calculator, outcome: Outcome) -> dic
             break
         errors.append(np.abs(_forces(student, frame) - forces).mean())
         sizes.append(np.abs(forces).mean())
+        last = frame
     return {
         "died": died,
         "frames": len(errors),
         "force_mae": 1e3 * float(np.mean(errors)) if errors else None,
         "mean_force": 1e3 * float(np.mean(sizes)) if errors else None,
+        "molten": is_molten(start, last),
     }
+
+
+def is_molten(start: Structure, frame: Structure) -> bool | None:
+    """Whether the atoms of a crystal have left their sites; None where there is no crystal.
+
+    Args:
+        start: with each atom on its site.
+        frame: the same atoms later, in a cell of any size.
+    """
+    if phase_of(start) != "crystal" or len(start) < 2:
+        return None
+    moved = np.linalg.solve(frame.cell.T, frame.positions.T).T
+    moved -= np.linalg.solve(start.cell.T, start.positions.T).T
+    vectors, _ = find_mic(moved @ start.cell, start.cell, start.pbc)
+    # Thermostats let the whole crystal drift.
+    vectors, _ = find_mic(vectors - np.median(vectors, axis=0), start.cell, start.pbc)
+    distances = start.to_atoms(labels=False).get_all_distances(mic=True)
+    shortest = distances[~np.eye(len(start), dtype=bool)].min()
+    lost = np.linalg.norm(vectors, axis=1) > _HALF * shortest
+    return bool(lost.mean() > _LOST)
 
 
 def force_limit(limits: AcceptanceConfig, mean_force: float | None) -> float:
@@ -171,7 +201,7 @@ def visited_gates(
         size = errors["mean_force"]
         hot = temperature == temperatures[-1]
         limit = force_limit(limits, size if hot else None)
-        name = f"own dynamics, {temperature:g} K"
+        name = f"own dynamics, {temperature:g} K" + (", molten" if errors["molten"] else "")
         advice = f"more rounds of student dynamics at {temperature:g} K, labelled by the teacher"
         if errors["died"] or errors["force_mae"] is None:
             reason = errors["died"] or "no frame was recorded"
