@@ -356,9 +356,16 @@ class TrainingConfig(Settings, path="training"):
     )
     learning_rate: float = setting(1e-2, "After the warm-up.", above=0)
     weight_decay: float = setting(
-        1e-4, "Share of a weight that a step takes, by the learning rate.", least=0
+        0.03, "Share of a weight that a step takes, by the learning rate.", least=0
     )
     warmup_steps: int = setting(50, "Steps in which the learning rate rises.", least=0)
+    full_rate_steps: int = setting(
+        2000,
+        "Steps at this rate. In longer runs it falls with the root of the steps besides, or weights "
+        "that the labels hardly hold would wander further and further until the loss blows up; 0: "
+        "it stays.",
+        least=0,
+    )
     schedule: str = setting(
         "cosine",
         "How the learning rate falls: by a cosine to `final_lr_fraction`, or whenever the "

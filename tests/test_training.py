@@ -150,22 +150,60 @@ def test_early_stop(data, tmp_path, monkeypatch):
     assert read_checkpoint(tmp_path / "run")["metadata"]["epoch"] == 4
 
 
-def test_a_loss_that_is_not_finite_names_epoch_and_remedy(data, tmp_path):
-    class Poison(Hooks):
-        def before_step(self, run):
-            if run.step == 4:
-                with torch.no_grad():
-                    next(run.student.parameters()).fill_(math.nan)
+class Poison(Hooks):
+    """Puts NaN into the weights before step 4, as often as it is asked to."""
 
+    def __init__(self, times):
+        self.left = times
+
+    def before_step(self, run):
+        if run.step == 4 and self.left:
+            self.left -= 1
+            with torch.no_grad():
+                next(run.student.parameters()).fill_(math.nan)
+
+
+def test_a_loss_that_is_not_finite_again_and_again_names_epoch_and_remedy(data, tmp_path):
+    poison = Poison(100)
     with pytest.raises(InputError) as error:
-        train(tiny_config(data), tmp_path / "run", hooks=Poison(), progress=False)
+        train(tiny_config(data), tmp_path / "run", hooks=poison, progress=False)
+    assert poison.left == 94
     text = str(error.value)
     assert "nan in epoch 2, batch 2" in text
-    assert "training.learning_rate (now 0.003)" in text
+    assert "training.learning_rate (now 0.003, halved 5 times)" in text
     assert "kept: best.ckpt, last.ckpt" in text
     assert "\n" not in text
     for name in ("best.ckpt", "last.ckpt"):
         assert all(torch.isfinite(v).all() for v in weights_of(tmp_path / "run", name))
+
+
+def test_a_run_that_blows_up_goes_back_and_on_with_smaller_steps(data, tmp_path, capsys):
+    config = tiny_config(data, max_epochs=5, warmup_steps=0)
+    plain = train(config, tmp_path / "plain", progress=False)
+    capsys.readouterr()
+    result = train(config, tmp_path / "run", hooks=Poison(2))
+    assert "back to epoch 2, batch 1, with a learning rate of 0.00075" in capsys.readouterr().err
+    assert (result["epochs"], result["steps"]) == (plain["epochs"], plain["steps"])
+    rows = history(tmp_path / "run")
+    assert [int(r["epoch"]) for r in rows] == list(range(5))
+    rates = [float(r["learning_rate"]) for r in rows]
+    straight = [float(r["learning_rate"]) for r in history(tmp_path / "plain")]
+    assert rates == pytest.approx([straight[0], *(0.25 * r for r in straight[1:])])
+    # What has been halved stays so in a run that is resumed.
+    longer = replace(config, training=replace(config.training, max_epochs=6))
+    train(longer, tmp_path / "run", resume=True, progress=False)
+    train(longer, tmp_path / "plain", resume=True, progress=False)
+    last, full = (float(history(tmp_path / n)[-1]["learning_rate"]) for n in ("run", "plain"))
+    assert last == pytest.approx(0.25 * full)
+
+
+def test_a_validation_loss_that_is_absurd_counts_as_blown_up(data, tmp_path, monkeypatch, capsys):
+    losses = iter([1.0, 2e4, *[0.9] * 5])
+    monkeypatch.setattr(trainer_module.ErrorSums, "loss", lambda self: next(losses))
+    result = train(tiny_config(data, max_epochs=3), tmp_path / "run")
+    assert "validation loss became 20000 in epoch 2" in capsys.readouterr().err
+    assert result["epochs"] == 3
+    assert [float(r["valid_loss"]) for r in history(tmp_path / "run")] == [1.0, 0.9, 0.9]
 
 
 def test_bad_input_is_reported_in_one_line(tmp_path, data):

@@ -195,6 +195,17 @@ def test_cosine_has_its_floor_and_its_middle():
     assert schedule.progress(0, 90.0) == pytest.approx(0.5)
 
 
+def test_long_runs_have_rates_that_fall_with_the_root_of_the_steps():
+    config = TrainingConfig(
+        learning_rate=1.0, warmup_steps=0, final_lr_fraction=1.0, max_epochs=10, full_rate_steps=4
+    )
+    rates = [Schedule(config, 10).learning_rate(step, 0.0) for step in range(16)]
+    assert rates[:4] == [1.0] * 4
+    assert rates[4:] == pytest.approx([(4 / (k + 1)) ** 0.5 for k in range(4, 16)])
+    flat = replace(config, full_rate_steps=0)
+    assert Schedule(flat, 10).learning_rate(99, 0.0) == 1.0
+
+
 def test_plateau_stops_falling_at_its_floor_and_waits_for_its_patience():
     config = TrainingConfig(
         schedule="plateau", learning_rate=1.0, final_lr_fraction=0.3, warmup_steps=0,

@@ -14,6 +14,10 @@ class Schedule:
     The cosine follows the part of the run that is done: the larger of the fractions of epochs and
     of minutes, so a run that is limited by time ends with the small steps that it needs as well.
 
+    Besides, the rate falls with the root of the steps once they are more than ``full_rate_steps``.
+    Directions in which gradients are noise make random walks, of a length that goes with the root
+    of the sum of squared rates: as the logarithm of the steps, so, and not as their root.
+
     Args:
         config: schedule, limits and learning rate.
         steps_per_epoch: optimiser steps.
@@ -23,6 +27,8 @@ class Schedule:
         self.config = config
         self.total_steps = config.max_epochs * steps_per_epoch
         self.factor = 1.0  # of plateau
+        #: Share of the learning rate after the run has blown up and gone back.
+        self.lowered = 1.0
         self.stagnation = 0  # epochs since the best loss or the last drop
         self.best = math.inf
 
@@ -41,7 +47,8 @@ class Schedule:
         else:
             factor = max(self.factor, c.final_lr_fraction)
         warmup = min(1.0, (step + 1) / c.warmup_steps) if c.warmup_steps > 0 else 1.0
-        return c.learning_rate * factor * warmup
+        walk = math.sqrt(c.full_rate_steps / (step + 1)) if 0 < c.full_rate_steps <= step else 1.0
+        return c.learning_rate * self.lowered * factor * warmup * walk
 
     def end_epoch(self, loss: float) -> None:
         """Tell the validation loss, on which plateau acts."""
@@ -54,10 +61,16 @@ class Schedule:
             self.stagnation = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """What plateau remembers; the rest follows from step and time."""
-        return {"factor": self.factor, "stagnation": self.stagnation, "best": self.best}
+        """What is remembered; the rest follows from step and time."""
+        return {
+            "factor": self.factor,
+            "stagnation": self.stagnation,
+            "best": self.best,
+            "lowered": self.lowered,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`."""
         self.factor, self.stagnation = state["factor"], state["stagnation"]
         self.best = state["best"]
+        self.lowered = state.get("lowered", 1.0)  # older files never went back

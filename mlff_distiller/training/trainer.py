@@ -37,6 +37,7 @@ from mlff_distiller.students import StudentForceField
 from mlff_distiller.students.checkpoint import (
     BEST,
     LAST,
+    read_checkpoint,
     save_checkpoint,
 )
 from mlff_distiller.students.student import load_state, load_student
@@ -77,6 +78,10 @@ COLUMNS = [
 # last.ckpt is written after an epoch unless it is younger than this many seconds; short epochs
 # would otherwise spend their time on writing. The end of a run and Ctrl-C always write it.
 _SAVE_INTERVAL = 5.0
+# A validation loss of this many times the best one is no accident of a batch.
+_ABSURD = 1e4
+# So often a run that blew up goes back, each time with half the learning rate.
+_RETURNS = 5
 # Within an epoch it is written this often: one over a million frames takes hours.
 _SAVE_WITHIN = 300.0
 
@@ -131,7 +136,7 @@ def train(
 
     Raises:
         InputError: data that cannot be used, nothing to resume, a student to start from that is
-            another network or lacks an element, a loss that is not finite.
+            another network or lacks an element, a loss that is not finite again and again.
         LostProcessError: a process of several was killed; ``last.ckpt`` holds the state.
         KeyboardInterrupt: Ctrl-C (or SIGTERM), after ``last.ckpt`` was written.
     """
@@ -339,8 +344,11 @@ class _Trainer:
         with self.interrupt.watch(), self.display.live():
             try:
                 while (reason := self._finished()) is None:
-                    self._train_epoch()
-                    self._validate_epoch()
+                    try:
+                        self._train_epoch()
+                        self._validate_epoch()
+                    except _DivergedError as error:
+                        self._go_back(str(error))
                 self._save(LAST, self.best_metrics)
             except _Stopped:
                 self._save(LAST, self.best_metrics)
@@ -448,7 +456,7 @@ class _Trainer:
             )
         errors.table = self.processes.sum(errors.table)
         loss = errors.loss()
-        if not math.isfinite(loss):
+        if not math.isfinite(loss) or loss > _ABSURD * self.best_loss:
             raise self._diverged("validation loss", loss)
         row = self._history_row(errors, loss)
         self.epoch, self.batch = self.epoch + 1, 0
@@ -542,13 +550,41 @@ class _Trainer:
         if self.interrupt.requested and self.fabric.world_size == 1:
             raise _Stopped
 
-    def _diverged(self, what: str, value: float) -> InputError:
-        kept = [name for name in (BEST, LAST) if (self.output / name).exists()]
-        return InputError(
-            f"the {what} became {value} in epoch {self.epoch + 1}, batch {self.batch + 1}; lower "
-            f"training.learning_rate (now {self.settings.learning_rate:g}) or look for wrong "
-            f"labels; kept: {', '.join(kept) or 'nothing yet'}"
+    def _diverged(self, what: str, value: float) -> _DivergedError:
+        where = f"in epoch {self.epoch + 1}, batch {self.batch + 1}"
+        return _DivergedError(f"the {what} became {value:g} {where}")
+
+    def _go_back(self, what: str) -> None:
+        """To the state of last.ckpt with half the learning rate; the clock goes on.
+
+        Raises:
+            InputError: there is no such state, or this has not helped often enough.
+        """
+        last, lowered = self.output / LAST, 0.5 * self.schedule.lowered
+        rate = self.settings.learning_rate
+        if not last.exists() or lowered < 0.5**_RETURNS:
+            kept = [name for name in (BEST, LAST) if (self.output / name).exists()]
+            raise InputError(
+                f"{what}; lower training.learning_rate (now {rate:g}"
+                + (f", halved {_RETURNS} times" if last.exists() else "")
+                + f") or look for wrong labels; kept: {', '.join(kept) or 'nothing yet'}"
+            )
+        seconds = self._seconds()
+        self._restore(read_checkpoint(last), last)
+        self.schedule.lowered = lowered
+        self.seconds_before, self.started = seconds, time.monotonic()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.display.note(
+            f"{what}: back to epoch {self.epoch + 1}, batch {self.batch + 1}, with a learning "
+            f"rate of {lowered * rate:g}"
         )
+        if self.fabric.is_global_zero:
+            self.history.close()
+            self.history = History(self.output, COLUMNS, self.epoch, self.settings.tensorboard)
+
+
+class _DivergedError(Exception):
+    """The loss is no number any more, or absurd."""
 
 
 def _train_sums(stored: Tensor) -> Tensor:
