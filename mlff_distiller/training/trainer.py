@@ -573,7 +573,8 @@ class _Trainer:
         self._restore(read_checkpoint(last), last)
         self.schedule.lowered = lowered
         self.seconds_before, self.started = seconds, time.monotonic()
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.parameters:
+            parameter.grad = None
         self.display.note(
             f"{what}: back to epoch {self.epoch + 1}, batch {self.batch + 1}, with a learning "
             f"rate of {lowered * rate:g}"
