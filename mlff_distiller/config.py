@@ -359,11 +359,10 @@ class TrainingConfig(Settings, path="training"):
         0.03, "Share of a weight that a step takes, by the learning rate.", least=0
     )
     warmup_steps: int = setting(50, "Steps in which the learning rate rises.", least=0)
-    full_rate_steps: int = setting(
-        2000,
-        "Steps at this rate. In longer runs it falls with the root of the steps besides, or weights "
-        "that the labels hardly hold would wander further and further until the loss blows up; 0: "
-        "it stays.",
+    long_run_rate: float = setting(
+        0.45,
+        "In long runs the rate is at most this over the root of the steps, so that weights which "
+        "the labels hardly hold do not wander until the loss blows up; 0: no such bound.",
         least=0,
     )
     schedule: str = setting(

@@ -175,7 +175,7 @@ def test_every_epoch_shows_each_structure_once_in_an_order_of_its_own(data, tmp_
 
 
 def test_warm_up_is_linear_and_ends():
-    flat = {"learning_rate": 0.5, "final_lr_fraction": 1.0, "max_epochs": 2}
+    flat = {"learning_rate": 0.5, "final_lr_fraction": 1.0, "max_epochs": 2, "long_run_rate": 0.0}
     schedule = Schedule(TrainingConfig(warmup_steps=5, **flat), 10)
     found = [schedule.learning_rate(step, 0.0) for step in range(8)]
     assert found == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 0.5, 0.5])
@@ -186,8 +186,9 @@ def test_warm_up_is_linear_and_ends():
 
 def test_cosine_has_its_floor_and_its_middle():
     config = TrainingConfig(
-        learning_rate=2.0, final_lr_fraction=0.2, max_epochs=4, warmup_steps=0, max_minutes=3.0
-    )
+        learning_rate=2.0, final_lr_fraction=0.2, max_epochs=4, warmup_steps=0, max_minutes=3.0,
+        long_run_rate=0.0,
+    )  # fmt: skip
     schedule = Schedule(config, 5)
     found = [schedule.learning_rate(step, 0.0) for step in (0, 5, 10, 20, 25)]
     expected = [0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi * x)) for x in (0, 0.25, 0.5, 1, 1)]
@@ -197,19 +198,21 @@ def test_cosine_has_its_floor_and_its_middle():
 
 def test_long_runs_have_rates_that_fall_with_the_root_of_the_steps():
     config = TrainingConfig(
-        learning_rate=1.0, warmup_steps=0, final_lr_fraction=1.0, max_epochs=10, full_rate_steps=4
+        learning_rate=1.0, warmup_steps=0, final_lr_fraction=1.0, max_epochs=10, long_run_rate=2.0
     )
     rates = [Schedule(config, 10).learning_rate(step, 0.0) for step in range(16)]
     assert rates[:4] == [1.0] * 4
-    assert rates[4:] == pytest.approx([(4 / (k + 1)) ** 0.5 for k in range(4, 16)])
-    flat = replace(config, full_rate_steps=0)
-    assert Schedule(flat, 10).learning_rate(99, 0.0) == 1.0
+    assert rates[4:] == pytest.approx([2 / (k + 1) ** 0.5 for k in range(4, 16)])
+    slower = Schedule(replace(config, learning_rate=0.6), 10)
+    assert [slower.learning_rate(k, 0.0) for k in (8, 15)] == [0.6, 0.5]
+    free = replace(config, long_run_rate=0.0)
+    assert Schedule(free, 10).learning_rate(99, 0.0) == 1.0
 
 
 def test_plateau_stops_falling_at_its_floor_and_waits_for_its_patience():
     config = TrainingConfig(
         schedule="plateau", learning_rate=1.0, final_lr_fraction=0.3, warmup_steps=0,
-        plateau_patience=2, plateau_factor=0.5,
+        plateau_patience=2, plateau_factor=0.5, long_run_rate=0.0,
     )  # fmt: skip
     schedule = Schedule(config, 5)
     rates = []
@@ -221,7 +224,7 @@ def test_plateau_stops_falling_at_its_floor_and_waits_for_its_patience():
 
 def test_a_restored_plateau_goes_on_as_if_nothing_had_happened():
     config = TrainingConfig(
-        schedule="plateau", learning_rate=1.0, warmup_steps=0, plateau_patience=1
+        schedule="plateau", learning_rate=1.0, warmup_steps=0, plateau_patience=1, long_run_rate=0.0,
     )  # fmt: skip
     losses = [3.0, 1.0, 2.0, 1.5, 1.2, 1.1, 1.05, 0.5, 0.6, 0.7, 0.8]
     for stop in range(len(losses)):

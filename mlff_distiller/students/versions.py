@@ -21,7 +21,7 @@ from mlff_distiller.students.repulsion import PairRepulsion
 # Added without a new version: files that lack these keys were written before there was a choice.
 _BEFORE_THE_CHOICE: dict[str, Any] = {
     "optimizer": "adamw",
-    "full_rate_steps": 0,
+    "long_run_rate": 0.0,
     "energy_huber": 0.0,
     "force_huber": 0.0,
     "stress_huber": 0.0,

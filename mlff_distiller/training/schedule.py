@@ -14,9 +14,9 @@ class Schedule:
     The cosine follows the part of the run that is done: the larger of the fractions of epochs and
     of minutes, so a run that is limited by time ends with the small steps that it needs as well.
 
-    Besides, the rate falls with the root of the steps once they are more than ``full_rate_steps``.
-    Directions in which gradients are noise make random walks, of a length that goes with the root
-    of the sum of squared rates: as the logarithm of the steps, so, and not as their root.
+    Besides, the rate is at most ``long_run_rate`` over the root of the steps. Where gradients are
+    noise weights make random walks, whose length goes with the root of the sum of squared rates:
+    as the logarithm of the steps, so, and not as their root.
 
     Args:
         config: schedule, limits and learning rate.
@@ -47,8 +47,8 @@ class Schedule:
         else:
             factor = max(self.factor, c.final_lr_fraction)
         warmup = min(1.0, (step + 1) / c.warmup_steps) if c.warmup_steps > 0 else 1.0
-        walk = math.sqrt(c.full_rate_steps / (step + 1)) if 0 < c.full_rate_steps <= step else 1.0
-        return c.learning_rate * self.lowered * factor * warmup * walk
+        bound = c.long_run_rate / math.sqrt(step + 1) if c.long_run_rate else math.inf
+        return min(c.learning_rate, bound) * self.lowered * factor * warmup
 
     def end_epoch(self, loss: float) -> None:
         """Tell the validation loss, on which plateau acts."""
