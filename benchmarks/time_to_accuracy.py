@@ -65,6 +65,24 @@ def by_energy(system: str) -> tuple[list[Any], list[Any], list[Any]]:
     return cold[0], cold[1], hot
 
 
+def data_file(
+    system: str, folder: Path, frames: tuple[list[Any], list[Any]] | None = None
+) -> Path:
+    """The frames of :func:`split`, or those given, with their splits; made where it is missing."""
+    from mlff_distiller.data import HDF5Writer
+    from mlff_distiller.data.hdf5 import store_splits
+
+    path = folder / f"{system}.h5"
+    if not path.exists():
+        fitted, held_out = frames or split(system)
+        numbers = np.arange(len(fitted) + len(held_out))
+        with HDF5Writer(path) as writer:
+            writer.append([*fitted, *held_out])
+        parts = np.split(numbers, [len(fitted)])
+        store_splits(path, {"train": parts[0], "valid": parts[1], "test": numbers[:0]})
+    return path
+
+
 def ours(
     system: str,
     minutes: float,
@@ -73,19 +91,7 @@ def ours(
     frames: tuple[list[Any], list[Any]] | None = None,
 ) -> dict[str, Any]:
     """A training of this package that ends after ``minutes``; frames of :func:`split` or those given."""
-    from mlff_distiller.data import HDF5Writer
-    from mlff_distiller.data.hdf5 import store_splits
-
-    fitted, held_out = frames or split(system)
-    path = folder / f"{system}.h5"
-    if not path.exists():
-        with HDF5Writer(path) as writer:
-            writer.append([*fitted, *held_out])
-        numbers = np.arange(len(fitted) + len(held_out))
-        store_splits(
-            path,
-            {"train": numbers[: len(fitted)], "valid": numbers[len(fitted) :], "test": numbers[:0]},
-        )
+    path = data_file(system, folder, frames)
     training = {"batch_size": BATCH, **_until(minutes, threads)}
     config = {"data": {"path": str(path)}, "model": NETWORK, "training": training}
     return {"minutes": minutes, **_trained(config, folder / f"{system}-{minutes:g}")}
