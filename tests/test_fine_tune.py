@@ -143,6 +143,20 @@ def test_a_student_that_knows_more_elements_keeps_them(data, file, tmp_path, cap
     assert (origin["path"], origin["teacher"]) == (str(file), "gfn2")
 
 
+@pytest.mark.parametrize("optimizer", ["soap", "adamw"])
+def test_what_is_known_of_elements_without_frames_does_not_decay(
+    data, file, tmp_path, optimizer
+):
+    config = tiny_config(data, max_epochs=2, optimizer=optimizer, weight_decay=10.0)
+    train(config, tmp_path / "run", start_from=file, progress=False)
+    old = StudentForceField.load(file).state_dict()["painn.embedding.weight"]
+    stored = read_checkpoint(tmp_path / "run" / "last.ckpt")
+    for state in (stored["model"], stored["training"]["student"]):
+        found = state["painn.embedding.weight"]
+        assert torch.equal(found[2], old[2])
+        assert not torch.isclose(found[:2], old[:2], rtol=1e-4).all()
+
+
 def test_an_imported_student_trains_on(data, tmp_path):
     """The forms that SchNetPack and graph-pes have and new students do not."""
     config = replace(

@@ -124,9 +124,9 @@ def test_equal_blocks_of_several_matrices_are_one_stack():
     assert _parts(parameters((67, 64)), 64)[0] == []
 
 
-def test_vectors_and_thin_matrices_are_stepped_by_adam():
+def test_vectors_and_thin_matrices_are_stepped_by_adam_and_do_not_decay():
     own, theirs = (parameters((5,), (3, 40), (1, 1)) for _ in "ab")
-    adam = torch.optim.AdamW(theirs, lr=0.01, betas=(0.9, 0.99), weight_decay=0.1)
+    adam = torch.optim.AdamW(theirs, lr=0.01, betas=(0.9, 0.99), weight_decay=0.0)
     soap = SOAP(own, lr=0.01, betas=(0.9, 0.99), weight_decay=0.1)
     generator = torch.Generator().manual_seed(0)
     for _ in range(5):
@@ -163,14 +163,14 @@ def test_it_finds_what_adam_does_not_in_turned_axes():
     assert loss_after(SOAP) < 0.1 * loss_after(torch.optim.Adam)
 
 
-def test_no_gradient_counts_as_zero_and_changes_nothing_but_the_decay():
+def test_no_gradient_counts_as_zero_and_only_matrices_decay():
     weights = parameters((16, 16), (4,))
     before = [p.detach().clone() for p in weights]
     stepped(SOAP(weights, lr=0.1), weights, [[None, None]] * 25)
     assert all(torch.equal(p, q) for p, q in zip(weights, before, strict=True))
     stepped(SOAP(weights, lr=0.1, weight_decay=1.0), weights, [[None, None]] * 2)
     torch.testing.assert_close(weights[0].detach(), 0.9 * before[0])  # the first step moves none
-    torch.testing.assert_close(weights[1].detach(), 0.81 * before[1])
+    assert torch.equal(weights[1], before[1])
 
 
 def test_a_restored_state_goes_on_bit_for_bit():

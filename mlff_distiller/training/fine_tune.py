@@ -69,6 +69,29 @@ def parameter_groups(
     return [{"params": members} for members in groups.values()], list(groups)
 
 
+class Untaught:
+    """Embeddings of elements that the training frames lack.
+
+    They have no gradients, and weight decay shall not change what the student knows of them.
+
+    Args:
+        student: whose weights are kept.
+        elements: atomic numbers of the training frames.
+    """
+
+    def __init__(self, student: StudentForceField, elements: Sequence[int]) -> None:
+        self._table = student.painn.embedding.weight
+        rows = [i for i, z in enumerate(student.elements) if z not in elements]
+        self._rows = torch.tensor(rows, dtype=torch.long, device=self._table.device)
+        self._kept = self._table.detach()[self._rows].clone()
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """After a step of the optimiser."""
+        if len(self._rows):
+            self._table[self._rows] = self._kept
+
+
 def _matching(pattern: str, names: Mapping[str, Tensor], key: str) -> list[str]:
     found = [
         name

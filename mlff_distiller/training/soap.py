@@ -78,7 +78,7 @@ class _Stack:
 
 
 class SOAP(torch.optim.Optimizer):
-    """SOAP for matrices, Adam for all else, with decoupled weight decay.
+    """SOAP with decoupled weight decay for matrices, Adam for all else.
 
     The state of all parameters that are computed together belongs to the first of them.
 
@@ -88,7 +88,8 @@ class SOAP(torch.optim.Optimizer):
         betas: decay of the averages of gradients and of their squares; the second one also of
             G Gᵀ and Gᵀ G.
         eps: added to the root of the average square.
-        weight_decay: share of a weight that is lost per step, by the learning rate.
+        weight_decay: share of a matrix that is lost per step, by the learning rate; biases and
+            whatever else has no basis keep theirs.
         block: rows and columns of a block, at most.
         refresh: steps after which the bases follow the averages, by one power iteration.
     """
@@ -155,9 +156,8 @@ class SOAP(torch.optim.Optimizer):
             self._begin(state, gradient)
         update = torch.empty_like(gradient)
         length = _adam(state, gradient, group, update) * group["lr"]
-        shrink = 1.0 - group["lr"] * group["weight_decay"]
         for parameter, part in zip(others, update.split([p.numel() for p in others]), strict=True):
-            parameter.mul_(shrink).sub_(part.view_as(parameter), alpha=length)
+            parameter.sub_(part.view_as(parameter), alpha=length)
 
     def _begin(self, state: dict[str, Any], gradient: Tensor) -> None:
         state["step"] = 0

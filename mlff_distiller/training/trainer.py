@@ -43,7 +43,7 @@ from mlff_distiller.students.checkpoint import (
 from mlff_distiller.students.student import load_state, load_student
 from mlff_distiller.training.batches import WINDOW, Loader, Plan
 from mlff_distiller.training.display import Display
-from mlff_distiller.training.fine_tune import parameter_groups
+from mlff_distiller.training.fine_tune import Untaught, parameter_groups
 from mlff_distiller.training.history import History
 from mlff_distiller.training.hooks import Hooks
 from mlff_distiller.training.interrupt import Interrupt
@@ -216,6 +216,7 @@ class _Trainer:
         processes.make_equal(self.student.state_dict().values())
         groups, self.factors = parameter_groups(self.student, self.settings)
         self.parameters = [p for group in groups for p in group["params"]]
+        self.untaught = Untaught(self.student, self.data.elements)
         self.averaged = AveragedStudent(self.student, self.settings.ema_decay)
         self.optimizer = new_optimizer(groups, self.settings)
         self.plan = Plan(
@@ -442,6 +443,7 @@ class _Trainer:
         for group, factor in zip(self.optimizer.param_groups, self.factors, strict=True):
             group["lr"] = rate * factor
         self.optimizer.step()
+        self.untaught.restore()
         if self.settings.optimizer == "soap" and self.fabric.world_size > 1:
             self._make_equal()
         self.optimizer.zero_grad(set_to_none=True)
