@@ -231,7 +231,7 @@ class SamplingConfig(Settings, path="sampling"):
         30.0, "Labelled frames with a larger force are rejected.", unit="eV/Å", above=0
     )
     isolated_atoms: bool = setting(
-        False, "One lone atom of each element: reference energies, and an exact dissociation limit."
+        False, "One lone atom of each element: its energy is the reference energy of the element."
     )
     box: float = setting(
         20.0,

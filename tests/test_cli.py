@@ -450,6 +450,15 @@ def test_full_disk_loses_nothing(folder: Path, tmp_path: Path) -> None:
     assert HDF5Dataset(tmp_path / "d.h5").hash() == expected
 
 
+def test_export_to_a_full_disk_is_one_line(folder: Path, tmp_path: Path) -> None:
+    command = ("export", folder / "run", "-o", tmp_path / "out" / "student.pt")
+    process = launch(*command, code=2, preexec_fn=limit_file_size(9000))
+    assert process.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert "student.pt" in process.stderr
+    assert "terminate" not in process.stderr
+    assert not any(p.is_file() for p in tmp_path.rglob("*"))
+
+
 # --- Ctrl-C --------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,14 @@ from mlff_distiller.config import (
     TrainingConfig,
     from_dict,
     load_config,
+    save_yaml,
 )
 from mlff_distiller.data import HDF5Dataset, HDF5Writer, Structure
 from mlff_distiller.distill import run_distillation
 from mlff_distiller.export import read_metadata
 from mlff_distiller.pipeline import engines, fit, label
 from mlff_distiller.pipeline import sample as sampling_station
+from mlff_distiller.pipeline.distill import put_aside
 from mlff_distiller.pipeline.stage import EXECUTION, Hashed, Stages, Station, identity
 from mlff_distiller.sampling import sample
 
@@ -283,6 +286,27 @@ class Inputs:
 @dataclasses.dataclass(frozen=True)
 class Result:
     n: int
+
+
+def test_results_of_another_system_are_put_aside(folder: Path, tmp_path: Path) -> None:
+    first = from_dict(DistillConfig, {**settings(folder), "output": str(tmp_path)})
+    said: list[str] = []
+    put_aside(first, tmp_path, said.append)
+    save_yaml(first, tmp_path / "config.yaml")
+    names = {"student.pt", "report.html", "metrics.json"}
+    for name in names:
+        (tmp_path / name).write_text("of copper")
+    put_aside(replace(first, sampling=replace(first.sampling, num_md=3)), tmp_path, said.append)
+    assert not said
+    other = replace(first, structures=["ni.xyz"])
+    put_aside(other, tmp_path, said.append)
+    assert {p.name for p in tmp_path.iterdir()} == {"config.yaml", *(f"{n}.old" for n in names)}
+    assert len(said) == 1
+    assert "cu.extxyz" in said[0]
+    assert "student.pt, report.html, metrics.json of it now end in .old" in said[0]
+    (tmp_path / "student.pt").write_text("by lj")
+    put_aside(replace(first, teacher=replace(first.teacher, name="lj")), tmp_path, said.append)
+    assert (tmp_path / "student.pt.old").read_text() == "by lj"
 
 
 def test_stages_run_once_per_input(tmp_path: Path) -> None:

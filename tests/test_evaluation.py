@@ -246,6 +246,21 @@ def test_errors_of_a_timed_teacher_are_told() -> None:
         time_teacher("no-such-teacher", copper)
 
 
+def test_a_timed_teacher_may_print_and_may_not_leave(tmp_path: Path, monkeypatch) -> None:
+    text = (
+        "import atexit, sys\nfrom ase.calculators.emt import EMT\n"
+        "class Loud(EMT):\n    def __init__(self):\n        print('licence 7')\n"
+        "        atexit.register(print, 'good bye')\n        super().__init__()\n"
+        "class Gone(EMT):\n    def calculate(self, *a, **k):\n        sys.exit(0)\n"
+    )
+    (tmp_path / "timed_teachers.py").write_text(text)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    copper = Structure.from_atoms(bulk("Cu", cubic=True))
+    assert 0 < time_teacher("timed_teachers:Loud", copper, seconds=0.01) < 60
+    with pytest.raises(InputError, match="Gone"):
+        time_teacher("timed_teachers:Gone", copper, seconds=0.01)
+
+
 def test_run_engines_gives_the_keys_of_the_metrics(tmp_path: Path) -> None:
     path = tmp_path / "cu.pt"
     size = {"hidden_dim": 8, "num_interactions": 1, "num_rbf": 4, "cutoff": 3.5}

@@ -319,7 +319,7 @@ def test_the_teacher_is_timed_with_its_threads_and_options(monkeypatch) -> None:
     jobs: list[tuple[list[str], dict[str, str]]] = []
 
     class Done:
-        returncode, stdout, stderr = 0, "0.25\n", ""
+        returncode, stdout, stderr = 0, "hello\nseconds a call: 0.25\nbye\n", ""
 
     def start(command: list[str], env: dict[str, str], **_: Any) -> Done:
         jobs.append((command, env))

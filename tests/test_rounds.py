@@ -27,9 +27,10 @@ from mlff_distiller.evaluation.gates.runs import in_box
 from mlff_distiller.evaluation.gates.settings import AcceptanceConfig
 from mlff_distiller.evaluation.gates.stability import planned
 from mlff_distiller.pipeline import choose, explore, join
+from mlff_distiller.pipeline.distill import begins_anew
 from mlff_distiller.pipeline.measure import errors_by_temperature
 from mlff_distiller.pipeline.plan import plan
-from mlff_distiller.pipeline.rounds import Budget, holds, limited, plan_runs
+from mlff_distiller.pipeline.rounds import Budget, Outcome, holds, limited, plan_runs
 from mlff_distiller.pipeline.stage import Hashed, hashed_file
 from mlff_distiller.purpose import PurposeConfig, ensembles, phase_of, phases
 from mlff_distiller.sampling import builtin
@@ -378,6 +379,20 @@ def test_time_for_the_gates_follows_the_pace_of_the_student() -> None:
     assert 60 * b.of_final(0) == pytest.approx(0.6 * 1200 - spent[0], abs=0.1)
     assert len(said) == 1
     assert "54.6 minutes, and 8.0 of 20 are kept" in said[0]
+
+
+def test_a_last_training_without_time_goes_on_from_the_rounds() -> None:
+    config, said = config_for(minutes=3), []
+    outcome = Outcome([], rounds=[{"minutes": 0.5}, {"minutes": None}, {"minutes": 1.0}])
+    assert begins_anew(config, 1.0, outcome, said.append)
+    assert begins_anew(config, None, outcome, said.append)
+    assert begins_anew(config, 0.1, Outcome([]), said.append)
+    assert not said
+    assert not begins_anew(config, 0.1, outcome, said.append)
+    assert said == [
+        "6 s are left for it, less than a round had (60 s): it goes on from the weights of the rounds"
+    ]
+    assert not begins_anew(config_for(final_anew=False), 9.0, outcome, said.append)
 
 
 def test_what_the_gates_of_stability_run() -> None:

@@ -62,6 +62,51 @@ def test_the_verdict_says_what_for_and_where() -> None:
     assert nothing["verdict"].startswith("Not validated")
 
 
+def test_gates_that_were_asked_alone_are_no_verdict() -> None:
+    limits = AcceptanceConfig(gates=["stability"], stability_seeds=1, stability_time=0.1)
+    gate = replace(GOOD, name="stable 0.1 ps at 900 K", kind="stability")
+    found = validation([gate], PurposeConfig(), limits, [COPPER])
+    assert found["verdict"] == (
+        "No verdict on Cu (crystal) at 300–900 K: the one gate that was asked passed (stability), "
+        "the others were not asked."
+    )
+    assert found["conditions"]["stability"] == "1 run of 0.1 ps"
+    assert validated([GOOD])["conditions"]["stability"] == "10 runs of 50 ps"
+
+
+def test_a_student_without_the_elements_is_not_measured(folder: Path, tmp_path: Path) -> None:
+    write(tmp_path / "al.cif", bulk("Al", cubic=True))
+    command = ("validate", folder / "student.pt", tmp_path / "al.cif", "--teacher", "emt")
+    found = run(*command, "-o", tmp_path / "out", code=2)
+    assert "Al (Z=13)" in found.stderr
+
+
+@pytest.mark.parametrize("where", ["import", "start", "call"])
+def test_a_teacher_that_ends_the_program_is_no_success(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    lines = {
+        "import": "sys.exit(0)\n",
+        "start": "class T(EMT):\n    def __init__(self): sys.exit(0)\n",
+        "call": "class T(EMT):\n    def calculate(self, *a, **k): sys.exit(0)\n",
+    }
+    text = "import sys\nfrom ase.calculators.emt import EMT\n" + lines[where]
+    (tmp_path / f"leaves_{where}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    teacher = f"leaves_{where}:T"
+    command = ("validate", folder / "student.pt", folder / "cu.cif", "--teacher", teacher)
+    command += ("--gate", "lattice", "-o", tmp_path / "out")
+    found = run(*command, code=1)
+    said = found.stdout + found.stderr
+    assert "not measured" in said
+    assert "NOT to be used" in said
+    assert "Traceback" not in said
+    # Elsewhere there is no gate that could fail.
+    command = ("label", folder / "cu.cif", "--teacher", teacher, "-o", tmp_path / "l.h5")
+    refused = run(*command, code=2).stderr
+    assert "leaves" in refused or "cannot label" in refused
+
+
 def test_what_was_left_out_is_said() -> None:
     limits = AcceptanceConfig(skip=["stability"])
     found = validation([GOOD], PurposeConfig(), limits, [COPPER])

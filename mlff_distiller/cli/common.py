@@ -62,6 +62,11 @@ def user_errors(
             raise
         where = f" {error.filename}" if error.filename else ""
         fail(f"cannot use the file{where}: {os.strerror(error.errno)}; check the path and the disk")
+    except SystemExit as error:  # of no code of ours: commands end with typer.Exit
+        fail(
+            f"a package that this command called, such as the teacher, ended the program (exit status "
+            f"{error.code!r}); look at what it printed, or at its own log"
+        )
     except KeyboardInterrupt:
         kept = interrupted if isinstance(interrupted, str) else interrupted()
         if speaks():

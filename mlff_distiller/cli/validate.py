@@ -85,6 +85,7 @@ def validate(
         if output.exists() and not output.is_dir():
             raise InputError(f"--output must be a directory, got the file {output}; name another")
         from mlff_distiller.config import TeacherConfig
+        from mlff_distiller.elements import check_elements
         from mlff_distiller.evaluation.gates import run_gates
         from mlff_distiller.evaluation.gates.verdict import print_gates, validation
         from mlff_distiller.sampling import starting_structures
@@ -93,6 +94,8 @@ def validate(
 
         card = read_metadata(model)
         structures = [s for source in sources for s in starting_structures(source, note)]
+        for structure in structures:
+            check_elements(structure.atomic_numbers, card["elements"], str(model))
         purpose, acceptance = _settings(
             structures,
             config,

@@ -22,6 +22,9 @@ import numpy as np
 from mlff_distiller.data import Structure
 from mlff_distiller.errors import InputError
 
+# Before the answer of the process that measures: teachers print, too.
+_ANSWER = "seconds a call: "
+
 
 def time_teacher(
     name: str,
@@ -61,7 +64,10 @@ def time_teacher(
     if process.returncode != 0:
         lines = process.stderr.strip().splitlines() or ["no message"]
         raise InputError(f"timing the teacher {name} failed: {lines[-1]}")
-    return float(process.stdout.strip().splitlines()[-1])
+    for line in reversed(process.stdout.splitlines()):
+        if line.startswith(_ANSWER):
+            return float(line.removeprefix(_ANSWER))
+    raise InputError(f"timing the teacher {name} failed: it ended the program without an error")
 
 
 def _main(job: dict[str, Any]) -> None:
@@ -83,7 +89,7 @@ def _main(job: dict[str, Any]) -> None:
         start = time.perf_counter()
         atoms.get_forces()
         times.append(time.perf_counter() - start)
-    print(float(np.median(times)))
+    print(f"{_ANSWER}{float(np.median(times))}")
 
 
 if __name__ == "__main__":

@@ -22,9 +22,10 @@ from typing import Any
 
 from rich.console import Console
 
-from mlff_distiller.config import DistillConfig, save_yaml
+from mlff_distiller.config import DistillConfig, load_yaml, save_yaml, to_dict
 from mlff_distiller.data import Structure, structures_hash
 from mlff_distiller.dynamics import engine_of
+from mlff_distiller.errors import InputError
 from mlff_distiller.evaluation.gates.stability import planned
 from mlff_distiller.evaluation.summary import print_summary
 from mlff_distiller.pipeline import (
@@ -69,6 +70,7 @@ def run_distillation(
 
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
+    put_aside(config, output, say)
     save_yaml(config, output / "config.yaml")
     given = read_starts(config.structures, lambda line: say(f"note: {line}"))
     start = [supercell(s, config.sampling.supercell, config.model.cutoff) for s in given]
@@ -93,6 +95,54 @@ def read_starts(
 ) -> list[Structure]:
     """Starting structures of all files and builtin names. Raises InputError."""
     return [s for source in sources for s in starting_structures(source, note)]
+
+
+def begins_anew(
+    config: DistillConfig, minutes: float | None, outcome: Outcome, say: Callable[[str], None]
+) -> bool:
+    """Whether the last training starts from new weights.
+
+    What the rounds have learned is worth more than a start that leads nowhere.
+
+    Args:
+        config: of the run.
+        minutes: of the last training; None: it has all the epochs that it wants.
+        outcome: of the rounds.
+        say: told where the time is too short for new weights.
+    """
+    longest = max((row["minutes"] or 0.0 for row in outcome.rounds), default=0.0)
+    if not config.loop.final_anew or minutes is None or minutes >= longest:
+        return config.loop.final_anew
+    say(
+        f"{60 * minutes:.0f} s are left for it, less than a round had ({60 * longest:.0f} s): it goes "
+        "on from the weights of the rounds"
+    )
+    return False
+
+
+def put_aside(config: DistillConfig, output: Path, say: Callable[[str], None]) -> None:
+    """Results of another system or teacher get the ending .old: nobody shall take them for new ones."""
+    earlier = output / "config.yaml"
+    if not earlier.exists():
+        return
+    try:
+        there = load_yaml(earlier)
+    except InputError:
+        there = {}
+    teacher = there.get("teacher")
+    known = teacher.get("name") if isinstance(teacher, dict) else teacher
+    if (there.get("structures"), known) == (to_dict(config)["structures"], config.teacher.name):
+        return
+    moved = []
+    for result in (output / name for name in (export.STUDENT, "report.html", "metrics.json")):
+        if result.exists():
+            result.replace(result.with_name(f"{result.name}.old"))
+            moved.append(result.name)
+    if moved:
+        say(
+            f"warning: {output} holds a run of {there.get('structures')} with {known}; "
+            f"{', '.join(moved)} of it now end in .old"
+        )
 
 
 def _warn_of_narrow_cells(
@@ -150,13 +200,14 @@ def _line(
     joined = stages.run(join.STATION, join.Inputs(outcome.labels))
     data = Hashed(output / join.DATA, joined.data_hash)
     minutes = budget.of_final(60.0 * sum(row["minutes"] or 0.0 for row in outcome.rounds))
+    anew = begins_anew(config, minutes, outcome, say)
     fitted = stages.run(
         fit.STATION,
         fit.Inputs(
             data,
             config.model,
             limited(config, minutes),
-            start_from=None if config.loop.final_anew else outcome.start_from,
+            start_from=None if anew else outcome.start_from,
             splits=config.data,
             resume=not fresh,
         ),

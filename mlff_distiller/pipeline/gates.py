@@ -78,7 +78,11 @@ def work(inputs: Inputs, output: Path, say: Say) -> Result:
         say=say,
     )
     passed = sum(gate.passed for gate in gates)
-    say(f"{passed} of {len(gates)} gates passed")
+    if inputs.quick:
+        kinds = ", ".join(dict.fromkeys(gate.kind.replace("_", " ") for gate in gates))
+        say(f"{passed} of {len(gates)} quick gates passed ({kinds}); the others are asked in the end")
+    else:
+        say(f"{passed} of {len(gates)} gates passed")
     return Result([gate.to_dict() for gate in gates])
 
 

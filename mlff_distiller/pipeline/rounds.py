@@ -104,7 +104,8 @@ class Budget:
             say(
                 f"the gates will take about {gates / 60:.1f} minutes, and {kept / 60:.1f} of "
                 f"{total / 60:g} are kept for them: the run will be longer; smaller starting "
-                "structures or a shorter acceptance.stability_time would help"
+                "structures, a shorter acceptance.stability_time or acceptance.skip: [stability] "
+                "would help"
             )
 
     def of_round(self, number: int, others: float) -> float | None:

@@ -101,7 +101,8 @@ class Stages:
             self._say(f"[{name}] done before, {record['seconds']:.0f} s")
             self.seconds[name] = record["seconds"]
             return station.result(**record["result"])
-        self._say(f"[{name}]")
+        again = ": again, as its settings or what it is given have changed" if record else ""
+        self._say(f"[{name}]{again}")
         path.unlink(missing_ok=True)  # its files are about to change
         start = time.perf_counter()
         result = station.work(inputs, self.output, self._say)

@@ -1,6 +1,7 @@
 """[6] Writing a student as one file that every engine runs; file.py describes and reads it."""
 
 import dataclasses
+import io
 import json
 import warnings
 from collections.abc import Callable, Sequence
@@ -135,7 +136,10 @@ def export_student(
             METADATA: checksums.of_mapping(entries),
         }
         extra = {METADATA: json.dumps(entries, indent=1), NATIVE: native}
-        torch.jit.save(scripted, str(temporary), _extra_files=extra)
+        # Given a path, torch aborts the process on a full disk.
+        content = io.BytesIO()
+        torch.jit.save(scripted, content, _extra_files=extra)
+        temporary.write_bytes(content.getbuffer())
     return entries
 
 

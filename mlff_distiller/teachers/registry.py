@@ -247,7 +247,7 @@ def _build(make: Callable[[], Any], name: str) -> Calculator:
         calculator = make()
     except InputError:
         raise
-    except Exception as error:  # packages raise whatever they like: no network, bad keyword ...
+    except (Exception, SystemExit) as error:  # packages do whatever they like: no network ...
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
             f"the teacher {name!r} could not be loaded: {lines[0][:200]}; check its name, its "
@@ -271,6 +271,11 @@ def _custom(text: str, options: dict[str, Any]) -> Teacher:
             f"cannot import {module_name!r} for the teacher {text!r} ({error}); install it or "
             "put its folder on PYTHONPATH"
         ) from None
+    except (Exception, SystemExit) as error:  # its own mistakes
+        raise InputError(
+            f"importing {module_name!r} for the teacher {text!r} failed: {type(error).__name__}: "
+            f"{error}; mend the module"
+        ) from error
     factory = getattr(module, attribute, None)
     if not callable(factory):
         names = [n for n, v in vars(module).items() if inspect.isclass(v)]

@@ -56,6 +56,11 @@ def verdict(gates: Sequence[Gate], conditions: dict[str, str]) -> str:
     failed = [gate.name for gate in gates if not gate.passed]
     if not failed:
         number = f"all {len(gates)} gates" if len(gates) > 1 else "the one gate"
+        if "asked alone" in conditions:
+            return (
+                f"No verdict on {where}: {number} that {'were' if len(gates) > 1 else 'was'} asked "
+                f"passed ({conditions['asked alone']}), the others were not asked."
+            )
         return f"May be used for {where}: {number} passed."
     named = "; ".join(failed[:3]) + (f" and {len(failed) - 3} more" if len(failed) > 3 else "")
     return f"NOT to be used for {where}: {len(failed)} of {len(gates)} gates failed ({named})."
@@ -83,6 +88,11 @@ def conditions_of(
         "time step": f"{purpose.timestep:g} fs",
         "defects": ", ".join(purpose.defects) or "none",
     }
+    if not acceptance.gates or "stability" in acceptance.gates:
+        runs, time = acceptance.stability_seeds, acceptance.stability_time
+        conditions["stability"] = f"{runs} run{'s' * (runs != 1)} of {time:g} ps"
+    if acceptance.gates:
+        conditions["asked alone"] = ", ".join(k.replace("_", " ") for k in acceptance.gates)
     if acceptance.skip:
         conditions["left out"] = ", ".join(kind.replace("_", " ") for kind in acceptance.skip)
     return conditions
