@@ -65,9 +65,7 @@ def by_energy(system: str) -> tuple[list[Any], list[Any], list[Any]]:
     return cold[0], cold[1], hot
 
 
-def data_file(
-    system: str, folder: Path, frames: tuple[list[Any], list[Any]] | None = None
-) -> Path:
+def data_file(system: str, folder: Path, frames: tuple[list[Any], list[Any]] | None = None) -> Path:
     """The frames of :func:`split`, or those given, with their splits; made where it is missing."""
     from mlff_distiller.data import HDF5Writer
     from mlff_distiller.data.hdf5 import store_splits
@@ -108,7 +106,12 @@ def demo(run: Path, threads: int, folder: Path) -> list[dict[str, Any]]:
     config = load_config(run / "config.yaml", DistillConfig)
     rows = []
     for name, native, minutes, changed in (
-        ("automatic differentiation, AdamW", False, 4.2, {"optimizer": "adamw", "learning_rate": 3e-3}),
+        (
+            "automatic differentiation, AdamW",
+            False,
+            4.2,
+            {"optimizer": "adamw", "learning_rate": 3e-3},
+        ),
         ("now", True, 2.0, {}),
     ):
         training = {**asdict(config.training), **changed, **_until(minutes, threads)}
@@ -317,7 +320,9 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="+", type=float, default=[0.5, 1, 2, 4, 8, 16])
     parser.add_argument("--most", type=float, default=60.0, help="minutes for SchNetPack")
     parser.add_argument("--final", type=float, help="train for these minutes, and test")
-    parser.add_argument("--hot", type=float, help="train for these minutes, test above the energies")
+    parser.add_argument(
+        "--hot", type=float, help="train for these minutes, test above the energies"
+    )
     parser.add_argument("--demo", type=Path, help="folder of a finished demo: learn its labels")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()

@@ -144,9 +144,7 @@ def test_a_student_that_knows_more_elements_keeps_them(data, file, tmp_path, cap
 
 
 @pytest.mark.parametrize("optimizer", ["soap", "adamw"])
-def test_what_is_known_of_elements_without_frames_does_not_decay(
-    data, file, tmp_path, optimizer
-):
+def test_what_is_known_of_elements_without_frames_does_not_decay(data, file, tmp_path, optimizer):
     config = tiny_config(data, max_epochs=2, optimizer=optimizer, weight_decay=10.0)
     train(config, tmp_path / "run", start_from=file, progress=False)
     old = StudentForceField.load(file).state_dict()["painn.embedding.weight"]

@@ -80,7 +80,9 @@ def work(inputs: Inputs, output: Path, say: Say) -> Result:
     passed = sum(gate.passed for gate in gates)
     if inputs.quick:
         kinds = ", ".join(dict.fromkeys(gate.kind.replace("_", " ") for gate in gates))
-        say(f"{passed} of {len(gates)} quick gates passed ({kinds}); the others are asked in the end")
+        say(
+            f"{passed} of {len(gates)} quick gates passed ({kinds}); the others are asked in the end"
+        )
     else:
         say(f"{passed} of {len(gates)} gates passed")
     return Result([gate.to_dict() for gate in gates])

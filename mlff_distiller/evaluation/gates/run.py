@@ -105,7 +105,7 @@ def _measured(kind: str, context: Context, case: Case) -> list[Gate]:
         if case.structure is None and case.missing:
             raise ValueError(case.missing)
         rows = MEASURES[kind](context, case)
-    except (Exception, SystemExit) as error:  # whatever went wrong, the gate has no measurement and fails
+    except (Exception, SystemExit) as error:  # whatever it was, the gate has no measurement
         line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         name, least = kind.replace("_", " "), kind in ("speed", "stability")
         limit, unit = _limit(kind, context.limits)

@@ -46,7 +46,7 @@ MUTATIONS = [
     Mutation(
         "a resumed run forgets that it was lowered",
         "training/schedule.py",
-        "state.get(\"lowered\", 1.0)",
+        'state.get("lowered", 1.0)',
         "1.0",
         "test_training.py",
         "it blows up again",
