@@ -163,14 +163,16 @@ def test_resume_refuses_what_does_not_belong_together(data, finished, tmp_path):
         train(tiny_config(split), output, resume=True, progress=False)
 
 
-def test_auto_resumes_only_what_fits(data, tmp_path):
+def test_auto_resumes_only_what_fits(data, tmp_path, capsys):
     run = tmp_path / "run"
-    first = train(tiny_config(data, max_epochs=2), run, resume="auto", progress=False)
-    again = train(tiny_config(data, max_epochs=2), run, resume="auto", progress=False)
+    first = train(tiny_config(data, max_epochs=2), run, resume="auto")
+    again = train(tiny_config(data, max_epochs=2), run, resume="auto")
     assert again["steps"] == first["steps"] == 6
     assert not (run / "best.ckpt.old").exists()
+    assert "begins anew" not in capsys.readouterr().err
     (run / "last.ckpt").write_bytes(b"damaged")
-    anew = train(tiny_config(data, max_epochs=2), run, resume="auto", progress=False)
+    anew = train(tiny_config(data, max_epochs=2), run, resume="auto")
+    assert "or damaged: training begins anew" in capsys.readouterr().err
     assert anew["steps"] == 6
     assert (run / "best.ckpt.old").exists()
     train(tiny_config(data, max_epochs=1), run, resume="auto", progress=False)

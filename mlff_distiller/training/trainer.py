@@ -245,7 +245,12 @@ class _Trainer:
         if not resume:
             return None
         last, metadata, auto = self.output / LAST, self.data.metadata, resume == "auto"
-        return resumable(last, self.config, metadata, auto=auto, start_from=start_from)
+        state = resumable(last, self.config, metadata, auto=auto, start_from=start_from)
+        if state is None and last.exists():
+            self.display.note(
+                f"{last} is of other settings, data or first weights, or damaged: training begins anew"
+            )
+        return state
 
     def _open_output(self, state: dict[str, Any] | None) -> None:
         self.processes.barrier()
