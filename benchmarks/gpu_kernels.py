@@ -82,7 +82,7 @@ class Shapes:
 
 def fused(shapes: Shapes, math: str = "float32", cublas: bool = True) -> int:
     """Atoms of a block where networks are one kernel between two passes over edges, 0 where they are not
-    (Network::fused; shared memory has room for them)."""
+    (Network::is_fused; shared memory has room for them)."""
     small = shapes.channels <= FUSED_CHANNELS and shapes.atoms * shapes.channels**2 <= FUSED_WORK
     if math in ROUNDED_PRODUCTS or (cublas and not small):
         return 0
