@@ -17,7 +17,7 @@ as formulas of :func:`variables`, so that they can be printed beside the kernel'
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, pi
 
 from mlff_distiller.constants import ROUNDED_PRODUCTS
@@ -82,7 +82,7 @@ class Shapes:
 
 def fused(shapes: Shapes, math: str = "float32", cublas: bool = True) -> int:
     """Atoms of a block where networks are one kernel between two passes over edges, 0 where they are not
-    (Network::fused; shared memory has room for them)."""
+    (Network::is_fused; shared memory has room for them)."""
     small = shapes.channels <= FUSED_CHANNELS and shapes.atoms * shapes.channels**2 <= FUSED_WORK
     if math in ROUNDED_PRODUCTS or (cublas and not small):
         return 0
@@ -356,6 +356,42 @@ def step(interactions: int, graph: bool = True, fuse: int = 4, half: bool = Fals
         elif k > 0:
             launches += [*message_adjoint(), *update_adjoint(False)]
     return launches + force_launches()
+
+
+SPLITS = ("kernel", "producer", "product")
+
+
+def split_products(launches: list[Launch], where: str) -> list[Launch]:
+    """What the engine does not do: products as accurate as float32's on tensor cores. Each is one of TF32,
+    three times as deep, [hi hi lo] [hi; lo; hi] of factors hi + lo; weights are split when they are loaded.
+
+    Args:
+        launches: of a step with products one by one.
+        where: the other factors are split by a ``kernel`` of its own; by their ``producer``, which writes three
+            numbers for one (and would have to write four where float32 arithmetic reads the number, too); or
+            by the ``product`` itself, in registers, which no function of cuBLAS does on these cards.
+    """
+    found = []
+    for x in launches:
+        if x.multiply is None:
+            found.append(x)
+            continue
+        m, n, k, add = x.multiply
+        deep = _product(x.what, m, n, f"3*({k})", add)
+        factor = f"({m})*({k})"
+        if where == "kernel":  # reads one, writes three
+            moved = f"4*b*{factor}"
+            found.append(
+                Launch("split_kernel", f"factors of {x.what}", "split",
+                       rows=f"4*w*{factor}/32", l2=moved, dram=moved)
+            )  # fmt: skip
+        elif where == "producer":
+            moved = f" + 2*b*{factor}"
+            deep = replace(deep, l2=deep.l2 + moved, dram=deep.dram + moved)
+        else:
+            deep = replace(deep, l2=x.l2, dram=x.dram)
+        found.append(deep)
+    return found
 
 
 def total_shares(atoms: int) -> int:

@@ -25,11 +25,13 @@ from benchmarks.gpu_kernels import (
     COPIES,
     HALF_INTERVALS,
     INTERVALS,
+    SPLITS,
     Launch,
     Shapes,
     bus_bytes,
     fused,
     memory_bytes,
+    split_products,
     step,
     variables,
 )
@@ -118,11 +120,14 @@ def bound(launch: Launch, shapes: Shapes, card: Card, math: str) -> dict[str, An
 
 
 @cache
-def bounds(shapes: Shapes, card: Card, math: str, graph: bool, fuse: int) -> list[dict[str, Any]]:
+def bounds(
+    shapes: Shapes, card: Card, math: str, graph: bool, fuse: int, split: str = ""
+) -> list[dict[str, Any]]:
     """Of every launch of a step."""
-    return [
-        bound(x, shapes, card, math) for x in step(shapes.interactions, graph, fuse, shapes.half)
-    ]
+    launches = step(shapes.interactions, graph, fuse, shapes.half)
+    if split:
+        launches, math = split_products(launches, split), "tf32"
+    return [bound(x, shapes, card, math) for x in launches]
 
 
 def predict(
@@ -131,11 +136,17 @@ def predict(
     math: str = "float32",
     graph: bool = True,
     fuse: int | None = None,
+    split: str = "",
 ) -> dict[str, Any]:
-    """One step: seconds in all and by group, and every launch. ``fuse``: not what the engine chooses."""
+    """One step: seconds in all and by group, and every launch. ``fuse``: not what the engine chooses;
+    ``split``: nor is this, see :func:`split_products`."""
     if math != "float32" and shapes.itemsize == 4:
         shapes = replace(shapes, half=True, intervals=HALF_INTERVALS)
-    launches = bounds(shapes, card, math, graph, fused(shapes, math) if fuse is None else fuse)
+    if split:
+        fuse = 0
+    elif fuse is None:
+        fuse = fused(shapes, math)
+    launches = bounds(shapes, card, math, graph, fuse, split)
     groups: dict[str, float] = defaultdict(float)
     for row in launches:
         groups[row["group"]] += row["seconds"]
@@ -195,12 +206,26 @@ def collect() -> dict[str, Any]:
         }
         for f in CHANNELS
     ]
+    split = [
+        {
+            "card": card.name,
+            "channels": f,
+            **{
+                math: predict(Shapes(DETAIL, f), card, math)["us_per_atom"]
+                for math in ("float32", "tf32")
+            },
+            **{x: predict(Shapes(DETAIL, f), card, split=x)["us_per_atom"] for x in SPLITS},
+        }
+        for card in CARDS
+        for f in CHANNELS
+    ]
     return {
         "label": "PREDICTION: a lower bound on time from published limits; nothing was measured on a GPU",
         "cards": [asdict(card) for card in CARDS],
         "sources": SOURCES,
         "predictions": rows,
         "memory": memory,
+        "split": split,
         "kernels": [
             asdict(x)
             for fuse, half in ((8, False), (0, False), (0, True))
@@ -258,6 +283,19 @@ def time_table(report: dict[str, Any]) -> list[str]:
     return lines
 
 
+def split_table(report: dict[str, Any]) -> list[str]:
+    """µs per atom and step; what the engine has, and what it could have instead of float32."""
+    keys = ("float32", *SPLITS, "tf32")
+    lines = [
+        "| card | F | float32 | split by a kernel | by producers | in the product | tf32 |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in report["split"]:
+        cells = " | ".join(f"{row[key]:.3g}" for key in keys)
+        lines.append(f"| {row['card']} | {row['channels']} | {cells} |")
+    return lines
+
+
 def formula_table(report: dict[str, Any]) -> list[str]:
     lines = ["| kernel | what | work |", "|---|---|---|"]
     seen = set()
@@ -294,6 +332,14 @@ def markdown(report: dict[str, Any]) -> str:
         "|--:|--:|--:|",
         *(f"| {m['channels']} | {m['bytes_per_atom'] / 1e3:.1f} | {m['largest']:,} |"
           for m in report["memory"]),
+        "",
+        f"## Float32's accuracy from tensor cores, at {DETAIL:,} atoms",
+        "",
+        "Not in the engine. Products of TF32 three times as deep, [hi hi lo] [hi; lo; hi], in place of float32's; "
+        "factors are split by a kernel before each product, by the kernels that write them, or in registers of "
+        "a product of our own (`split_products` in `gpu_kernels.py`). µs per atom and step:",
+        "",
+        *split_table(report),
         "",
         "## What is left out",
         "",

@@ -23,8 +23,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from ase import units
-from ase.data import atomic_masses
+from ase import Atoms, units
+from ase.calculators.calculator import Calculator, all_changes
+from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
+from ase.md.verlet import VelocityVerlet
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from benchmarks.common import RESULTS, parser_of, write_report
@@ -74,27 +76,37 @@ def work_errors(surface: Surface, exact: Surface, frames: list[np.ndarray]) -> d
     return {f"{step:g}": rms(gaps) / rms(scale) for step, gaps in missing.items()}
 
 
+class Engine(Calculator):
+    """A surface for ASE."""
+
+    implemented_properties = ["energy", "forces"]  # noqa: RUF012
+
+    def __init__(self, surface: Surface) -> None:
+        super().__init__()
+        self.surface = surface
+
+    def calculate(
+        self, atoms: Any = None, properties: Any = None, system_changes: Any = all_changes
+    ) -> None:
+        super().calculate(atoms, properties, system_changes)
+        self.results["energy"], self.results["forces"] = self.surface(self.atoms.positions)
+
+
 def conservation(
     surface: Surface, positions: np.ndarray, steps: int, kelvin: float, femtoseconds: float
 ) -> dict[str, float]:
     """Velocity Verlet from one state: slope, eV/atom/ps, and scatter, eV/atom, of the total energy."""
-    rng = np.random.default_rng(2)
-    numbers = surface.structure.atomic_numbers
-    mass = atomic_masses[numbers][:, None]
-    velocity = rng.normal(size=positions.shape) * np.sqrt(units.kB * kelvin / mass)
-    velocity -= (mass * velocity).sum(0) / mass.sum()
-    dt = femtoseconds * units.fs
-    _, forces = surface(positions)
-    total = []
-    for _ in range(steps):
-        velocity = velocity + 0.5 * dt * forces / mass
-        positions = positions + dt * velocity
-        energy, forces = surface(positions)
-        velocity = velocity + 0.5 * dt * forces / mass
-        total.append((energy + 0.5 * float((mass * velocity**2).sum())) / len(numbers))
-    time = np.arange(steps) * femtoseconds / 1000
-    slope, start = np.polyfit(time, total, 1)
-    return {"slope": float(slope), "scatter": rms(np.asarray(total) - (start + slope * time))}
+    s = surface.structure
+    atoms = Atoms(s.atomic_numbers, positions, cell=s.cell, pbc=s.pbc, calculator=Engine(surface))
+    MaxwellBoltzmannDistribution(atoms, temperature_K=kelvin, rng=np.random.default_rng(2))
+    Stationary(atoms, preserve_temperature=False)
+    total: list[float] = []
+    dynamics = VelocityVerlet(atoms, femtoseconds * units.fs)
+    dynamics.attach(lambda: total.append(atoms.get_total_energy() / len(atoms)))
+    dynamics.run(steps)
+    time, after = np.arange(1, steps + 1) * femtoseconds / 1000, np.asarray(total[1:])
+    slope, start = np.polyfit(time, after, 1)
+    return {"slope": float(slope), "scatter": rms(after - (start + slope * time))}
 
 
 def measure(path: Path, structure: Any, options: argparse.Namespace) -> list[dict[str, Any]]:

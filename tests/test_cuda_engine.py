@@ -3,16 +3,12 @@
 On a card with MLFF_TEST_GPU=1 (docs/testing.md).
 """
 
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from ase import Atoms
 from support.cuda_models import MODELS, assert_agree, compute, cpu, export_models
-from support.cuda_module import build, sanitizer_environment
 from support.students import ELEMENTS
 from support.systems import SYSTEMS, random_system
 
@@ -404,41 +400,3 @@ def test_an_engine_without_cuda_says_so(models, monkeypatch):
     assert engine.gpu_count() == 0
     with pytest.raises(InputError, match="compiled without CUDA"):
         NativePotential(models["one"], device="cuda")
-
-
-# --- sanitizers -----------------------------------------------------------------------------------
-
-SANITIZED = """
-import sys
-sys.path[:0] = sys.argv[1:3]
-import numpy as np
-import _cuda_emulated as gpu
-from support.systems import SYSTEMS
-for path in sys.argv[3:]:
-    for dtype, math, fuse in (
-        ("float32", "float32", True),
-        ("float32", "half", True),
-        ("float64", "float32", False),
-        ("float64", "float32", True),
-    ):
-        potential = gpu.GpuPotential(path, dtype=dtype, math=math, fuse=fuse)
-        for label in ("molecule", "skewed", "tiny"):
-            numbers, positions, cell, pbc = SYSTEMS[label]()
-            for _ in range(3):
-                out = potential.compute(numbers.astype(np.int64), positions, cell, pbc, True, True)
-                assert np.isfinite(out["forces"]).all()
-                positions = positions + 0.2
-gpu.multiply(np.ones((65, 40)), 40, np.ones((40, 70)), np.zeros((65, 70)), True, "tf32", False)
-print("no complaints")
-"""
-
-
-def test_under_address_and_undefined_behaviour_sanitizers(models):
-    module = build(sanitize=True)
-    paths = [models[name] for name in ("one", "odd", "zbl")]
-    done = subprocess.run(
-        [sys.executable, "-c", SANITIZED, str(module.parent), str(Path(__file__).parent), *paths],
-        env=sanitizer_environment(), capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
-    assert "no complaints" in done.stdout, done.stderr[-4000:]
-    assert "runtime error" not in done.stderr

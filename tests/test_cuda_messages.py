@@ -6,14 +6,10 @@ registered as ``torch.ops.mlff_emulated`` for CPU tensors, and with MLFF_TEST_GP
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from support.cuda_module import DEVICE, build, on_the_card, operators, sanitizer_environment
+from support.cuda_module import DEVICE, on_the_card, operators
 from test_messages import check_training_gradients, derivatives, make
 from test_neighbors import System, to_edges
 from torch import Tensor
@@ -290,38 +286,3 @@ def test_neighbor_list_refuses_bad_input_and_recovers(gpu_operators):
             listed(*case)
         again = listed(positions, cell, pbc, 2.0)
         assert all(torch.equal(a, b) for a, b in zip(again, good, strict=True))
-
-
-# --- sanitizers -----------------------------------------------------------------------------------
-
-SANITIZED = """
-import sys
-sys.path[:0] = [sys.argv[1]]
-import numpy as np
-import _cuda_emulated as gpu
-rng = np.random.default_rng(0)
-for dtype in (np.float32, np.float64):
-    for n, e, f, parts in ((5, 17, 33, 3), (5, 17, 8, 2), (1, 0, 1, 3), (0, 0, 4, 3)):
-        shapes = dict(x=(n, parts * f), v=(n, 3, f), w=(e, parts * f), r=(e, 3))
-        shapes |= {"h" + k: shape for k, shape in shapes.items()} | dict(g=(n, f), G=(n, 3, f))
-        arrays = {k: rng.normal(size=shape).astype(dtype) for k, shape in shapes.items()}
-        for side in ("sender", "receiver"):
-            atoms = rng.integers(0, max(n, 1), e)
-            groups = np.argsort(atoms, kind="stable")
-            arrays[side + "s"], arrays[side + "_edges"] = atoms, groups
-            arrays[side + "_offsets"] = np.searchsorted(atoms[groups], np.arange(n + 1))
-        for order in ("forward", "backward", "double_backward"):
-            for name, result in gpu.message(order, arrays).items():
-                assert np.isfinite(result).all(), name
-print("no complaints")
-"""
-
-
-def test_under_address_and_undefined_behaviour_sanitizers():
-    folder: Path = build(sanitize=True).parent
-    done = subprocess.run(
-        [sys.executable, "-c", SANITIZED, str(folder)],
-        env=sanitizer_environment(), capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
-    assert "no complaints" in done.stdout, done.stderr[-4000:]
-    assert "runtime error" not in done.stderr

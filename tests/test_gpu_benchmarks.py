@@ -166,11 +166,38 @@ def test_prediction(roofline, tmp_path):
                     assert seconds[0] < 1.05 * seconds[1], (card.name, f, atoms)
     assert (h200.rates()["FP32"], h200.dram) == (h100.rates()["FP32"], 4.8e12)
     shown = [x for x in (BENCHMARKS.parent / "docs/gpu.md").read_text().splitlines() if "-SXM" in x]
-    assert len(shown) == 9
-    assert set(shown) <= set(report.time_table(result))  # run it and copy the lines
+    assert len(shown) == 9 + 6
+    # Run it and copy the lines.
+    assert set(shown) <= {*report.time_table(result), *report.split_table(result)}
     report.plot(result, tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 10_000
     json.dumps(result)
+
+
+def test_split_products(roofline):
+    """Why there is no math for them: where the factors go through memory the default network gets slower."""
+    kernels, cards, report = roofline
+    _, h100, _ = cards.CARDS
+    shapes = kernels.Shapes(100_000, 128)
+    now = report.predict(shapes, h100)
+    parts = {where: report.predict(shapes, h100, split=where) for where in kernels.SPLITS}
+    assert parts["product"]["seconds"] < now["seconds"]
+    assert now["seconds"] < parts["producer"]["seconds"] < parts["kernel"]["seconds"]
+    # Three times the products of tf32, on the same tensor cores; all else is float32's.
+    for row in parts.values():
+        flop = [
+            sum(x["flop"] for x in y["launches"] if x["group"] == "products") for y in (now, row)
+        ]
+        assert flop[1] == 3 * flop[0]
+        for group in ("edges forward", "edges backward", "pointwise"):
+            assert row["groups"][group] == now["groups"][group]
+    # By hand: 60.5 F factors an atom are read again and their parts written, 4 of 3352 bytes a ns; what
+    # L2 keeps of each of 28 products is free.
+    factors = 60.5 * 128 * 4
+    split = parts["kernel"]["groups"]["split"] / shapes.atoms * 1e9
+    assert split == pytest.approx(
+        (4 * factors - 28 * h100.l2_bytes / shapes.atoms) / 3352, rel=0.02
+    )
 
 
 @pytest.fixture

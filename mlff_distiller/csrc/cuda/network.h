@@ -72,10 +72,10 @@ class Network {
 
   void load_weights(const ModelFile& model);
   void update_adjoint(int64_t k, cudaStream_t stream);
-  bool fused() const {
+  bool is_fused() const {
     return fuse_ && (!dense_.uses_cublas() || list_.n_local <= fused_atoms(f_));
   }
-  FusedCall<T> fused(int64_t k);  // the update of k, without the message network
+  FusedCall<T> fused_call(int64_t k);  // the update of k, without the message network
   void set_message(int64_t k, FusedCall<T>& call);
   EdgeCall<T> pass(int64_t k) const;
   UpdateCall<T> update(int64_t k);
