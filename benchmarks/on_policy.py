@@ -91,6 +91,7 @@ def config_of(method: str, budget: int, output: Path) -> DistillConfig:
                 "batch_size": batch,
                 "optimizer": "adamw",
                 "learning_rate": 3e-3,
+                "weight_decay": 1e-4,  # the default when the first budgets were measured
                 "stress_weight": 5000,
                 "max_epochs": last,
                 "early_stop_patience": 10_000,
