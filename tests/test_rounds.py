@@ -369,16 +369,19 @@ def test_time_for_the_gates_follows_the_pace_of_the_student() -> None:
     assert 60 * b.of_final(0) == pytest.approx(900, abs=0.1)
     b.paced(0.01, said.append)  # 320 s, and 75 for other gates
     assert 60 * b.of_final(0) == pytest.approx(1200 - 395, abs=0.1)
-    spent[0] = 0.5 * (1200 - 395) - 30.0
-    assert b.is_spent(20.0), "the last training keeps its share of what is left"
+    spent[0] = 1200 - 395 - 0.5 * 900 - 30.0
+    assert b.is_spent(20.0), "the last training keeps its share of all"
     b.paced(0.005, said.append)
     assert 60 * b.of_final(0) == pytest.approx(1200 - 395 - spent[0], abs=0.1)
     assert not said
     for _ in range(2):
         b.paced(0.1, said.append)
-    assert 60 * b.of_final(0) == pytest.approx(0.6 * 1200 - spent[0], abs=0.1)
+    assert 60 * b.of_final(0) == pytest.approx(0.5 * 900, abs=0.1), "not less than its share"
     assert len(said) == 1
-    assert "54.6 minutes, and 8.0 of 20 are kept" in said[0]
+    assert "54.6 minutes, and 7.1 of 20 are kept" in said[0]
+    early = budget([100.0], minutes=20, rounds=9, final_share=0.2, dynamics=64 * 500.0)
+    early.paced(0.1, said.append)
+    assert 60 * early.of_final(0) == pytest.approx(0.6 * 1200 - 100, abs=0.1), "two fifths"
 
 
 def test_a_last_training_without_time_goes_on_from_the_rounds() -> None:

@@ -71,22 +71,20 @@ class Budget:
         self._config, self._spent, self._dynamics = config, spent, dynamics
         loop, minutes = config.loop, config.training.max_minutes
         self._deadline: float | None = None
-        self._begun, self._told = 0.0, False
+        self._told = False
         if loop.minutes is not None:
             total = 60.0 * loop.minutes
-            self._begun = spent()
-            self._keep(min(max(_RESERVE * total, _LEAST_RESERVE), _MOST_RESERVE))
+            self._deadline = total - min(max(_RESERVE * total, _LEAST_RESERVE), _MOST_RESERVE)
+            self._final = loop.final_share * max(0.0, self._deadline - spent())
         elif minutes is not None:
             self._final = 60.0 * minutes * loop.final_share
         self._minutes = minutes
 
-    def _keep(self, reserve: float) -> None:
-        assert self._config.loop.minutes is not None
-        self._deadline = 60.0 * self._config.loop.minutes - reserve
-        self._final = self._config.loop.final_share * max(0.0, self._deadline - self._begun)
-
     def paced(self, pace: float, say: Say) -> None:
         """Keep as much time for the gates as they will take, two fifths of all at most.
+
+        The last training has its time all the same: a student that learned for seconds would pass
+        no gate.
 
         Args:
             pace: s that an atom takes for a ps, with as many runs at a time as there are workers.
@@ -97,7 +95,8 @@ class Budget:
         assert self._config.loop.minutes is not None
         total = 60.0 * self._config.loop.minutes
         gates = _OTHER_GATES + pace * self._dynamics
-        self._keep(max(total - self._deadline, min(gates, _MOST_SHARE * total)))
+        earlier = total - min(gates, _MOST_SHARE * total)
+        self._deadline = min(self._deadline, max(earlier, self._spent() + self._final))
         kept = total - self._deadline
         if gates > 1.1 * kept and not self._told:
             self._told = True
