@@ -184,10 +184,10 @@ def run_rounds(
         row: dict[str, Any] = {"round": k}
         if student is not None:
             row |= _ask(config, start, outcome, student, k, stages)
-            if row["exploded"] == 0:  # or the runs were too short to tell
-                budget.paced(row["pace"], say)
             held = held + 1 if row["holds"] else 0
         data, minutes = _learn(config, outcome, budget, k, others, stages, resume=resume)
+        if row.get("exploded") == 0:  # or the runs were too short to tell
+            budget.paced(row["pace"], say)
         student = hashed_file(folder / export.STUDENT)
         # Gates take time, and errors that are too large decide alone.
         row["failed_gates"] = quick_gates(student, stages) if row.get("holds") else None
