@@ -31,11 +31,18 @@ void race_atomic(const void* address, std::size_t bytes);
 void race_access(const void* address, std::size_t bytes, bool is_write, void* pc);
 void race_enable();
 
-// While one of these lives, accesses are the emulation's own.
+// While one of these lives, accesses are the emulation's own. They are instrumented after the
+// compiler has optimised: without the barriers it sees no reader between the two and drops both.
 extern int race_paused;
 struct RacePause {
-  RacePause() { ++race_paused; }
-  ~RacePause() { --race_paused; }
+  RacePause() {
+    ++race_paused;
+    asm volatile("" ::: "memory");
+  }
+  ~RacePause() {
+    asm volatile("" ::: "memory");
+    --race_paused;
+  }
   RacePause(const RacePause&) = delete;
   RacePause& operator=(const RacePause&) = delete;
 };
