@@ -101,8 +101,9 @@ class Stages:
             self._say(f"[{name}] done before, {record['seconds']:.0f} s")
             self.seconds[name] = record["seconds"]
             return station.result(**record["result"])
-        again = ": again, as its settings or what it is given have changed" if record else ""
-        self._say(f"[{name}]{again}")
+        self._say(f"[{name}]")
+        if record:
+            self._say("again: its settings or what it is given have changed")
         path.unlink(missing_ok=True)  # its files are about to change
         start = time.perf_counter()
         result = station.work(inputs, self.output, self._say)
