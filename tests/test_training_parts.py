@@ -20,7 +20,9 @@ from mlff_distiller.training.schedule import Schedule
 
 
 def test_schedules():
-    config = TrainingConfig(max_epochs=10, warmup_steps=5, learning_rate=1.0, max_minutes=2.0)
+    config = TrainingConfig(
+        max_epochs=10, warmup_steps=5, learning_rate=1.0, max_minutes=2.0, long_run_rate=0.0
+    )
     cosine = Schedule(config, steps_per_epoch=10)
     half = 0.01 + 0.99 * 0.5
     assert cosine.learning_rate(50, 0.0) == pytest.approx(half)
@@ -35,6 +37,7 @@ def test_schedules():
         plateau_factor=0.5,
         learning_rate=1.0,
         warmup_steps=0,
+        long_run_rate=0.0,
     )
     plateau = Schedule(config, steps_per_epoch=10)
     rates = []
