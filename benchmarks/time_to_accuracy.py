@@ -13,8 +13,9 @@ given: budgets are tried from short to long, and the first that ends good enough
     python benchmarks/time_to_accuracy.py --demo runs/demo
 
 --hot asks for extrapolation: the fifth of the frames with the highest potential energies is kept from
-training, and the errors there stand beside those on the test file. The last learns the labels of a finished demo twice with its network: for 4.2 minutes by automatic
-differentiation and AdamW, as demos once did, and for two with what they do now.
+training, and the errors there stand beside those on the test file. --demo learns the labels of a
+finished demo twice with its network: for 4.2 minutes by automatic differentiation and AdamW, as demos
+once did, and for two with what they do now.
 """
 
 from __future__ import annotations

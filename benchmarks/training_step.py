@@ -160,19 +160,11 @@ def schnetpack(system: str, data: Path) -> Callable[[], None]:
         "_idx_m": tensor("m", torch.long),
         "_n_atoms": torch.tensor([len(z) for z in lists["z"]]),
     }
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
-    labels = torch.randn(inputs["_positions"].shape)
 
-    def step() -> None:
-        found = model({k: v.clone() if v.is_floating_point() else v for k, v in inputs.items()})
-        loss = found["energy"].square().mean() + (found["forces"] - labels).square().mean()
-        if periodic:
-            loss = loss + found["stress"].square().mean()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    def predict() -> dict[str, Any]:
+        return model({k: v.clone() if v.is_floating_point() else v for k, v in inputs.items()})
 
-    return step
+    return peer_step(model, predict, inputs["_positions"], stress=periodic)
 
 
 def graph_pes(system: str, data: Path) -> Callable[[], None]:
@@ -194,14 +186,23 @@ def graph_pes(system: str, data: Path) -> Callable[[], None]:
         cutoff=network["cutoff"],
     ).train()
     batch = to_batch([AtomicGraph.from_ase(a, network["cutoff"]) for a in frames(system, data)])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
-    labels = torch.randn(batch.R.shape)
     asked = ["energy", "forces", "stress"] if periodic else ["energy", "forces"]
+    return peer_step(model, lambda: model.predict(batch, asked), batch.R, stress=periodic)
+
+
+def peer_step(
+    model: Any, predict: Callable[[], dict[str, Any]], positions: Any, *, stress: bool
+) -> Callable[[], None]:
+    """The loss of what a peer predicts, its gradient, and AdamW; labels are numbers."""
+    import torch
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+    labels = torch.randn(positions.shape)
 
     def step() -> None:
-        found = model.predict(batch, asked)
+        found = predict()
         loss = found["energy"].square().mean() + (found["forces"] - labels).square().mean()
-        if periodic:
+        if stress:
             loss = loss + found["stress"].square().mean()
         loss.backward()
         optimizer.step()
