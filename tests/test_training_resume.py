@@ -132,6 +132,22 @@ def test_ctrl_c_keeps_the_state_and_resume_equals_uninterrupted(data, tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
+def test_a_signal_after_the_last_step_is_not_lost(data, tmp_path):
+    config = tiny_config(data, max_epochs=2)
+
+    class Terminated(Hooks):
+        def after_epoch(self, run, row):
+            if run.epoch == 2:  # nothing looks any more whether training has to stop
+                signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run", hooks=Terminated(), progress=False)
+    again = train(config, tmp_path / "run", resume=True, progress=False)
+    assert again["epochs"] == 2
+    train(config, tmp_path / "whole", progress=False)
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
 def test_a_second_ctrl_c_does_not_wait():
     interrupt = Interrupt()
     before = signal.getsignal(signal.SIGINT)

@@ -12,16 +12,18 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import typer
 from ase.build import bulk
 from ase.calculators.emt import EMT
 
+from mlff_distiller.cli.common import user_errors
 from mlff_distiller.data import HDF5Dataset, Structure
 from mlff_distiller.errors import InputError
 from mlff_distiller.sampling import rattle_all
 from mlff_distiller.teachers import get_teacher, label_dataset
 from mlff_distiller.teachers.parallel import ParallelTeacher
 from mlff_distiller.training.reference import doubt_isolated_atoms
-from mlff_distiller.workers import run_all, stop_workers
+from mlff_distiller.workers import run_all, start, stop_workers
 
 
 def copper(number: int) -> list[Structure]:
@@ -48,6 +50,11 @@ def dies(x: int) -> int:
     return x
 
 
+def writes_its_id_and_sleeps(path: Path) -> None:
+    path.write_text(str(os.getpid()))
+    time.sleep(600)
+
+
 def test_results_come_in_order_from_one_thread_each() -> None:
     assert list(run_all(square, range(9), 2)) == [x * x for x in range(9)]
     found = list(run_all(threads_and_process, range(4), 2))
@@ -67,6 +74,18 @@ def test_a_killed_worker_is_one_line() -> None:
         list(run_all(dies, range(4), 2))
     assert list(run_all(square, [5, 6], 2)) == [25, 36], "new workers take over"
     stop_workers()
+
+
+def test_interrupted_anywhere_nothing_goes_on(tmp_path) -> None:
+    started = tmp_path / "started"
+    with pytest.raises(typer.Exit), user_errors():
+        future = start(writes_its_id_and_sleeps, started, 2)
+        while not (started.exists() and started.read_text()):
+            time.sleep(0.02)
+        raise KeyboardInterrupt  # while this process did something else
+    assert not psutil.pid_exists(int(started.read_text()))
+    assert not future.done() or future.exception() is not None
+    assert list(run_all(square, [5, 6], 2)) == [25, 36], "new workers take over"
 
 
 LEFT_BEHIND = """

@@ -16,6 +16,7 @@ import typer
 from mlff_distiller.errors import DeviceError, InputError, LostProcessError
 from mlff_distiller.files import jsonable
 from mlff_distiller.launch import launched, speaks
+from mlff_distiller.workers import stop_workers
 
 #: Exit status of a student that an acceptance gate refuses.
 REFUSED = 1
@@ -68,6 +69,8 @@ def user_errors(
             f"{error.code!r}); look at what it printed, or at its own log"
         )
     except KeyboardInterrupt:
+        # Wherever it came: Python would wait at its end for what they are doing, LAMMPS for minutes.
+        stop_workers()
         kept = interrupted if isinstance(interrupted, str) else interrupted()
         if speaks():
             _red("interrupted", kept, "yellow")

@@ -18,7 +18,10 @@ class Interrupt:
     """
 
     def __init__(self, leader: int | None = None) -> None:
+        #: To stop at the next step: a signal, or a hook.
         self.requested = False
+        #: A signal came, perhaps after the last step.
+        self.arrived = False
         self._leader = leader
 
     @contextlib.contextmanager
@@ -34,7 +37,7 @@ class Interrupt:
                 return
             if self.requested:
                 raise KeyboardInterrupt
-            self.requested = True
+            self.requested = self.arrived = True
 
         old: dict[signal.Signals, Any] = {}
         with contextlib.suppress(ValueError):

@@ -63,7 +63,7 @@ def spawn(count: int, function: Callable[..., Any], *arguments: Any) -> Any:
                     if found:
                         raise kind(message) from None
                 raise
-        if not result.exists():
+        if interrupted or not result.exists():  # also where the signal came after the last step
             raise KeyboardInterrupt
         return torch.load(result, weights_only=False)  # of our own process
 

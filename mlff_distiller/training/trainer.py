@@ -173,6 +173,9 @@ def _run(
         trainer = _Trainer(fabric, processes, Interrupt(leader), config, output, *arguments)
         result = trainer.run()
         well = True
+        # After the last step, which would have seen it: the training is whole, what comes next is not.
+        if trainer.interrupt.arrived and launch is None:
+            raise KeyboardInterrupt
         return result
     except KeyboardInterrupt:
         well = True
