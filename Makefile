@@ -32,7 +32,7 @@ DEMO ?= silicon
 PYTEST_ARGS ?=
 # Processes that share the test files; 0: this one alone, as a debugger wants it.
 TEST_JOBS ?= 2
-PYTEST = -m pytest -n $(TEST_JOBS) --dist loadfile
+PYTEST = -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder
 MUTANTS ?=
 
 BIN := $(VENV)/bin

@@ -28,6 +28,19 @@ if sys.version_info >= (3, 12):  # there are no wheels
 if on_the_card():
     ALLOWED.append(r"asks the emulation: .*")
 _unexpected: list[str] = []
+#: Files that take minutes.
+LONG = {
+    f"test_{name}.py"
+    for name in (
+        "cuda_watched",
+        "lammps_build",
+        "limits",
+        "cuda_messages",
+        "rounds",
+        "contract",
+        "processes",
+    )
+}
 
 
 @pytest.fixture
@@ -76,6 +89,11 @@ def engine(request: pytest.FixtureRequest) -> str:
     if request.param != "ase":
         pytest.importorskip(request.param)
     return request.param
+
+
+def pytest_collection_modifyitems(items):
+    """What takes minutes comes first, so that no process ends long after the others."""
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 def pytest_runtest_logreport(report):

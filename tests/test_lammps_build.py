@@ -60,7 +60,8 @@ def source_tree(folder: Path, headers: Path, name: str) -> Path:
 
 
 def configure(build: Path, *options: str) -> subprocess.CompletedProcess:
-    command = [CMAKE, "-S", str(ROOT / "lammps_plugin"), "-B", str(build), *options]
+    quick = "-DMLFF_KERNEL_OPTIMIZATION=-O1"
+    command = [CMAKE, "-S", str(ROOT / "lammps_plugin"), "-B", str(build), quick, *options]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
