@@ -288,6 +288,17 @@ class Result:
     n: int
 
 
+def test_a_gpu_that_is_not_there_is_missed_before_anything_is_done(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    output = tmp_path / "run"
+    error = run("distill", folder / "config.yaml", "--device", "cuda", "-o", output, code=2).stderr
+    assert "this torch finds no CUDA device; set training.device to cpu" in error
+    assert "[sample]" not in error
+    assert not output.exists()
+
+
 def test_results_of_another_system_are_put_aside(folder: Path, tmp_path: Path) -> None:
     first = from_dict(DistillConfig, {**settings(folder), "output": str(tmp_path)})
     said: list[str] = []

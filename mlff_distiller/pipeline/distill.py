@@ -43,6 +43,7 @@ from mlff_distiller.pipeline.rounds import Budget, Outcome, limited, run_rounds
 from mlff_distiller.pipeline.stage import Hashed, Stages, hashed_file
 from mlff_distiller.sampling import starting_structures
 from mlff_distiller.sampling.geometry import narrow_cell, supercell
+from mlff_distiller.training.processes import on_gpu
 
 GATES_CACHE = "gates.json"
 
@@ -68,6 +69,7 @@ def run_distillation(
     def say(text: str) -> None:
         console.print(text, style="bold" if text.startswith("[") else "dim", markup=False)
 
+    on_gpu(config.training)  # or hours of labelling would come before the refusal
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     put_aside(config, output, say)
