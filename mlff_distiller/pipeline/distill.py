@@ -39,6 +39,7 @@ from mlff_distiller.pipeline import (
     report,
     sample,
 )
+from mlff_distiller.pipeline.alone import alone_in
 from mlff_distiller.pipeline.rounds import Budget, Outcome, limited, run_rounds
 from mlff_distiller.pipeline.stage import Hashed, Stages, hashed_file
 from mlff_distiller.sampling import starting_structures
@@ -62,7 +63,8 @@ def run_distillation(
         The content of ``metrics.json``.
 
     Raises:
-        InputError: any stage was given something that cannot be used.
+        InputError: any stage was given something that cannot be used, or another process distils
+            into the same folder.
     """
     console = Console(stderr=True, highlight=False)
 
@@ -72,6 +74,16 @@ def run_distillation(
     on_gpu(config.training)  # or hours of labelling would come before the refusal
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
+    with alone_in(output):
+        metrics = _run(config, output, say, fresh)
+    if not quiet:
+        print_summary(metrics, output)
+    return metrics
+
+
+def _run(
+    config: DistillConfig, output: Path, say: Callable[[str], None], fresh: bool
+) -> dict[str, Any]:
     put_aside(config, output, say)
     save_yaml(config, output / "config.yaml")
     given = read_starts(config.structures, lambda line: say(f"note: {line}"))
@@ -86,10 +98,7 @@ def run_distillation(
     def spent() -> float:
         return sum(sum(stages.seconds.values()) for stages in opened)
 
-    metrics = _line(config, given, start, output, open_stages, spent, say, fresh)
-    if not quiet:
-        print_summary(metrics, output)
-    return metrics
+    return _line(config, given, start, output, open_stages, spent, say, fresh)
 
 
 def read_starts(
