@@ -174,6 +174,22 @@ def test_lost_file_is_made_again(copied: Path) -> None:
     assert (copied / "run" / "parity.png").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "again"),
+    [("training/best.ckpt", "train"), ("student.pt", "export")],
+)
+def test_a_damaged_file_is_refused_and_made_again_where_it_is_deleted(
+    copied: Path, name: str, again: str
+) -> None:
+    damaged = copied / "run" / name
+    damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
+    error = run("distill", copied / "config.yaml", code=2).stderr
+    assert f"{name} " in " ".join(error.split())
+    assert "or delete it: this command then makes it again" in error
+    damaged.unlink()
+    assert f"[{again}]\n" in distill(copied).stderr
+
+
 def test_changed_settings_redo_what_depends_on_them(copied: Path) -> None:
     config = load_config(copied / "config.yaml", DistillConfig)
     shorter = dataclasses.replace(

@@ -25,7 +25,7 @@ from rich.console import Console
 from mlff_distiller.config import DistillConfig, load_yaml, save_yaml, to_dict
 from mlff_distiller.data import Structure, structures_hash
 from mlff_distiller.dynamics import engine_of
-from mlff_distiller.errors import InputError
+from mlff_distiller.errors import DamagedFileError, InputError
 from mlff_distiller.evaluation.gates.stability import planned
 from mlff_distiller.evaluation.summary import print_summary
 from mlff_distiller.pipeline import (
@@ -75,7 +75,12 @@ def run_distillation(
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     with alone_in(output):
-        metrics = _run(config, output, say, fresh)
+        try:
+            metrics = _run(config, output, say, fresh)
+        except DamagedFileError as error:
+            if error.path and error.path.resolve().is_relative_to(output.resolve()):
+                error.args = (f"{error}, or delete it: this command then makes it again",)
+            raise
     if not quiet:
         print_summary(metrics, output)
     return metrics

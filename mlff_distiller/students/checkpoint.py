@@ -21,7 +21,7 @@ import torch
 
 from mlff_distiller import __version__, checksums
 from mlff_distiller.config import to_dict
-from mlff_distiller.errors import InputError
+from mlff_distiller.errors import DamagedFileError, InputError
 from mlff_distiller.files import atomic_path
 from mlff_distiller.students.stored import StoredStudent
 from mlff_distiller.students.versions import upgrade_config, upgrade_state, upgrade_training
@@ -113,8 +113,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception:
         # What torch raises depends on where the file breaks off: RuntimeError, IndexError, OSError.
-        raise InputError(
-            f"{file} must be {what}, got a truncated or foreign file; copy it again or train again"
+        raise DamagedFileError(
+            f"{file} must be {what}, got a truncated or foreign file; copy it again or train again",
+            file,
         ) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(
