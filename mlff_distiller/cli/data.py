@@ -216,6 +216,7 @@ def label(
             "num_structures": len(data),
             "num_resumed": report.num_resumed,
             "rejected": report.rejected,
+            "refused": [{"structure": i, "reason": reason} for i, reason in report.refused],
             "teacher": data.teacher,
             "seconds": report.seconds,
             "seconds_per_structure": report.seconds_per_structure,
