@@ -43,7 +43,7 @@ SECTIONS = (
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ModelConfig(cutoff=-1), "cutoff must be > 0 Å, got -1; set model.cutoff"),
+        (lambda: ModelConfig(cutoff=-1), "cutoff must be > 0 and at most 100 Å, got -1; set model.cutoff"),
         (
             lambda: ModelConfig(hidden_dim=60),
             "hidden_dim must be a positive multiple of 8, got 60; set model.hidden_dim to 64, 128 "
@@ -92,6 +92,10 @@ SECTIONS = (
         (
             lambda: MDSettings(pressure=math.inf),
             "pressure must be finite, got inf; use e.g. 1.0",
+        ),
+        (
+            lambda: ModelConfig(cutoff=4000.0),
+            "cutoff must be > 0 and at most 100 Å, got 4000.0; set model.cutoff",
         ),
         (
             lambda: ModelConfig(cutoff="wide"),  # type: ignore[arg-type]
