@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -65,13 +66,16 @@ def save_checkpoint(
         "config": config or {},
         "training": training,
     }
+    # Given a path, torch reports a full disk in words of its own, or aborts the process.
+    packed = io.BytesIO()
+    torch.save(content, packed)
     try:
         with atomic_path(path) as temporary:
-            torch.save(content, temporary)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            temporary.write_bytes(packed.getbuffer())
+    except OSError as error:
         raise InputError(
-            f"cannot write {path}: {reason}; the checkpoint before it is kept, make room and resume"
+            f"cannot write {path}: {error.strerror or error}; the checkpoint before it is kept, make "
+            "room and resume"
         ) from None
 
 
