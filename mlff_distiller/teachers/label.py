@@ -166,7 +166,7 @@ def label_dataset(
                 labelled = _label(teacher, batch, max_force, report) if batch else []
                 done = end
                 fresh += len(batch)
-                state = {**inputs, "done": done, "rejected": report.rejected}
+                state: dict[str, Any] = {**inputs, "done": done, "rejected": report.rejected}
                 if report.refused:
                     state["refused"] = report.refused
                 if report.num_before:
