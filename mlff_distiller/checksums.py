@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlff_distiller.errors import InputError
+from mlff_distiller.errors import DamagedFileError, InputError
 
 
 def of_bytes(data: bytes) -> str:
@@ -49,7 +49,7 @@ def check_zip(path: str | Path, what: str) -> None:
         what: it should be, for messages: ``an exported student``.
 
     Raises:
-        InputError: damaged or truncated.
+        DamagedFileError: or a truncated one.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -70,8 +70,8 @@ def check_finite(state: Mapping[str, Tensor], path: str | Path) -> None:
             )
 
 
-def damaged(path: str | Path, what: str, reason: str) -> InputError:
+def damaged(path: str | Path, what: str, reason: str) -> DamagedFileError:
     """One line for a file whose content is not what was written."""
-    return InputError(
-        f"{path} must be {what}, got a damaged file ({reason}); copy or make it again"
+    return DamagedFileError(
+        f"{path} must be {what}, got a damaged file ({reason}); copy or make it again", path
     )

@@ -75,8 +75,9 @@ class ModelConfig(Settings, path="model"):
     )
     num_interactions: int = setting(3, "Message + update blocks.", least=1)
     num_rbf: int = setting(20, "Radial basis functions.", least=2)
+    # Beyond it a neighbour list of a crystal fits into no memory.
     cutoff: float = setting(
-        5.0, "Neighbours at this distance and beyond do not exist.", unit="Å", above=0
+        5.0, "Neighbours at this distance and beyond do not exist.", unit="Å", above=0, most=100
     )
     rbf: str = setting(
         "gaussian", "Radial basis functions.", choices=("gaussian", "bessel", "chebyshev")

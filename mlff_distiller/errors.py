@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class InputError(ValueError):
     """Something the user gave cannot be used.
@@ -9,6 +11,18 @@ class InputError(ValueError):
     The message is one line and says what was expected, what was found and how to mend it. The
     command line prints it without a traceback and exits with status 2.
     """
+
+
+class DamagedFileError(InputError):
+    """A file does not hold what was written to it.
+
+    Attributes:
+        path: of the file; None where another process found it.
+    """
+
+    def __init__(self, message: str, path: str | Path | None = None) -> None:
+        super().__init__(message)
+        self.path = None if path is None else Path(path)
 
 
 class MismatchError(InputError):

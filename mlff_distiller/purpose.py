@@ -49,7 +49,7 @@ class PurposeConfig(Settings, path="purpose"):
             if low > high:
                 raise InputError(
                     f"{name} must be the lowest and the highest, got {low:g}:{high:g}; set "
-                    f"purpose.{name} to [{high:g}, {low:g}]"
+                    f"purpose.{name} to [{high:g}, {low:g}], or --{name} {high:g}:{low:g}"
                 )
 
 

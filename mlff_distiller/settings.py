@@ -235,6 +235,28 @@ def load_config(path: str | Path, cls: type[SettingsT]) -> SettingsT:
     return from_dict(cls, load_yaml(path))
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses two keys of one name in a mapping, of which YAML would silently take the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in lines:
+                    raise _TwiceError(
+                        f"has the key {key.value!r} twice, at lines {lines[key.value]} and {line}; "
+                        "make one of the two"
+                    )
+                lines[key.value] = line
+        return node
+
+
+class _TwiceError(yaml.YAMLError):
+    """A key is there twice; the message says where."""
+
+
 def load_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML file whose top level is a mapping. Raises InputError otherwise."""
     try:
@@ -243,7 +265,9 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise InputError(f"cannot read the configuration {path}: {reason}") from None
     try:
-        mapping = yaml.safe_load(text)
+        mapping = yaml.load(text, _Loader)
+    except _TwiceError as error:
+        raise InputError(f"{path} {error}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""

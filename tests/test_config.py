@@ -24,6 +24,7 @@ from mlff_distiller.config import (
     TrainingConfig,
     from_dict,
     load_config,
+    load_yaml,
     save_yaml,
     to_dict,
 )
@@ -42,7 +43,7 @@ SECTIONS = (
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ModelConfig(cutoff=-1), "cutoff must be > 0 Å, got -1; set model.cutoff"),
+        (lambda: ModelConfig(cutoff=-1), "cutoff must be > 0 and at most 100 Å, got -1; set model.cutoff"),
         (
             lambda: ModelConfig(hidden_dim=60),
             "hidden_dim must be a positive multiple of 8, got 60; set model.hidden_dim to 64, 128 "
@@ -91,6 +92,10 @@ SECTIONS = (
         (
             lambda: MDSettings(pressure=math.inf),
             "pressure must be finite, got inf; use e.g. 1.0",
+        ),
+        (
+            lambda: ModelConfig(cutoff=4000.0),
+            "cutoff must be > 0 and at most 100 Å, got 4000.0; set model.cutoff",
         ),
         (
             lambda: ModelConfig(cutoff="wide"),  # type: ignore[arg-type]
@@ -147,6 +152,28 @@ def test_what_a_file_may_hold() -> None:
     assert config.sampling.rattle_stdev == [0.01, 1.0]
     assert config.teacher.options == {"a": [1]}
     assert config.model == ModelConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model:\n  zbl: true\ndata: {}\nmodel:\n  cutoff: 6\n", "'model' twice, at lines 1 and 4"),
+        ("model:\n  cutoff: 5\n  zbl: true\n  cutoff: 6\n", "'cutoff' twice, at lines 2 and 4"),
+        ("data: {path: {a.h5: 1, a.h5: 2}}", "'a.h5' twice, at lines 1 and 1"),
+    ],
+)
+def test_a_key_stands_once(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError) as error:
+        load_yaml(file)
+    assert str(error.value) == f"{file} has the key {message}; make one of the two"
+
+
+def test_anchors_may_be_merged_and_overridden(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\n")
+    assert load_yaml(file)["b"] == {"x": 3, "y": 2}
 
 
 def test_yaml_keeps_every_setting(tmp_path: Path) -> None:

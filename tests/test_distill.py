@@ -174,6 +174,22 @@ def test_lost_file_is_made_again(copied: Path) -> None:
     assert (copied / "run" / "parity.png").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "again"),
+    [("training/best.ckpt", "train"), ("student.pt", "export")],
+)
+def test_a_damaged_file_is_refused_and_made_again_where_it_is_deleted(
+    copied: Path, name: str, again: str
+) -> None:
+    damaged = copied / "run" / name
+    damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
+    error = run("distill", copied / "config.yaml", code=2).stderr
+    assert f"{name} " in " ".join(error.split())
+    assert "or delete it: this command then makes it again" in error
+    damaged.unlink()
+    assert f"[{again}]\n" in distill(copied).stderr
+
+
 def test_changed_settings_redo_what_depends_on_them(copied: Path) -> None:
     config = load_config(copied / "config.yaml", DistillConfig)
     shorter = dataclasses.replace(
@@ -286,6 +302,17 @@ class Inputs:
 @dataclasses.dataclass(frozen=True)
 class Result:
     n: int
+
+
+def test_a_gpu_that_is_not_there_is_missed_before_anything_is_done(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    output = tmp_path / "run"
+    error = run("distill", folder / "config.yaml", "--device", "cuda", "-o", output, code=2).stderr
+    assert "this torch finds no CUDA device; set training.device to cpu" in error
+    assert "[sample]" not in error
+    assert not output.exists()
 
 
 def test_results_of_another_system_are_put_aside(folder: Path, tmp_path: Path) -> None:

@@ -182,6 +182,22 @@ def test_continue_goes_on_exactly(engine, model, tmp_path: Path, ensemble: str) 
         assert abs(np.corrcoef(kicks[0].ravel(), kicks[1].ravel())[0, 1]) < 0.95
 
 
+def test_continue_with_other_settings_is_said(engine, model, tmp_path: Path) -> None:
+    write(tmp_path / "a.xyz", silicon(), format="extxyz")
+    md = ["md", model, tmp_path / "a.xyz", "--engine", engine, "--threads", 1, "--steps", 2]
+    target = tmp_path / "t.extxyz"
+    run(*md, "-o", target)
+    go_on = [*md, "-o", target, "--continue"]
+    assert "instead of" not in run(*go_on, "--pressure", 7).stderr, "of nvt it means nothing"
+    said = run(*go_on, "--dtype", "float64", "--temperature", 500).stderr
+    assert (
+        "goes on with --temperature 500.0 instead of 300.0, --dtype float64 instead of float32: the "
+        "trajectory is not one run from here on"
+    ) in said
+    said = run(*go_on, "--dtype", "float64", "--ensemble", "nve").stderr
+    assert "goes on with --ensemble nve instead of nvt: " in said
+
+
 def test_continue_refuses_what_it_cannot_go_on_with(model, tmp_path: Path) -> None:
     write(tmp_path / "a.xyz", silicon(), format="extxyz")
     write(tmp_path / "b.xyz", silicon() * (2, 1, 1), format="extxyz")

@@ -12,8 +12,9 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
+from support.commands import run
 
-from mlff_distiller.data import check_structure, read_structures
+from mlff_distiller.data import HDF5Dataset, check_structure, read_structures
 from mlff_distiller.data.io import read_file
 from mlff_distiller.errors import InputError
 from mlff_distiller.units import BOHR_IN_ANGSTROM, EV_IN_KCAL_PER_MOL, HARTREE_IN_EV
@@ -427,6 +428,19 @@ def test_faults_of_later_frames_are_found_by_line(tmp_path) -> None:
     (tmp_path / "a.xyz").write_text(good * 2 + good.replace("0.97", "nan"))
     with pytest.raises(InputError, match=r"line 9, structure 2: positions .* at atom 1 \(H\)"):
         read_structures(tmp_path / "a.xyz")
+
+
+@pytest.mark.parametrize("header", [HEADER, HEADER.replace(":forces:R:3", ""), "no header"])
+def test_a_frame_without_atoms_is_found_by_line(tmp_path, header: str) -> None:
+    file = tmp_path / "a.xyz"
+    file.write_text(f"2\n{HEADER}\n{ATOMS}0\n{header}\n")
+    with pytest.raises(InputError) as error:
+        read_structures(file)
+    assert str(error.value) == (
+        f"{file}, line 5, structure 1 must have at least one atom, got 0; remove it"
+    )
+    run("convert", file, tmp_path / "a.h5", "--drop-bad")
+    assert len(HDF5Dataset(tmp_path / "a.h5")) == 1
 
 
 # --- VASP ------------------------------------------------------------------------------------

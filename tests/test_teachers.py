@@ -362,6 +362,12 @@ def test_rejects_are_counted_by_reason(tmp_path) -> None:
     reasons = {k.split("(")[0].strip(): v for k, v in report.rejected.items()}
     assert reasons == {"a force above 30 eV/Å": 5, "the teacher failed": 4}
     assert "did not converge" in str(report)
+    by_force = [i for i, reason in report.refused if reason == "a force above 30 eV/Å"]
+    assert by_force == [3, 10, 17, 24, 31]
+    assert "rejected 5: a force above 30 eV/Å (structures 3, 10, 17, 24, 31)" in str(report)
+    assert [i for i, reason in report.refused if "teacher failed" in reason] == [5, 16, 27, 38]
+    again = label_dataset(mixed(40), teacher_of(Slow()), path, progress=False)
+    assert again.refused == report.refused
     data = HDF5Dataset(path)
     assert len(data) == report.num_labelled == 31
     assert max(np.linalg.norm(s.forces, axis=1).max() for s in data) <= 30

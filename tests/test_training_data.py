@@ -15,6 +15,7 @@ from mlff_distiller.students import StudentForceField
 from mlff_distiller.training import fit_reference_energies, train
 from mlff_distiller.training.reference import ReferenceFit, isolated_energies
 from mlff_distiller.training.setup import load_data, new_student
+from mlff_distiller.training.statistics import Statistics
 
 
 def fit_of(frames: list[Structure]) -> ReferenceFit:
@@ -121,6 +122,28 @@ def test_states_of_charge_are_warned_of(tmp_path) -> None:
     assert "charge" in note
     assert "0 in" in note
     assert "1 in" in note
+
+
+def test_frames_that_are_trained_on_and_measure_as_well_are_warned_of(tmp_path) -> None:
+    frames = emt_crystals(12)
+    first, second = tmp_path / "a.h5", tmp_path / "b.h5"
+    write_structures(first, frames[:8])
+    write_structures(second, [frames[9], frames[2], frames[10], frames[4], frames[11], frames[3]])
+    store_splits(first, {"train": np.arange(4), "valid": np.arange(4, 6), "test": np.arange(6, 8)})
+    store_splits(
+        second, {"train": np.array([0]), "valid": np.arange(1, 4), "test": np.array([4, 5])}
+    )
+    config = tiny_config(first)
+    assert not load_data(config, config.model.cutoff).notes
+    config = replace(config, data=replace(config.data, path=[str(first), str(second)]))
+    data = load_data(config, config.model.cutoff)
+    (note,) = data.notes
+    assert note == (
+        "warning: 2 of the 9 frames of the validation and test splits are trained on as well, first "
+        f"{second}, structure 1 (like {first}, structure 2): errors will look too small; leave them "
+        f"out with 'mlff-distiller convert {first} {second} -o clean.h5 --drop-bad'"
+    )
+    assert Statistics.restored(data.statistics.state()).shared == data.statistics.shared
 
 
 def test_an_element_in_the_test_split_alone_is_said(tmp_path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -136,6 +137,28 @@ def emit(result: dict[str, Any], as_json: bool, text: str | None = None) -> None
         typer.echo(json.dumps(jsonable(result), indent=1))
     elif text is not None:
         typer.echo(text)
+
+
+@contextlib.contextmanager
+def nothing_but_json(as_json: bool) -> Iterator[None]:
+    """With ``as_json``, what teachers and engines print in the block goes to stderr.
+
+    That of compiled code and of workers that start meanwhile, too: it writes to the file, not to
+    ``sys.stdout``.
+    """
+    if not as_json:
+        yield
+        return
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        ctypes.CDLL(None).fflush(None)  # C holds back what it prints to a file or a pipe
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 def wrote(path: str | Path, detail: str = "") -> str:

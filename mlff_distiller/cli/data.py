@@ -15,6 +15,7 @@ from mlff_distiller.cli.common import (
     emit,
     example,
     note,
+    nothing_but_json,
     parse_options,
     refuse_to_replace,
     say,
@@ -126,11 +127,12 @@ def sample(
             settings = dataclasses.replace(settings, num_md=0)
             say("no --teacher given: no molecular dynamics")
         total = teacher_frames(settings)
-        driving = _driver(teacher, device) if teacher and knows_teacher(settings) else {}
+        with nothing_but_json(as_json):
+            driving = _driver(teacher, device) if teacher and knows_teacher(settings) else {}
         rejected: Counter[str] = Counter()
         driver = sha256(teacher) if teacher and Path(teacher).is_file() else teacher
         inputs = {"base": structures_hash(base), "sampling": to_dict(settings), "driver": driver}
-        with PartialFrames(unfinished, inputs) as partial:
+        with nothing_but_json(as_json), PartialFrames(unfinished, inputs) as partial:
             if len(partial):
                 say(f"{len(partial)} of {total} frames that take the teacher were done before")
             with Progress("sampling with the teacher") as bar:
@@ -193,6 +195,7 @@ def label(
             raise InputError(f"--output must be a file, got the directory {output}; name another")
         options = parse_options(option)
         with contextlib.ExitStack() as stack:
+            stack.enter_context(nothing_but_json(as_json))
             labeller: Teacher
             if scheduler is None:
                 labeller = get_teacher(teacher, device=device, **options)
@@ -216,6 +219,7 @@ def label(
             "num_structures": len(data),
             "num_resumed": report.num_resumed,
             "rejected": report.rejected,
+            "refused": [{"structure": i, "reason": reason} for i, reason in report.refused],
             "teacher": data.teacher,
             "seconds": report.seconds,
             "seconds_per_structure": report.seconds_per_structure,

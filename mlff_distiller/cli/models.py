@@ -15,6 +15,7 @@ from mlff_distiller.cli.common import (
     example,
     interval,
     note,
+    nothing_but_json,
     user_errors,
     wrote,
 )
@@ -230,7 +231,8 @@ def distill(
         else:
             settings = plan(sources, read_starts(sources), purpose=purpose, given=given)
         run_dir[0] = Path(settings.output)
-        metrics = run_distillation(settings, fresh=fresh, quiet=as_json)
+        with nothing_but_json(as_json):
+            metrics = run_distillation(settings, fresh=fresh, quiet=as_json)
         emit(metrics, as_json)
         if metrics["validation"] is not None and not metrics["validation"]["passed"]:
             typer.echo(_refused(run_dir[0], settings.loop.minutes), err=True)

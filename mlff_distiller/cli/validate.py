@@ -17,6 +17,7 @@ from mlff_distiller.cli.common import (
     example,
     interval,
     note,
+    nothing_but_json,
     parse_options,
     say,
     user_errors,
@@ -116,18 +117,19 @@ def validate(
         asked = TeacherConfig(teacher, check_device(device), parse_options(option))
         held_out = _held_out(data)
         start = time.perf_counter()
-        gates = run_gates(
-            model,
-            asked,
-            structures,
-            purpose,
-            acceptance,
-            cache=output / "measured.json",
-            held_out=held_out,
-            engine=engine,
-            pool=mapper(workers),
-            say=say,
-        )
+        with nothing_but_json(as_json):
+            gates = run_gates(
+                model,
+                asked,
+                structures,
+                purpose,
+                acceptance,
+                cache=output / "measured.json",
+                held_out=held_out,
+                engine=engine,
+                pool=mapper(workers),
+                say=say,
+            )
         result = validation(
             gates,
             purpose,

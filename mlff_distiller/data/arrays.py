@@ -15,7 +15,7 @@ from mlff_distiller.data import sums
 from mlff_distiller.data.journal import Record, journal_path, read_journal
 from mlff_distiller.data.splits import SPLITS
 from mlff_distiller.data.structure import Structure, full_stress
-from mlff_distiller.errors import InputError
+from mlff_distiller.errors import DamagedFileError, InputError
 from mlff_distiller.units import energy_in_ev, length_in_angstrom
 
 #: Of the layout; raised when a reader of the old number could not use a new file.
@@ -497,11 +497,12 @@ def open_hdf5(path: Path) -> h5py.File:
         raise _damaged(path, error) from None
 
 
-def _damaged(path: Path, error: BaseException) -> InputError:
+def _damaged(path: Path, error: BaseException) -> DamagedFileError:
     reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-    return InputError(
+    return DamagedFileError(
         f"{path} must be a complete HDF5 file, got a truncated or foreign one ({reason}); "
-        "write or copy it again"
+        "write or copy it again",
+        path,
     )
 
 

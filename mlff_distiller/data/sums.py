@@ -12,7 +12,7 @@ import struct
 import zlib
 from pathlib import Path
 
-from mlff_distiller.errors import InputError
+from mlff_distiller.errors import DamagedFileError
 
 MAGIC = b"MLFFSUM1"
 _TRAILER = struct.Struct("<8sQI")
@@ -37,7 +37,7 @@ def check(path: Path) -> None:
     """Compare a file with the checksum behind it, if there is one.
 
     Raises:
-        InputError: they differ.
+        DamagedFileError: they differ.
     """
     if (noted := _noted(path)) is None:
         return
@@ -51,9 +51,10 @@ def check(path: Path) -> None:
         if size > _LARGE:
             _whole.add(known)
     else:
-        raise InputError(
+        raise DamagedFileError(
             f"{path} must be a complete HDF5 file, got a damaged one (its checksum differs); copy "
-            "or write it again"
+            "or write it again",
+            path,
         )
 
 

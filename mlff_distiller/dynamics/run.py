@@ -136,8 +136,27 @@ def _begin(
     if resume is None:
         return Begin(velocities, watch, say=say)
     same = resume.engine == engine and resume.ensemble == s.ensemble
+    if changed := _changed(resume, engine, s):
+        say(f"goes on with {changed}: the trajectory is not one run from here on")
     extra = resume.extra if same and resume.extra.get("settings") == exact_settings(s) else {}
     return Begin(velocities, watch, resume.step, resume.time, extra, say, resumed=True)
+
+
+def _changed(resume: RunState, engine: str, settings: MDSettings) -> str:
+    """``--NAME VALUE instead of VALUE_BEFORE`` of all that a run goes on with otherwise, in words."""
+    names = ["ensemble", "temperature", "pressure", "timestep", "dtype", "correct-with", "every"]
+    before = {"engine": resume.engine, "ensemble": resume.ensemble}
+    before |= dict(zip(names, resume.extra.get("settings", []), strict=False))
+    now = {"engine": engine, **dict(zip(names, exact_settings(settings), strict=False))}
+    if settings.ensemble != "npt":
+        now.pop("pressure")
+    if settings.ensemble == "nve":
+        now.pop("temperature")
+    return ", ".join(
+        f"--{name} {value} instead of {before[name]}"
+        for name, value in now.items()
+        if name in before and before[name] != value
+    )
 
 
 def _check_freedom(engine: str, structure: Structure, settings: MDSettings) -> None:

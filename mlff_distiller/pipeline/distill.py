@@ -25,7 +25,7 @@ from rich.console import Console
 from mlff_distiller.config import DistillConfig, load_yaml, save_yaml, to_dict
 from mlff_distiller.data import Structure, structures_hash
 from mlff_distiller.dynamics import engine_of
-from mlff_distiller.errors import InputError
+from mlff_distiller.errors import DamagedFileError, InputError
 from mlff_distiller.evaluation.gates.stability import planned
 from mlff_distiller.evaluation.summary import print_summary
 from mlff_distiller.pipeline import (
@@ -39,10 +39,12 @@ from mlff_distiller.pipeline import (
     report,
     sample,
 )
+from mlff_distiller.pipeline.alone import alone_in
 from mlff_distiller.pipeline.rounds import Budget, Outcome, limited, run_rounds
 from mlff_distiller.pipeline.stage import Hashed, Stages, hashed_file
 from mlff_distiller.sampling import starting_structures
 from mlff_distiller.sampling.geometry import narrow_cell, supercell
+from mlff_distiller.training.processes import on_gpu
 
 GATES_CACHE = "gates.json"
 
@@ -61,15 +63,32 @@ def run_distillation(
         The content of ``metrics.json``.
 
     Raises:
-        InputError: any stage was given something that cannot be used.
+        InputError: any stage was given something that cannot be used, or another process distils
+            into the same folder.
     """
     console = Console(stderr=True, highlight=False)
 
     def say(text: str) -> None:
         console.print(text, style="bold" if text.startswith("[") else "dim", markup=False)
 
+    on_gpu(config.training)  # or hours of labelling would come before the refusal
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
+    with alone_in(output):
+        try:
+            metrics = _run(config, output, say, fresh)
+        except DamagedFileError as error:
+            if error.path and error.path.resolve().is_relative_to(output.resolve()):
+                error.args = (f"{error}, or delete it: this command then makes it again",)
+            raise
+    if not quiet:
+        print_summary(metrics, output)
+    return metrics
+
+
+def _run(
+    config: DistillConfig, output: Path, say: Callable[[str], None], fresh: bool
+) -> dict[str, Any]:
     put_aside(config, output, say)
     save_yaml(config, output / "config.yaml")
     given = read_starts(config.structures, lambda line: say(f"note: {line}"))
@@ -84,10 +103,7 @@ def run_distillation(
     def spent() -> float:
         return sum(sum(stages.seconds.values()) for stages in opened)
 
-    metrics = _line(config, given, start, output, open_stages, spent, say, fresh)
-    if not quiet:
-        print_summary(metrics, output)
-    return metrics
+    return _line(config, given, start, output, open_stages, spent, say, fresh)
 
 
 def read_starts(

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mlff_distiller import checksums
 from mlff_distiller.data import Structure, structures_hash, write_structures
 from mlff_distiller.data.structure import without_labels
 from mlff_distiller.dynamics import MDSettings, RunStoppedError, Trajectory, run_md
@@ -89,6 +90,9 @@ class Result:
 
 def work(inputs: Inputs, output: Path, say: Say) -> Result:
     """Run all trajectories and keep their sane frames."""
+    checksums.check_zip(
+        inputs.student.value, "an exported student"
+    )  # a damaged file is no explosion
     jobs = [(inputs, i) for i in range(len(inputs.runs))]
     rows: list[dict[str, Any]] = []
     frames: list[Structure] = []

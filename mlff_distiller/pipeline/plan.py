@@ -10,9 +10,12 @@ from ase.data import atomic_masses
 
 from mlff_distiller.config import DistillConfig, ModelConfig, from_dict, to_dict
 from mlff_distiller.data import Structure, elements_of
+from mlff_distiller.elements import symbols
 from mlff_distiller.errors import InputError
 from mlff_distiller.purpose import PurposeConfig, phases
+from mlff_distiller.sampling.defect_frames import suiting
 from mlff_distiller.sampling.geometry import supercell
+from mlff_distiller.sampling.molecule_frames import is_molecule
 
 # fs, for the lightest atom that is below so many amu.
 _TIMESTEPS = ((3.0, 0.5), (20.0, 1.0), (np.inf, 2.0))
@@ -22,6 +25,8 @@ _BATCH_ATOMS, _ROUND_ATOMS = 128, 4096
 # Of each pair of elements.
 _DIMERS = 10
 _BULK = {"crystal", "liquid", "slab"}
+_STRAINED = {"crystal", "liquid"}
+_DEFECTS = ("vacancy", "surface")
 # Of a run of the student, and between two of its candidates.
 _STEPS, _CANDIDATE = 5000, 50
 _MOST_ROUNDS = 12
@@ -50,9 +55,10 @@ def plan(
     repeated = [supercell(s, [0, 0, 0], ModelConfig().cutoff) for s in structures]
     chosen = {"timestep": timestep_for(structures), **purpose}
     settings = from_dict(PurposeConfig, chosen, "purpose")
+    _check_purpose(settings, structures)
     found = phases(settings, structures)
-    if "crystal" in found and "defects" not in chosen:
-        chosen["defects"] = ["vacancy", "surface"]
+    if "crystal" in found and "defects" not in chosen and suiting(_DEFECTS, structures):
+        chosen["defects"] = list(_DEFECTS)
     minutes = given.get("loop", {}).get("minutes")
     mapping: dict[str, Any] = {
         "structures": list(sources),
@@ -67,6 +73,41 @@ def plan(
         both = isinstance(value, dict) and isinstance(mapping.get(key), dict)
         mapping[key] = {**mapping[key], **value} if both else value
     return from_dict(DistillConfig, mapping)
+
+
+def _check_purpose(purpose: PurposeConfig, structures: Sequence[Structure]) -> None:
+    """Raise InputError for what no starting structure is or can have, by the name that was given.
+
+    Sampling would refuse it as well, but by settings that are made here and nobody has written.
+    """
+    starts = ", ".join(phases(PurposeConfig(), structures))
+    for phase, there, what in (
+        *(
+            (bulk, _strainable(structures), "periodic in three directions")
+            for bulk in sorted(_STRAINED)
+        ),
+        ("molecule", any(map(is_molecule, structures)), "one molecule without held atoms"),
+    ):
+        if phase in purpose.phases and not there:
+            raise InputError(
+                f"--phase {phase} (purpose.phases) needs a starting structure that is {what}, got "
+                f"{starts}; name such a structure, or leave {phase} out"
+            )
+    if unfit := [kind for kind in purpose.defects if not suiting([kind], structures)]:
+        needs = {
+            "antisite": "a crystal of two elements",
+            "surface": "a crystal without held atoms",
+            "stacking": "a crystal without held atoms",
+        }
+        raise InputError(
+            f"--defect {unfit[0]} (purpose.defects) needs a starting structure that is "
+            f"{needs.get(unfit[0], 'a crystal')}, got {starts} of {symbols(elements_of(structures))}; "
+            f"name such a structure, or leave {unfit[0]} out"
+        )
+
+
+def _strainable(structures: Sequence[Structure]) -> bool:
+    return any(s.pbc.all() and s.fixed is None for s in structures)
 
 
 def _small(found: Sequence[str]) -> dict[str, Any]:
@@ -128,7 +169,7 @@ def sampling_for(
         "dimers": {"number": _DIMERS * number_of_pairs, "shortest": 0.7},
         "max_force": 15.0,
     }
-    if set(found) & {"crystal", "liquid"}:
+    if set(found) & _STRAINED and _strainable(structures):
         sampling["strain"] = {"number": 20, "linear": [-0.08, 0.08], "shear": 0.05}
     if molecules:
         sampling["modes"] = {"number": 48, "temperatures": list(purpose["temperature"])}

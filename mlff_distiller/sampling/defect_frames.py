@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,14 +68,7 @@ def defect_frames(task: Task, config: DefectsConfig) -> list[Structure]:
     """
     if not config.number:
         return []
-    jobs = [
-        (kind, parent)
-        for parent, s in enumerate(task.base)
-        if is_crystal(s)
-        for kind in config.kinds
-        if (kind != "antisite" or len(elements_of([s])) > 1)
-        and (kind not in ("surface", "stacking") or s.fixed is None)
-    ]
+    jobs = suiting(config.kinds, task.base)
     if not jobs:
         raise InputError(
             f"sampling.defects needs a crystal that can have one of {', '.join(config.kinds)} (an "
@@ -97,6 +91,18 @@ def defect_frames(task: Task, config: DefectsConfig) -> list[Structure]:
                 frames.append(task.frame(frame, "defect", parent, k, **info))
                 break
     return frames
+
+
+def suiting(kinds: Sequence[str], structures: Sequence[Structure]) -> list[tuple[str, int]]:
+    """Every kind of defect with the index of each structure that can have it."""
+    return [
+        (kind, parent)
+        for parent, s in enumerate(structures)
+        if is_crystal(s)
+        for kind in kinds
+        if (kind != "antisite" or len(elements_of([s])) > 1)
+        and (kind not in ("surface", "stacking") or s.fixed is None)
+    ]
 
 
 def is_crystal(structure: Structure) -> bool:

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import torch
 
 from mlff_distiller import __version__, checksums
 from mlff_distiller.config import to_dict
-from mlff_distiller.errors import InputError
+from mlff_distiller.errors import DamagedFileError, InputError
 from mlff_distiller.files import atomic_path
 from mlff_distiller.students.stored import StoredStudent
 from mlff_distiller.students.versions import upgrade_config, upgrade_state, upgrade_training
@@ -65,13 +66,16 @@ def save_checkpoint(
         "config": config or {},
         "training": training,
     }
+    # Given a path, torch reports a full disk in words of its own, or aborts the process.
+    packed = io.BytesIO()
+    torch.save(content, packed)
     try:
         with atomic_path(path) as temporary:
-            torch.save(content, temporary)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            temporary.write_bytes(packed.getbuffer())
+    except OSError as error:
         raise InputError(
-            f"cannot write {path}: {reason}; the checkpoint before it is kept, make room and resume"
+            f"cannot write {path}: {error.strerror or error}; the checkpoint before it is kept, make "
+            "room and resume"
         ) from None
 
 
@@ -113,8 +117,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception:
         # What torch raises depends on where the file breaks off: RuntimeError, IndexError, OSError.
-        raise InputError(
-            f"{file} must be {what}, got a truncated or foreign file; copy it again or train again"
+        raise DamagedFileError(
+            f"{file} must be {what}, got a truncated or foreign file; copy it again or train again",
+            file,
         ) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(

@@ -27,7 +27,7 @@ import torch
 from mlff_distiller import __version__, checksums
 from mlff_distiller.constants import PRECISIONS
 from mlff_distiller.elements import MAX_Z
-from mlff_distiller.errors import InputError
+from mlff_distiller.errors import DamagedFileError, InputError
 from mlff_distiller.students.versions import upgrade_config
 
 #: Raised when a reader of the old number could not use a new file; versions.py reads old ones.
@@ -82,8 +82,9 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     except Exception:
         # Damaged archives and JSON raise whatever the damaged byte leads to: BadZipFile,
         # UnicodeDecodeError, NotImplementedError (compression), RuntimeError (encryption) ...
-        raise InputError(
-            f"{path} is no exported student or is truncated or damaged; export or copy it again"
+        raise DamagedFileError(
+            f"{path} is no exported student or is truncated or damaged; export or copy it again",
+            path,
         ) from None
     if not isinstance(metadata, dict) or "format_version" not in metadata:
         raise InputError(f"{path} is no exported student; its metadata has no format_version")

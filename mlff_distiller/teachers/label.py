@@ -21,6 +21,8 @@ from mlff_distiller.energy_model import EnergyModel
 from mlff_distiller.errors import InputError, LostProcessError, MismatchError
 from mlff_distiller.progress import Progress
 
+# Refused structures that a message names, and that a report does: it is stored with every batch.
+_SHOWN, _KEPT = 6, 1000
 _REMEDY = "write to another file, or start anew with resume=False (--no-resume)"
 
 
@@ -39,6 +41,8 @@ class LabelReport:
     """Structures in the file before it was extended."""
     rejected: dict[str, int] = field(default_factory=dict)
     """Reason -> number of structures that were left out, over all calls."""
+    refused: list[tuple[int, str]] = field(default_factory=list)
+    """Of them the first thousand: index among the inputs, and why."""
     seconds: float = 0.0
     seconds_per_structure: float = 0.0
     """Of this call; 0 when there was nothing left to do."""
@@ -54,6 +58,9 @@ class LabelReport:
             )
         for reason, count in self.rejected.items():
             text += f"; rejected {count}: {reason}"
+            if which := [index for index, why in self.refused if why == reason]:
+                shown = ", ".join(map(str, which[:_SHOWN]))
+                text += f" (structure{'s' * (count > 1)} {shown}{', ...' * (count > _SHOWN)})"
         return text
 
 
@@ -139,22 +146,29 @@ def label_dataset(
         _set_aside(output)
         writer, known = open_writer()
 
-    def unknown(frames: Sequence[Structure]) -> list[Structure]:
-        return [s for s in frames if not known or geometry_key(s) not in known]
+    def unknown(first: int, end: int) -> dict[int, Structure]:
+        """By index among the inputs."""
+        return {
+            i: structures[i]
+            for i in range(first, end)
+            if not known or geometry_key(structures[i]) not in known
+        }
 
     fresh = 0
     with writer:
         done = report.num_resumed
         with _shown(progress, console, f"label with {teacher.name}", len(structures)) as update:
             update(done)
-            teacher.announce(unknown(structures[done:]))
+            teacher.announce(list(unknown(done, len(structures)).values()))
             while done < len(structures):
-                inputs_of_batch = structures[done : done + batch_size]
-                batch = unknown(inputs_of_batch)
+                end = min(done + batch_size, len(structures))
+                batch = unknown(done, end)
                 labelled = _label(teacher, batch, max_force, report) if batch else []
-                done += len(inputs_of_batch)
+                done = end
                 fresh += len(batch)
-                state = {**inputs, "done": done, "rejected": report.rejected}
+                state: dict[str, Any] = {**inputs, "done": done, "rejected": report.rejected}
+                if report.refused:
+                    state["refused"] = report.refused
                 if report.num_before:
                     state |= {"before": report.num_before, "known": report.num_known}
                 writer.append(labelled, progress=state)
@@ -203,6 +217,7 @@ def _go_on(
         return known
     report.num_resumed = int(state["done"])
     report.rejected = dict(state["rejected"])
+    report.refused = [(int(i), reason) for i, reason in state.get("refused", [])]
     report.num_before = int(state.get("before", 0))
     report.num_known = int(state.get("known", 0))
     unfinished = report.num_resumed < len(structures)
@@ -266,22 +281,25 @@ def _set_aside(path: Path) -> None:
 
 
 def _label(
-    teacher: EnergyModel, batch: Sequence[Structure], max_force: float | None, report: LabelReport
+    teacher: EnergyModel,
+    batch: dict[int, Structure],
+    max_force: float | None,
+    report: LabelReport,
 ) -> list[Structure]:
     try:
-        labelled = teacher.label(batch)
+        labelled = teacher.label(list(batch.values()))
     except LostProcessError:
         raise  # says nothing about the structures
     except InputError as error:
         if len(batch) == 1:
-            _count(report, f"the teacher failed ({_shorten(str(error))})")
+            _refuse(report, next(iter(batch)), f"the teacher failed ({_shorten(str(error))})")
             return []
         # One bad structure must not take its batch along.
-        return [s for one in batch for s in _label(teacher, [one], max_force, report)]
+        return [s for i in batch for s in _label(teacher, {i: batch[i]}, max_force, report)]
     kept = []
-    for s in labelled:
+    for i, s in zip(batch, labelled, strict=True):
         if max_force is not None and _largest_force(s) > max_force:
-            _count(report, f"a force above {max_force:g} eV/Å")
+            _refuse(report, i, f"a force above {max_force:g} eV/Å")
         else:
             kept.append(s)
     return kept
@@ -293,8 +311,10 @@ def _largest_force(structure: Structure) -> float:
     return float(np.linalg.norm(structure.forces, axis=1).max())
 
 
-def _count(report: LabelReport, reason: str) -> None:
+def _refuse(report: LabelReport, index: int, reason: str) -> None:
     report.rejected[reason] = report.rejected.get(reason, 0) + 1
+    if len(report.refused) < _KEPT:
+        report.refused.append((index, reason))
 
 
 def _shorten(text: str) -> str:

@@ -49,6 +49,16 @@ _CROWD = 4
 _MARK = ".lost"
 
 
+def on_gpu(config: TrainingConfig) -> bool:
+    """Whether GPUs will train. Raises InputError where they shall and there is none."""
+    available = torch.cuda.is_available()
+    if config.device == "cuda" and not available:
+        raise InputError(
+            "device is cuda, but this torch finds no CUDA device; set training.device to cpu"
+        )
+    return available and config.device != "cpu"
+
+
 def make_fabric(config: TrainingConfig, launch: Launch | None = None) -> Fabric:
     """Fabric for the device and the processes. Raises InputError without the device.
 
@@ -56,13 +66,7 @@ def make_fabric(config: TrainingConfig, launch: Launch | None = None) -> Fabric:
         config: ``device`` and, for a process that stands alone, ``devices``.
         launch: the processes that were started, by us or somebody else; None: this one alone.
     """
-    available = torch.cuda.is_available()
-    if config.device == "cuda" and not available:
-        raise InputError(
-            "device is cuda, but this torch finds no CUDA device; set training.device to cpu"
-        )
-    on_gpu = available and config.device != "cpu"
-    accelerator = "cuda" if on_gpu else "cpu"
+    accelerator = "cuda" if on_gpu(config) else "cpu"
     if launch is None:
         alone = LightningEnvironment()  # not what a shell of SLURM would have us wait for
         return Fabric(accelerator=accelerator, devices=1, strategy="auto", plugins=[alone])

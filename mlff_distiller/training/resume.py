@@ -7,7 +7,7 @@ from typing import Any
 
 from mlff_distiller.config import TrainConfig, TrainingConfig, to_dict
 from mlff_distiller.errors import InputError
-from mlff_distiller.students.checkpoint import read_checkpoint
+from mlff_distiller.students.checkpoint import BEST, read_checkpoint
 from mlff_distiller.training import fine_tune
 
 #: Settings of training that say where and how it computes, not what comes out.
@@ -40,7 +40,7 @@ def resumable(
         config: of this run.
         data: metadata of this run's data.
         auto: None instead of an error, and also where the settings of the optimisation or the first
-            weights differ.
+            weights differ, or the best checkpoint is gone.
         start_from: of this run, see :func:`mlff_distiller.training.train`.
 
     Raises:
@@ -59,6 +59,8 @@ def resumable(
         raise
     if not auto:
         return content
+    if content["training"]["best_epoch"] and not (last.parent / BEST).exists():
+        return None  # the best weights are lost, and going on may never be better than they were
     same = _same_settings(content, config) and _same_start(content, config, start_from)
     return content if same else None
 

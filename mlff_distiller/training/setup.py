@@ -87,6 +87,7 @@ def load_data(
     if text := found.states.warning():
         notes.append(f"warning: {text}")
     notes += _teachers(files)
+    notes += _shared(files, found)
     if config.training.reference_energies != "none":
         notes += _doubts(files, found)
     for overlap in found.overlaps.values():
@@ -125,6 +126,20 @@ def _check_elements(files: DataFiles, found: Statistics, notes: list[str]) -> No
         if split == "valid":
             raise InputError(f"{files.name}: {text}; {remedy}")
         notes.append(f"warning: {text}, so the student will not know it; {remedy}")
+
+
+def _shared(files: DataFiles, found: Statistics) -> list[str]:
+    """A warning if frames that shall measure the student are trained on."""
+    if (s := found.shared) is None:
+        return []
+    others = sum(len(files.frames(split)) for split in ("valid", "test"))
+    sources = " ".join(str(data.path) for data in files.datasets)
+    return [
+        f"warning: {s.number} of the {others} frames of the validation and test splits are trained "
+        f"on as well, first {s.path}, structure {s.structure} (like {s.trained_path}, structure "
+        f"{s.trained_structure}): errors will look too small; leave them out with 'mlff-distiller "
+        f"convert {sources} -o clean.h5 --drop-bad'"
+    ]
 
 
 def _teacher(files: DataFiles) -> str | None:

@@ -14,7 +14,7 @@ import torch
 from lightning_fabric.plugins.environments.lightning import find_free_network_port
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, start_processes
 
-from mlff_distiller.errors import InputError, LostProcessError
+from mlff_distiller.errors import DamagedFileError, InputError, LostProcessError
 from mlff_distiller.launch import Launch
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -58,7 +58,7 @@ def spawn(count: int, function: Callable[..., Any], *arguments: Any) -> Any:
                 ) from None
             except ProcessRaisedException as error:  # the text holds a traceback
                 *_, last = str(error).strip().splitlines()
-                for kind in (LostProcessError, InputError):
+                for kind in (LostProcessError, DamagedFileError, InputError):
                     _, found, message = last.partition(f".{kind.__name__}: ")
                     if found:
                         raise kind(message) from None

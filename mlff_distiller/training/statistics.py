@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import zlib
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,7 +29,7 @@ from mlff_distiller.data.coverage import CoverageSums
 from mlff_distiller.data.frames import DataFiles
 from mlff_distiller.data.hdf5 import StructuresDigest
 from mlff_distiller.data.journal import journal_path
-from mlff_distiller.data.survey import States
+from mlff_distiller.data.survey import States, geometry_key
 from mlff_distiller.elements import MAX_Z
 from mlff_distiller.files import atomic_write_text
 from mlff_distiller.students.repulsion import PairRepulsion, make_repulsion
@@ -39,7 +40,7 @@ OVERLAP = 0.01
 # Atoms whose distances are computed together: edges take most of the memory.
 _BLOCK_ATOMS = 4096
 # Of what is kept beside large files; raised when it means something else.
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass
@@ -50,6 +51,19 @@ class Overlap:
     structure: int
     distance: float
     """Å."""
+
+
+@dataclass
+class Shared:
+    """Labelled frames of the validation and test splits whose geometry is trained on as well."""
+
+    number: int
+    path: str
+    structure: int
+    """The first of them."""
+    trained_path: str
+    trained_structure: int
+    """The first one of training like it."""
 
 
 @dataclass
@@ -64,6 +78,7 @@ class Statistics:
     """Atomic numbers in the splits; unlabelled frames count in ``test`` alone."""
     overlaps: dict[str, Overlap] = field(default_factory=dict)
     """The first one of ``train`` and ``valid``."""
+    shared: Shared | None = None
     fit: ReferenceFit = field(default_factory=ReferenceFit)
     """Energies by composition, without repulsion if the student has one."""
     isolated: dict[int, float] = field(default_factory=dict)
@@ -94,6 +109,7 @@ class Statistics:
             **{name: getattr(self, name) for name in plain},
             "elements": {k: sorted(v) for k, v in self.elements.items()},
             "overlaps": {k: asdict(v) for k, v in self.overlaps.items()},
+            "shared": asdict(self.shared) if self.shared else None,
             "fit": self.fit.state(),
             "isolated": list(self.isolated.items()),
             "coverage": self.coverage.state(),
@@ -109,6 +125,7 @@ class Statistics:
             **{name: state[name] for name in plain},
             elements={k: set(v) for k, v in state["elements"].items()},
             overlaps={k: Overlap(**v) for k, v in state["overlaps"].items()},
+            shared=Shared(**state["shared"]) if state["shared"] else None,
             fit=ReferenceFit.restored(state["fit"]),
             isolated={int(z): e for z, e in state["isolated"]},
             coverage=CoverageSums.restored(state["coverage"]),
@@ -131,10 +148,11 @@ def gather(files: DataFiles, cutoff: float, model: ModelConfig) -> Statistics:
     kept = _kept(files, (cutoff, model.zbl, model.zbl_reach, model.zbl_switched))
     if kept is not None and (found := _load(kept)) is not None:
         return found
-    result = Statistics()
+    result, geometries = Statistics(), _Geometries()
     for data in files.datasets:
         repulsions = PairRepulsions(model) if model.zbl else None
-        _Pass(result, data, cutoff, repulsions, files.neighbors).run()
+        _Pass(result, geometries, data, cutoff, repulsions, files.neighbors).run()
+    result.shared = geometries.shared(files)
     if kept is not None:
         _store(kept, result)
     return result
@@ -161,18 +179,57 @@ class PairRepulsions:
         return repulsion_of(repulsion, species[batch.atomic_numbers], batch, vectors)
 
 
+class _Geometries:
+    """The frames of training and of the other splits, by 16 bytes each: there may be millions."""
+
+    def __init__(self) -> None:
+        self._keys, self._rows = (array("Q"), array("Q")), (array("Q"), array("Q"))
+        self._start = 0
+
+    def add(self, row: int, structure: Structure, *, trained: bool) -> None:
+        """A frame of the file that is being read."""
+        self._keys[trained].append(int.from_bytes(geometry_key(structure)[:8], "little"))
+        self._rows[trained].append(self._start + row)
+
+    def next_file(self, length: int) -> None:
+        """The file that was read has ``length`` frames."""
+        self._start += length
+
+    def shared(self, files: DataFiles) -> Shared | None:
+        """What is on both sides, if anything."""
+        other, trained = (np.array(keys, dtype=np.uint64) for keys in self._keys)
+        known, first = np.unique(trained, return_index=True)
+        both = np.flatnonzero(np.isin(other, known))
+        if not len(both):
+            return None
+        like = first[np.searchsorted(known, other[both])]
+        rows = [
+            (self._rows[False][b], self._rows[True][t]) for b, t in zip(both, like, strict=True)
+        ]
+        starts = np.cumsum([0, *(len(data) for data in files.datasets)])
+
+        def place(row: int) -> tuple[str, int]:
+            file = int(np.searchsorted(starts, row, side="right")) - 1
+            return str(files.datasets[file].path), int(row - starts[file])
+
+        row, of_training = min(rows)
+        return Shared(len(both), *place(row), *place(of_training))
+
+
 class _Pass:
     """One pass over one file."""
 
     def __init__(
         self,
         result: Statistics,
+        geometries: _Geometries,
         data: HDF5Dataset,
         cutoff: float,
         repulsions: PairRepulsions | None,
         memory: NeighborMemory | None,
     ) -> None:
         self.result, self.data, self.cutoff = result, data, cutoff
+        self.geometries = geometries
         self.repulsions, self.memory = repulsions, memory
         self.split = np.full(len(data), "", dtype="<U5")
         for name, rows in data.splits.items():
@@ -188,6 +245,7 @@ class _Pass:
                 if rows:
                     self._add(name, first, structures, rows)
         self.result.hashes.append(digest.hexdigest())
+        self.geometries.next_file(len(self.data))
 
     def _add(
         self, split: str, first: int, structures: Sequence[Structure], rows: list[int]
@@ -199,6 +257,8 @@ class _Pass:
             if split in result.unlabelled:
                 result.unlabelled[split][0] += not labelled
                 result.unlabelled[split][1] += 1
+            if labelled:
+                self.geometries.add(first + i, s, trained=split == "train")
             if labelled or split == "test":
                 result.elements[split].update(s.atomic_numbers.tolist())
         if split != "test":

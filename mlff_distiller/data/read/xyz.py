@@ -299,7 +299,7 @@ def _columns(properties: str, rows: list[str], at: int, notes: _Notes) -> dict[s
     for name, kind, width in triples:
         stop = start + int(width)
         values = [row[start:stop] for row in words]
-        array = _convert(values, kind, name, at)
+        array = _convert(values, kind, name, at).reshape(len(words), int(width))  # also of no atom
         columns[_COLUMNS.get(name.lower(), name)] = array[:, 0] if int(width) == 1 else array
         start = stop
     for triple in (("fx", "fy", "fz"), ("Fx", "Fy", "Fz"), ("force_x", "force_y", "force_z")):
