@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -28,6 +30,15 @@ def test_the_folder_is_free_again_after_the_block(tmp_path: Path) -> None:
         with alone_in(tmp_path), pytest.raises(InputError, match=f"process {os.getpid()} on"):  # noqa: SIM117
             with alone_in(tmp_path):
                 pass
+
+
+def test_a_file_system_without_locks_is_no_reason_to_refuse(tmp_path, monkeypatch) -> None:
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with alone_in(tmp_path):
+        assert (tmp_path / LOCK).read_text().startswith(f"process {os.getpid()} ")
 
 
 def test_a_second_distill_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ def alone_in(folder: Path) -> Iterator[None]:
                 f"{folder} is used by another distill ({holder or 'process unknown'}); wait for it "
                 "to end, or name another directory with -o"
             ) from None
+        except OSError:  # a file system without locks: better no guard than no run
+            pass
         with contextlib.suppress(OSError):  # a full disk: only the refusal would say less
             os.ftruncate(fd, 0)
             os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)

@@ -90,9 +90,8 @@ class Result:
 
 def work(inputs: Inputs, output: Path, say: Say) -> Result:
     """Run all trajectories and keep their sane frames."""
-    checksums.check_zip(
-        inputs.student.value, "an exported student"
-    )  # a damaged file is no explosion
+    # The engines would call a damaged file an explosion.
+    checksums.check_zip(inputs.student.value, "an exported student")
     jobs = [(inputs, i) for i in range(len(inputs.runs))]
     rows: list[dict[str, Any]] = []
     frames: list[Structure] = []
