@@ -386,6 +386,9 @@ def main() -> None:
                     f"{reached}), ratio {ratio:.1f}"
                 )
             report["systems"][system] = row
+    for row in report["systems"].values():  # folders that are gone
+        for one in (row, *row.get("ours", [])):
+            one.pop("output", None)
     text = "\n".join(lines) + "\n"
     print(text)
     write_report(options.output, name, report, text)
