@@ -11,7 +11,7 @@ student's relaxations led comes on top.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import numpy as np
 
 from mlff_distiller.data import HDF5Dataset, Structure, structures_hash, write_structures
 from mlff_distiller.pipeline.stage import Hashed, Say, Station
+from mlff_distiller.sampling.geometry import closest_ratio
 from mlff_distiller.students import StudentForceField
 from mlff_distiller.students.features import features_of
 
@@ -48,6 +49,9 @@ class Inputs:
     seed: int
     relaxed: Hashed[Path] | None = None
     """Frames of relaxations by the student: all are chosen, before the uncertain ones."""
+    refused_at: float = 0.0
+    """Closest contact, as a share of the covalent radii, up to which the teacher's labels are
+    refused: only frames drawn at random may be so close."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,14 @@ def work(inputs: Inputs, output: Path, say: Say) -> Result:
     chosen = dict.fromkeys(_visited(candidates, inputs.visited, rng), VISITED)
     relaxed = relaxed[: inputs.number - len(chosen)]
     number = inputs.number - len(relaxed)
-    for i in _last_words(candidates):
+    close = {
+        i
+        for i, s in enumerate(candidates)
+        if inputs.refused_at and closest_ratio(s) <= inputs.refused_at
+    }
+    if len(close) == len(candidates):  # better frames that may be refused than none
+        close = set()
+    for i in _last_words(candidates, close):
         if len(chosen) < number:
             chosen.setdefault(i, EXPLODED)
     missing = number - len(chosen)
@@ -81,6 +92,7 @@ def work(inputs: Inputs, output: Path, say: Say) -> Result:
             features_of(student, known),
             missing,
             given=list(chosen),
+            barred=close,
             runs=runs,
             limit=limit,
         )
@@ -103,6 +115,7 @@ def work(inputs: Inputs, output: Path, say: Say) -> Result:
     say(
         f"chose {len(frames)} of {len(candidates)}: "
         + ", ".join(f"{n} {k}" for k, n in reasons.items())
+        + (f"; {len(close)} left alone: contacts whose labels were refused before" if close else "")
     )
     return Result(dict(reasons), structures_hash(frames))
 
@@ -133,10 +146,10 @@ def _visited(candidates: Sequence[Structure], number: int, rng: np.random.Genera
     return found
 
 
-def _last_words(candidates: Sequence[Structure]) -> list[int]:
+def _last_words(candidates: Sequence[Structure], barred: Collection[int] = ()) -> list[int]:
     ends: dict[int, list[int]] = {}
     for i, s in enumerate(candidates):
-        if s.info["exploded"]:
+        if s.info["exploded"] and i not in barred:
             ends.setdefault(int(s.info["run"]), []).append(i)
     return [members[-k] for k in _BEFORE for members in ends.values() if len(members) >= k]
 
@@ -147,6 +160,7 @@ def most_uncertain(
     number: int,
     *,
     given: Sequence[int] = (),
+    barred: Collection[int] = (),
     runs: Sequence[int] | None = None,
     limit: int | None = None,
 ) -> list[int]:
@@ -157,6 +171,7 @@ def most_uncertain(
         known: the same of the training frames.
         number: of frames to choose, fewer if there are not enough.
         given: candidates that are chosen already.
+        barred: candidates that must not be.
         runs: run of each candidate.
         limit: at most this many of one run, those given included.
 
@@ -173,7 +188,7 @@ def most_uncertain(
     atoms = np.concatenate(list(features))
     starts = np.cumsum([0, *sizes[:-1]])
     free = np.ones(len(features), dtype=bool)
-    free[list(given)] = False
+    free[[*given, *barred]] = False
     counts = Counter(runs[i] for i in given) if runs is not None else Counter()
     found: list[int] = []
     while len(found) < number:

@@ -207,10 +207,10 @@ def _line(
         inputs = asked(student, hashed_file(folder.output / join.DATA), quick=True)
         return folder.run(gates.STATION, inputs).failed
 
-    outcome = Outcome([seed])
+    outcome = Outcome([seed], asked=list(labelled.asked))
     if config.loop.rounds:
         outcome = run_rounds(
-            config, start, seed, output, open_stages, budget, quick_gates, say, resume=not fresh
+            config, start, outcome, output, open_stages, budget, quick_gates, say, resume=not fresh
         )
         say("the last training")
     joined = stages.run(join.STATION, join.Inputs(outcome.labels))

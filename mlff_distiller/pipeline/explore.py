@@ -90,8 +90,6 @@ class Result:
 
 def work(inputs: Inputs, output: Path, say: Say) -> Result:
     """Run all trajectories and keep their sane frames."""
-    # The engines would call a damaged file an explosion.
-    checksums.check_zip(inputs.student.value, "an exported student")
     jobs = [(inputs, i) for i in range(len(inputs.runs))]
     rows: list[dict[str, Any]] = []
     frames: list[Structure] = []
@@ -127,6 +125,8 @@ def work(inputs: Inputs, output: Path, say: Say) -> Result:
 def student_run(job: tuple[Inputs, int]) -> tuple[list[Structure], float, str]:
     """Sane frames without labels, ps that were reached, and why it ended early if it did."""
     inputs, index = job
+    # Below, what an engine says of a damaged file would be an explosion.
+    checksums.check_zip(inputs.student.value, "an exported student")
     run = inputs.runs[index]
     start = inputs.starts.value[run.start]
     pieces = _RAMP if run.final_temperature != run.temperature else 1

@@ -9,6 +9,7 @@ from typing import Any
 
 from mlff_distiller.config import DataConfig, DistillConfig
 from mlff_distiller.data import HDF5Dataset, ensure_splits
+from mlff_distiller.pipeline.contacts import Asked, asked_about
 from mlff_distiller.pipeline.stage import EXECUTION, Hashed, Say, Station
 from mlff_distiller.teachers import label_dataset
 from mlff_distiller.teachers.parallel import ParallelTeacher
@@ -62,14 +63,16 @@ class Result:
     data_hash: str
     """Of structures and labels."""
     splits_hash: str
+    asked: list[Asked] = field(default_factory=list)
 
 
 def work(inputs: Inputs, output: Path, say: Say) -> Result:
     """Label the frames; what an earlier run of the same labels has done is kept."""
     path, c = output / LABELS, inputs.splits
     teacher = ParallelTeacher(inputs.teacher, inputs.device, inputs.workers, inputs.options)
+    frames = list(HDF5Dataset(inputs.frames.value, require_labels=False))
     report = label_dataset(
-        list(HDF5Dataset(inputs.frames.value, require_labels=False)),
+        frames,
         teacher,
         path,
         batch_size=inputs.batch_size,
@@ -91,6 +94,7 @@ def work(inputs: Inputs, output: Path, say: Say) -> Result:
         seconds_per_structure=report.seconds_per_structure,
         data_hash=HDF5Dataset(path).hash(),
         splits_hash=digest.hexdigest(),
+        asked=asked_about(frames, {i for i, _ in report.refused}),
     )
 
 

@@ -23,6 +23,7 @@ from mlff_distiller.dynamics import engine_of
 from mlff_distiller.evaluation.gates.settings import AcceptanceConfig
 from mlff_distiller.evaluation.gates.visited import force_limit
 from mlff_distiller.pipeline import choose, explore, export, fit, join, label, measure, relax
+from mlff_distiller.pipeline.contacts import Asked, contact_limit
 from mlff_distiller.pipeline.stage import Hashed, Say, Stages, hashed_file
 from mlff_distiller.purpose import ensembles
 
@@ -54,6 +55,7 @@ class Outcome:
     stopped: str = ""
     """Why the rounds ended."""
     teacher_calls: int = 0
+    asked: list[Asked] = field(default_factory=list)
 
 
 class Budget:
@@ -151,7 +153,7 @@ class Budget:
 def run_rounds(
     config: DistillConfig,
     start: list[Structure],
-    seed: Hashed[Path],
+    outcome: Outcome,
     output: Path,
     open_stages: Callable[[Path], Stages],
     budget: Budget,
@@ -165,7 +167,7 @@ def run_rounds(
     Args:
         config: the whole run.
         start: starting structures.
-        seed: labels of the sampled frames.
+        outcome: with the labels of the sampled frames; what is returned.
         output: folder of the run.
         open_stages: the stages of a round's folder.
         budget: of the trainings.
@@ -173,8 +175,7 @@ def run_rounds(
         say: told what happens.
         resume: go on with trainings that were interrupted.
     """
-    outcome = Outcome([seed])
-    outcome.teacher_calls = len(HDF5Dataset(seed.value))
+    outcome.teacher_calls = len(HDF5Dataset(outcome.labels[0].value))
     student: Hashed[Path] | None = None
     others, held = _FIRST_ROUND, 0
     for k in range(config.loop.rounds + 1):
@@ -271,6 +272,7 @@ def _ask(
             number=number,
             seed=config.sampling.seed,
             relaxed=relaxed,
+            refused_at=contact_limit(outcome.asked),
         ),
     )
     labelled = stages.run(
@@ -280,6 +282,7 @@ def _ask(
     labels = Hashed(stages.output / label.LABELS, labelled.data_hash)
     measured = stages.run(measure.STATION, measure.Inputs(student, labels))
     outcome.labels.append(labels)
+    outcome.asked += labelled.asked
     outcome.teacher_calls += labelled.num_labelled + sum(labelled.rejected.values())
     return {
         "runs": explored.runs,
