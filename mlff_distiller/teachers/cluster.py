@@ -188,8 +188,15 @@ def _connect(scheduler: str) -> Any:
         raise InputError(
             "a scheduler needs Dask, which is not installed; pip install 'mlff-distiller[dask]'"
         ) from None
-    try:
+
+    def connect() -> Any:
         return Client(scheduler, timeout=_CONNECT, set_as_default=False)
+
+    try:
+        try:
+            return connect()
+        except AssertionError:  # Dask's, where its thread did not start within ten seconds
+            return connect()
     except (OSError, ValueError, TimeoutError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(

@@ -22,7 +22,7 @@ MUTATIONS = [
     Mutation(
         "a bad structure takes its batch along",
         "teachers/label.py",
-        "return [s for one in batch for s in _label(teacher, [one], max_force, report)]",
+        "return [s for i in batch for s in _label(teacher, {i: batch[i]}, max_force, report)]",
         "return []",
         "test_teachers.py -k rejects",
         "labels are lost without a word",
@@ -150,8 +150,8 @@ MUTATIONS = [
     Mutation(
         "what is in a file is labelled again when it is extended",
         "teachers/label.py",
-        "if not known or geometry_key(s) not in known]",
-        "]",
+        "if not known or geometry_key(structures[i]) not in known",
+        "if known is not None",
         "test_survey.py -k extend",
         "each structure is there twice",
     ),
