@@ -386,7 +386,8 @@ def main() -> None:
                     f"{reached}), ratio {ratio:.1f}"
                 )
             report["systems"][system] = row
-    for row in report["systems"].values():  # folders that are gone
+    rows = [*report["systems"].values(), *report.get("demo", [])]
+    for row in rows:  # folders that are gone
         for one in (row, *row.get("ours", [])):
             one.pop("output", None)
     text = "\n".join(lines) + "\n"
