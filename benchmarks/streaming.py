@@ -76,9 +76,9 @@ def memory() -> float:
 
 def measure(path: Path, steps: int, limit: float) -> dict[str, float]:
     """Times (s), rates (frames/s) and memory (MiB above that of the imports) for one file."""
+    from mlff_distiller.training import Hooks, train
     from mlff_distiller.training.batches import Loader, Plan
-    from mlff_distiller.training.setup import load_data, make_fabric
-    from mlff_distiller.training.trainer import _Trainer
+    from mlff_distiller.training.setup import load_data
 
     found: dict[str, float] = {}
     base = memory()
@@ -124,28 +124,28 @@ def measure(path: Path, steps: int, limit: float) -> dict[str, float]:
     class Enough(Exception):
         pass
 
-    class Hooks:
+    class Timed(Hooks):
         started = (0.0, 0.0)
+        steps = 0
 
         def before_step(self, run: Any) -> None:
             self.started = self.started if any(self.started) else clock()
 
         def after_step(self, run: Any, loss: float) -> None:
+            self.steps = run.step
             if run.step >= steps:
                 raise Enough
 
         def after_epoch(self, run: Any, row: dict[str, Any]) -> None:
             raise Enough
 
-    hooks = Hooks()
+    hooks = Timed()
     with tempfile.TemporaryDirectory() as run:
-        fabric = make_fabric(settings)
-        trainer = _Trainer(fabric, config, Path(run) / "run", False, None, hooks, False)  # type: ignore[arg-type]
         try:
-            trainer.run()
+            train(config, Path(run) / "run", hooks=hooks, progress=False)
         except Enough:
             done("training", hooks.started)
-        found["frames/s trained"] = 8 * trainer.step / found["training"]
+        found["frames/s trained"] = 8 * hooks.steps / found["training"]
     return found
 
 
