@@ -21,7 +21,6 @@ SOURCES = {
     "issue": "whitepapers: four schedulers of an SM, one warp instruction each and cycle",
     "rows": "whitepapers, tuning guides: 128 bytes a cycle from L1 or shared memory of an SM",
     "tf32": "data sheets, dense",
-    "bfloat16": "data sheets, dense",
     "dram": "data sheets",
     "l2": "gpu-benches/gpu-l2-cache (A100 80 GB: 5.4 TB/s, published 5120 bytes/clock; H200: 9.8 TB/s)",
     "l1_bytes": "whitepapers: L1 and shared memory of an SM together",
@@ -48,7 +47,6 @@ class Card:
     issue: int
     rows: int
     tf32: float
-    bfloat16: float
     dram: float
     l2: float
     l1_bytes: float
@@ -70,7 +68,6 @@ class Card:
             "issue": cycles * self.issue,
             "L1": cycles * self.rows,
             "tf32": self.tf32,
-            "bfloat16": self.bfloat16,
             "L2": self.l2,
             "DRAM": self.dram,
             "bus": self.bus,
@@ -80,13 +77,13 @@ class Card:
 
 A100 = Card(
     name="A100-SXM 80GB", sms=108, clock=1.41e9, fp32_lanes=64, fp64_lanes=32, special_lanes=16,
-    issue=4, rows=1, tf32=156e12, bfloat16=312e12, dram=2.039 * TB, l2=5.4 * TB,
+    issue=4, rows=1, tf32=156e12, dram=2.039 * TB, l2=5.4 * TB,
     l1_bytes=192 * 1024, l2_bytes=40 * 1024**2, bus=31.5 * GB, l1_latency=34, l2_latency=211,
     launch_graph=1.34e-6, launch_stream=2.6e-6, memory=80 * GB,
 )  # fmt: skip
 H100 = Card(
     name="H100-SXM 80GB", sms=132, clock=1.98e9, fp32_lanes=128, fp64_lanes=64, special_lanes=16,
-    issue=4, rows=1, tf32=494.7e12, bfloat16=989.4e12, dram=3.352 * TB, l2=9.8 * TB,
+    issue=4, rows=1, tf32=494.7e12, dram=3.352 * TB, l2=9.8 * TB,
     l1_bytes=256 * 1024, l2_bytes=50 * 1024**2, bus=63 * GB, l1_latency=34, l2_latency=265,
     launch_graph=1.26e-6, launch_stream=2.4e-6, memory=80 * GB,
 )  # fmt: skip

@@ -56,8 +56,8 @@ LEFT_OUT = """\
 - misses of L1 by rows of neighbours within a block, and of the table because rows push it out; both arrays
   are assumed to stay (the part of the table that exceeds L1 is counted);
 - what blocks of the fused networks wait for at barriers and between products, where they have an SM alone;
-- that cuBLAS at these narrow shapes does not reach the peak it is charged with, and tf32 and bfloat16
-  convert float32 factors on the way;
+- that cuBLAS at these narrow shapes does not reach the peak it is charged with, and tf32
+  converts float32 factors on the way;
 - the host: atoms are put in and out of order, results become numpy arrays (on one thread);
 - the list: built every 10 to 50 steps; where it is not, the 15 kernels of a build are one conditional node of
   the graph, counted as a launch, or without a graph launches, whose blocks that return at once are not counted."""

@@ -157,7 +157,7 @@ void PairPaiNN::set_extrapolation(const char* value) {
 }
 
 void PairPaiNN::set_math(const char* value) {
-  const std::vector<const char*> names = {"float32", "half", "tf32", "bfloat16"};
+  const std::vector<const char*> names = {"float32", "half", "tf32"};
   math_ = names[static_cast<size_t>(choose("math", value, names))];
 }
 

@@ -2,7 +2,7 @@
 //
 //   pair_style  painn [device auto|cpu|gpu] [precision single|double] [threads N]
 //                     [tabulate on|off] [extrapolation warn|stop|ignore]
-//                     [math float32|half|tf32|bfloat16] [gpu_aware auto|on|off]
+//                     [math float32|half|tf32] [gpu_aware auto|on|off]
 //                     [uncertainty warn|stop VALUE|auto]
 //   pair_coeff  * * student.pt Si O ...    # one element per atom type, NULL leaves a type out
 //

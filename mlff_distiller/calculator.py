@@ -56,7 +56,7 @@ class StudentCalculator(Calculator):
         skin: Å; neighbour lists live until an atom has moved half of this.
         math: of the native engine on a GPU in float32, what is rounded to be faster: nothing
             (``float32``), the filter table (``half``), or factors of matrix products as well
-            (``tf32``, ``bfloat16``); see docs/gpu.md.
+            (``tf32``); see docs/gpu.md.
         uncertainty: also compute ``uncertainties`` (n,), the expected error of the force on each
             atom, eV/Å (:mod:`mlff_distiller.students.uncertainty`). Left out, they are computed
             where :meth:`get_property` asks for them.

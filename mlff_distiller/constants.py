@@ -5,9 +5,9 @@ from __future__ import annotations
 #: Arithmetic of the network; sums of energies are float64 in either case.
 PRECISIONS = ("float32", "float64")
 #: What a GPU rounds of a float32 network, each more than the one before; as in csrc/cuda/dense.h.
-MATHS = ("float32", "half", "tf32", "bfloat16")
-#: Those that round factors of matrix products, for which cuBLAS is needed to be faster.
-ROUNDED_PRODUCTS = ("tf32", "bfloat16")
+MATHS = ("float32", "half", "tf32")
+#: Those of them that round factors of matrix products, for which cuBLAS is needed to be faster.
+ROUNDED_PRODUCTS = ("tf32",)
 #: OpenMP runtimes crash when asked for absurdly many; as in csrc/core/engine.cpp.
 MAX_THREADS = 1024
 #: Å. Neighbour lists reach this much beyond the cutoff and live until an atom has moved half of it.

@@ -388,7 +388,7 @@ def test_devices_that_do_not_exist(with_gpu, models):
         NativePotential(models["one"], device="gpu")
     with pytest.raises(InputError, match="exact filters run on the CPU only"):
         NativePotential(models["one"], device="cuda", tabulate=False)
-    with pytest.raises(InputError, match="math must be float32, half, tf32 or bfloat16"):
+    with pytest.raises(InputError, match="math must be float32, half or tf32"):
         NativePotential(models["one"], device="cuda", math="fp8")
 
 

@@ -54,9 +54,10 @@ def rehearse(script: str, out: Path, model: str, **settings: str) -> dict[str, s
 
 def test_first_run(model, tmp_path):
     stages = rehearse("run1.sh", tmp_path, model, SIDES="1 1")
-    assert list(stages) == ["smoke", "smoke, own products", "memcheck", "initcheck", "racecheck",
-                            "steps", "kernels beside their bounds"]  # fmt: skip
-    smoke = (tmp_path / "smoke.log").read_text()
+    first = ["smoke", "smoke, own products", "steps", "kernels beside their bounds"]
+    assert list(stages)[:4] == first
+    assert set(stages) == {*first, "memcheck", "initcheck", "racecheck"}  # those run side by side
+    smoke = "".join((tmp_path / name).read_text() for name in ("smoke.log", "smoke_own.log"))
     assert smoke.count("smoke ok") == 2
     assert "WRONG" not in smoke
     assert "host emulation" in (tmp_path / "card.txt").read_text()

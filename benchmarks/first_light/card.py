@@ -100,7 +100,7 @@ def help_if_asked(doc: str | None) -> None:
 
 def main() -> None:
     help_if_asked(__doc__)
-    sys.path.insert(1, str(ROOT))
+    sys.path.append(str(ROOT))  # last: a packed package has compiled modules, this checkout may not
     if REHEARSAL:
         rehearse()
     if sys.argv[1] == "--versions":

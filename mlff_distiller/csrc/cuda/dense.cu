@@ -2,7 +2,7 @@
 // factors through shared memory 16 deep. Per 16 x 4 x 4 multiply-adds a thread reads 128 numbers
 // from shared memory, four at a time: bound by shared memory at about half of the FMA peak, where
 // cuBLAS reaches most of it. It is here for machines without cuBLAS, for tests without a GPU, and
-// for what rounding to tf32 or bfloat16 does to results; tensor cores come from cuBLAS.
+// for what rounding to tf32 does to results; tensor cores come from cuBLAS.
 #include <cstring>
 
 #include "core/error.h"
@@ -14,9 +14,9 @@ namespace {
 
 constexpr int kTile = 64, kDepth = 16, kThreads = 256, kOwn = 4;
 
-// To nearest, ties to even, of the numbers with `kBits` fewer bits of fraction.
-template <int kBits>
-__device__ __forceinline__ float drop_bits(float x) {
+// To nearest, ties to even, of the numbers with as much fraction as tf32.
+__device__ __forceinline__ float to_tf32(float x) {
+  constexpr int kBits = 13;  // fewer than float32 has
   unsigned bits;
   memcpy(&bits, &x, sizeof(bits));
   if ((bits & 0x7f800000u) == 0x7f800000u) return x;  // NaN, infinity
@@ -28,9 +28,7 @@ __device__ __forceinline__ float drop_bits(float x) {
 
 template <int kMath>
 __device__ __forceinline__ float rounded(float x) {
-  if (kMath == static_cast<int>(Math::kTf32)) return drop_bits<13>(x);
-  if (kMath == static_cast<int>(Math::kBfloat16)) return drop_bits<16>(x);
-  return x;
+  return kMath == static_cast<int>(Math::kTf32) ? to_tf32(x) : x;
 }
 template <int kMath>
 __device__ __forceinline__ double rounded(double x) {
@@ -93,7 +91,7 @@ void launch_product(const GemmCall<T>& p, cudaStream_t stream) {
 
 // Values of cublas_api.h and library_types.h.
 constexpr int kOpNone = 0, kReal32 = 0, kReal64 = 1, kDefaultAlgorithm = -1;
-constexpr int kCompute32 = 68, kCompute64 = 70, kComputeBf16 = 75, kComputeTf32 = 77;
+constexpr int kCompute32 = 68, kCompute64 = 70, kComputeTf32 = 77;
 
 void check_cublas(int status, const char* what) {
   if (status != 0) {
@@ -108,8 +106,7 @@ Math math_from_name(const std::string& name) {
   if (name == "float32") return Math::kFloat32;
   if (name == "half") return Math::kHalf;
   if (name == "tf32") return Math::kTf32;
-  if (name == "bfloat16") return Math::kBfloat16;
-  throw InputError("math must be float32, half, tf32 or bfloat16, got " + name);
+  throw InputError("math must be float32, half or tf32, got " + name);
 }
 
 Dense::Dense(Math math, const Cublas* cublas) : math_(math), cublas_(cublas) {
@@ -134,17 +131,12 @@ void Dense::multiply(const GemmCall<T>& p, cudaStream_t stream) {
   if (!cublas_) {
     if (kDouble || !rounds_products(math_)) {
       launch_product<T, static_cast<int>(Math::kFloat32)>(p, stream);
-    } else if (math_ == Math::kTf32) {
-      launch_product<T, static_cast<int>(Math::kTf32)>(p, stream);
     } else {
-      launch_product<T, static_cast<int>(Math::kBfloat16)>(p, stream);
+      launch_product<T, static_cast<int>(Math::kTf32)>(p, stream);
     }
     return;
   }
-  const int compute = kDouble                   ? kCompute64
-                      : !rounds_products(math_) ? kCompute32
-                      : math_ == Math::kTf32    ? kComputeTf32
-                                                : kComputeBf16;
+  const int compute = kDouble ? kCompute64 : rounds_products(math_) ? kComputeTf32 : kCompute32;
   const int type = kDouble ? kReal64 : kReal32;
   const T alpha = T(1), beta = p.accumulate ? T(1) : T(0);
   check_cublas(cublas_->set_stream(handle_, stream), "cublasSetStream");

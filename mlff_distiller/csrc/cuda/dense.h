@@ -12,11 +12,11 @@ namespace mlff {
 namespace gpu {
 
 // What a float32 network rounds further; sums are float32. All but the first: slopes of the filter
-// tables to float16 (filter_table.h); the last two: factors of products before they are multiplied.
-enum class Math { kFloat32, kHalf, kTf32, kBfloat16 };
-// "float32", "half", "tf32", "bfloat16"; throws InputError.
+// tables to float16 (filter_table.h); the last: factors of products before they are multiplied.
+enum class Math { kFloat32, kHalf, kTf32 };
+// "float32", "half", "tf32"; throws InputError.
 Math math_from_name(const std::string& name);
-constexpr bool rounds_products(Math math) { return math == Math::kTf32 || math == Math::kBfloat16; }
+constexpr bool rounds_products(Math math) { return math == Math::kTf32; }
 
 // C [m, n] = A [m, k] B [k, n], or C += A B; row major, B with rows of n.
 template <typename T>

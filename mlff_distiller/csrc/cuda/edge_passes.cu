@@ -14,8 +14,11 @@
 // by chunk (grid.y is the chunk), so that at any time all of an SM's warps read one chunk's slice
 // of the table, 198 kB with 256 intervals, most of which an A100's or H100's L1 holds. Persistent
 // blocks with the slice in shared memory would read as many rows a cycle and leave the neighbours'
-// rows no L1; an A100 has no room for it at all. The sums are in benchmarks/gpu_roofline.py;
-// nothing was measured.
+// rows no L1; an A100 has no room for it at all. The sums are in benchmarks/gpu_roofline.py.
+//
+// Measured on an H200 (docs/gpu.md): waiting for loads is what there is to save. So records are
+// read a turn ahead, and sums of other interactions that the reverse pass adds to with the rows;
+// reading rows a turn ahead, too, costs more registers, hence warps, than it gains.
 #include "cuda/device_memory.h"
 #include "cuda/edges.h"
 #include "cuda/filters.h"
@@ -25,12 +28,14 @@ namespace mlff {
 namespace gpu {
 namespace {
 
-constexpr int kThreads = 128;
+// Two centres, so that a warp whose centre has few neighbours does not wait for many others.
+constexpr int kThreads = 64;
 constexpr int kWarps = kThreads / 32;
 // Blocks of an SM that registers have to leave room for. Left to itself ptxas saves registers by
 // waiting after every few loads: 32 warps with 5 loads each under way in forward, in place of 16
-// with all their 18.
-constexpr int kResident = 4;
+// with all their 18. The first interaction's passes read less and fit 24 warps.
+template <bool kFirst>
+constexpr int kResident = kFirst ? 12 : 8;
 
 // What a lane works on.
 template <typename T>
@@ -59,9 +64,13 @@ __device__ __forceinline__ void forward_edges(const EdgeCall<T>& p) {
   const T* source = (kFirst ? p.species_x : p.rows) + chunk * kWidth * kChannels + place.offset;
   Pack<T> sums[4] = {};  // s, v
   const int end = p.ends[c];
+  int e = p.offsets[c] + group;
+  EdgeRecord<T> next;  // read a turn ahead: addresses of all other loads come from it
+  if (e < end) next = p.edges[e];
 #pragma unroll 1
-  for (int e = p.offsets[c] + group; e < end; e += kPack<T>) {
-    const EdgeRecord<T> edge = p.edges[e];
+  for (; e < end; e += kPack<T>) {
+    const EdgeRecord<T> edge = next;
+    next = p.edges[min(e + kPack<T>, end - 1)];
     const T* from = source + static_cast<int64_t>(kFirst ? edge.species : edge.sender) * width;
     Pack<T> x[kWidth], w[kBlocks];
 #pragma unroll
@@ -95,17 +104,18 @@ __device__ __forceinline__ void forward_edges(const EdgeCall<T>& p) {
 }
 
 template <typename T, bool kFirst>
-__global__ void __launch_bounds__(kThreads, kResident) forward_kernel(EdgeCall<T> p) {
+__global__ void __launch_bounds__(kThreads, kResident<kFirst>) forward_kernel(EdgeCall<T> p) {
   forward_edges<T, kFirst, Filters<T, kFirst ? 2 : 3>>(p);
 }
 
 template <bool kFirst>
-__global__ void __launch_bounds__(kThreads, kResident) forward_half_kernel(EdgeCall<float> p) {
+__global__ void __launch_bounds__(kThreads, kResident<kFirst>)
+    forward_half_kernel(EdgeCall<float> p) {
   forward_edges<float, kFirst, HalfFilters<kFirst ? 2 : 3>>(p);
 }
 
 template <typename T, bool kFirst>
-__global__ void __launch_bounds__(kThreads, kResident) backward_kernel(EdgeCall<T> p) {
+__global__ void __launch_bounds__(kThreads, kResident<kFirst>) backward_kernel(EdgeCall<T> p) {
   constexpr int kBlocks = kFirst ? 2 : 3;
   const Place<T> place;
   const int64_t c = place.centre;
@@ -128,12 +138,16 @@ __global__ void __launch_bounds__(kThreads, kResident) backward_kernel(EdgeCall<
   const T* features = p.species_x + chunk * 2 * kChannels + place.offset;
   const int begin = p.offsets[c], end = p.ends[c];
   T* partial = p.partial + 4 * (chunk * p.edge_capacity + begin + group) + kept_sum<T>(place.lane);
+  // Groups without an edge do the last once more and drop what they find.
+  EdgeRecord<T> next;
+  if (begin < end) next = p.edges[min(begin + group, end - 1)];
 #pragma unroll 1
   for (int turn = begin; turn < end; turn += kPack<T>, partial += 4 * kPack<T>) {
-    // Groups without an edge do the first once more and drop what they find.
-    const bool counts = turn + group < end;
-    const int e = counts ? turn + group : turn;
-    const EdgeRecord<T> edge = p.edges[e];
+    const EdgeRecord<T> edge = next;
+    next = p.edges[min(turn + kPack<T> + group, end - 1)];
+    const bool counts = turn + group < end, writes = counts && place.lane % (kGroup<T> / 4) == 0;
+    // Read here, where the wait for it is that for the rows.
+    const T before = p.accumulate && writes ? *partial : T(0);
     const T* rows = table + static_cast<int64_t>(edge.interval) * (2 * kBlocks * kChannels);
     if (kFirst) {
       const T* from = features + static_cast<int64_t>(edge.species) * (2 * p.num_channels);
@@ -170,9 +184,7 @@ __global__ void __launch_bounds__(kThreads, kResident) backward_kernel(EdgeCall<
     }
     values[0] *= p.filter.inverse_spacing;
     fold_lanes<T>(values, place.lane);
-    if (counts && place.lane % (kGroup<T> / 4) == 0) {
-      *partial = p.accumulate ? *partial + values[0] : values[0];
-    }
+    if (writes) *partial = before + values[0];
   }
   if (kFirst) return;
   const int64_t f = p.num_channels, channel = chunk * kChannels + place.offset;

@@ -82,17 +82,23 @@ struct Tile {
       const int slices = max(1, min(kTileThreads / here, depth / kLeast));
       const int share = (depth / kStep + slices - 1) / slices * kStep;
       const int own = threadIdx.x % here, slice = threadIdx.x / here;
+      const T* from = b + (base + own) % packs * kP;
+      const int start = slice * share, end = slice < slices ? min(depth, start + share) : 0;
+      Pack<T> right[kStep];  // read before the barrier, and then a step ahead
+      if (start < end) {
+#pragma unroll
+        for (int i = 0; i < kStep; ++i) right[i] = load(from + (start + i) * columns);
+      }
       __syncthreads();
       if (slice < slices) {
         const T* left = a + (base + own) / packs * kAtoms * lda;
-        const T* from = b + (base + own) % packs * kP;
-        const int end = min(depth, (slice + 1) * share);
         Pack<T> sums[kAtoms] = {};
 #pragma unroll 1
-        for (int k = slice * share; k < end; k += kStep) {
-          Pack<T> right[kStep];
+        for (int k = start; k < end; k += kStep) {
+          Pack<T> ahead[kStep];
+          const T* next = from + (k + kStep < end ? k + kStep : k) * columns;
 #pragma unroll
-          for (int i = 0; i < kStep; ++i) right[i] = load(from + (k + i) * columns);
+          for (int i = 0; i < kStep; ++i) ahead[i] = load(next + i * columns);
 #pragma unroll
           for (int r = 0; r < kAtoms; ++r) {
 #pragma unroll
@@ -102,6 +108,8 @@ struct Tile {
               for (int i = 0; i < kP; ++i) sums[r] = sums[r] + x.c[i] * right[half + i];
             }
           }
+#pragma unroll
+          for (int i = 0; i < kStep; ++i) right[i] = ahead[i];
         }
 #pragma unroll
         for (int r = 0; r < kAtoms; ++r) {

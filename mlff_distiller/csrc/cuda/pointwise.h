@@ -69,8 +69,8 @@ void readout(int64_t n, int width, const T* bias, T* hidden, const T* out, const
              cudaStream_t stream);
 
 // uncertainties [n] = sqrt(floor_squared + |hidden [width] . weight [width][width] + bias|^2), 0
-// without species; see core/network.cpp. Not by the products of Dense, whose rounding by tf32 or
-// bfloat16 the cancelling terms would not stand.
+// without species; see core/network.cpp. Not by the products of Dense, whose rounding by tf32
+// the cancelling terms would not stand.
 template <typename T>
 void uncertainty(int64_t n, int width, const T* hidden, const T* weight, const T* bias,
                  double floor_squared, const int* species, double* uncertainties,

@@ -40,8 +40,8 @@ std::unique_ptr<System::Impl> make_system(const ModelFile& model, const SystemOp
   }
   if (options.precision == Precision::kFloat64 && options.math != Math::kFloat32) {
     throw InputError(
-        "math half, tf32 and bfloat16 round single precision, and this is double precision; "
-        "use single precision (float32), or math float32");
+        "math half and tf32 round single precision, and this is double precision; use single "
+        "precision (float32), or math float32");
   }
   const CurrentDevice current(options.device);
   if (options.precision == Precision::kFloat32) {
