@@ -18,11 +18,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +129,11 @@ def open_on_gpu(path: Path, **options: Any) -> engine.NativePotential:
         return engine.NativePotential(path, **options)
 
 
+def without_folder(products: str) -> str:
+    """What multiplies, without where it lies on this machine."""
+    return re.sub(r"\(/.*/", "(", products)
+
+
 def timed(call: Callable[[], Any], seconds: float, warm_up: int = 5) -> dict[str, Any]:
     """Median and extremes of calls that take about ``seconds`` together, at least 5."""
     for _ in range(warm_up):
@@ -170,7 +177,7 @@ def student_row(
         if "out of memory" not in str(error):
             raise
         return {**row, "not_measured": str(error)}
-    return {**row, "builds": potential.num_builds - builds, "products": potential.products,
+    return {**row, "builds": potential.num_builds - builds, "products": without_folder(potential.products),
             "memory_GB": potential.memory_bytes / 1e9}  # fmt: skip
 
 
@@ -215,8 +222,12 @@ def cpu_row(path: Path, system: tuple[Any, ...], seconds: float) -> dict[str, An
 class Peers:
     """Peers and the teacher on the GPU, each in a process of its own (benchmarks/peers)."""
 
-    def __init__(self, names: list[str], teacher: str, device: str, cache: Path) -> None:
+    def __init__(
+        self, names: list[str], teacher: str, device: str, cache: Path, same_python: bool
+    ) -> None:
         self.peers = [peer for peer in KNOWN_PEERS if peer.name in names]
+        if same_python:
+            self.peers = [replace(peer, environment="") for peer in self.peers]
         if teacher:
             self.peers.append(
                 Peer("teacher", f"teacher {teacher}", "teacher", "", {"teacher": teacher})
@@ -265,7 +276,9 @@ def measure(options: argparse.Namespace, path: Path, report: dict[str, Any]) -> 
         if not all(row["ok"] for row in report["checks"]):
             return
         torch_device = "cuda" if options.device == "cuda" else options.device
-        peers = Peers(options.peers, options.teacher, torch_device, options.cache)
+        peers = Peers(
+            options.peers, options.teacher, torch_device, options.cache, options.same_python
+        )
         for side in options.sides:
             numbers, positions, cell = water(side)
             system = (numbers, positions, cell, np.array([True] * 3))
@@ -296,6 +309,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--teacher", default="sevennet-0", help="of the registry; empty: none")
     parser.add_argument("--peers", default=",".join(PEERS), help="of benchmarks/peers; empty: none")
     parser.add_argument(
+        "--same-python", action="store_true", help="peers are installed here: no own environments"
+    )
+    parser.add_argument(
         "--engines", default=",".join(ENGINES), help=f"of {', '.join(ENGINES)}; empty: none"
     )
     parser.add_argument("--sides", type=int, nargs="+", help="molecules along an edge of the box")
@@ -320,7 +336,7 @@ def main() -> int:
         report = {
             "date": time.strftime("%Y-%m-%d %H:%M"),
             "device": name,
-            "products": engine.gpu_module().gpu_products(),
+            "products": without_folder(engine.gpu_module().gpu_products()),
             "model": str(options.model.name)
             if options.model
             else "random weights, F = 128, 3 interactions",

@@ -28,23 +28,23 @@ INTERVALS = 256  # of the filter table, as the default model's
 HALF_INTERVALS = 128  # of that with slopes in float16
 SPECIES = 2
 CHANNELS = 32  # of a chunk: one warp
-BLOCK_SHARE = 0.47
-"""Different senders of the four centres of a block, over all their edges: what L1 fetches if a block's
+BLOCK_SHARE = 0.67
+"""Different senders of the two centres of a block, over all their edges: what L1 fetches if a block's
 warps share everything and blocks nothing. Of water in the engine's order of atoms (tested)."""
 SASS = {
-    "forward_kernel<T, true>": 21,
-    "forward_kernel<T, false>": 29,
-    "forward_half_kernel<true>": 27,
+    "forward_kernel<T, true>": 22,
+    "forward_kernel<T, false>": 30,
+    "forward_half_kernel<true>": 28,
     "forward_half_kernel<false>": 38,
-    "backward_kernel<T, true>": 38,
-    "backward_kernel<T, false>": 62,
+    "backward_kernel<T, true>": 43,
+    "backward_kernel<T, false>": 61,
 }
 """Instructions per edge and 32 channels in the machine code of sm_90, as benchmarks/gpu_sass.py counts
 them: addresses, conversions and moves take issue slots, too."""
-PER_FMA = {4: 1.38, 8: 1.24}
+PER_FMA = {4: 1.64, 8: 1.36}
 """Instructions for a warp's multiply-add in products of the fused kernels, by the atoms of a block, counted
 the same way."""
-FUSED_WORK, FUSED_CHANNELS, FEW_ATOMS = 4096 * 128**2, 128, 512
+FUSED_WORK, FUSED_CHANNELS, FEW_ATOMS = 2560 * 128**2, 128, 512
 """Atoms times channels squared, and channels, up to which the engine takes these; atoms up to which blocks
 have four."""
 SM_L2 = 64

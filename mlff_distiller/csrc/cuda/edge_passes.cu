@@ -33,9 +33,12 @@ constexpr int kThreads = 64;
 constexpr int kWarps = kThreads / 32;
 // Blocks of an SM that registers have to leave room for. Left to itself ptxas saves registers by
 // waiting after every few loads: 32 warps with 5 loads each under way in forward, in place of 16
-// with all their 18. The first interaction's passes read less and fit 24 warps.
+// with all their 18. The first interaction's passes read less and fit 24 warps; in double precision
+// the others' reverse would spill with 16.
 template <bool kFirst>
 constexpr int kResident = kFirst ? 12 : 8;
+template <typename T, bool kFirst>
+constexpr int kResidentInReverse = kFirst || sizeof(T) == 4 ? kResident<kFirst> : 6;
 
 // What a lane works on.
 template <typename T>
@@ -115,7 +118,8 @@ __global__ void __launch_bounds__(kThreads, kResident<kFirst>)
 }
 
 template <typename T, bool kFirst>
-__global__ void __launch_bounds__(kThreads, kResident<kFirst>) backward_kernel(EdgeCall<T> p) {
+__global__ void __launch_bounds__(kThreads, kResidentInReverse<T, kFirst>)
+    backward_kernel(EdgeCall<T> p) {
   constexpr int kBlocks = kFirst ? 2 : 3;
   const Place<T> place;
   const int64_t c = place.centre;

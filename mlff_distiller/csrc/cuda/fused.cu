@@ -8,10 +8,12 @@
 // With F = 256 all but the launches takes four times as long: there cuBLAS, which lets all SMs
 // multiply, is better. For many atoms the weights are read for every eight of them: 48 ns an atom
 // and step from an H100's L2, against 40 ns of multiply-adds and 14 ns or more for what is written
-// and read between products. Those bounds differ by less than can be told without a card, and
-// cuBLAS is known to come near its own. benchmarks/gpu_roofline.py adds them up; fused_atoms()
-// changes over where launches are less than a tenth. Without cuBLAS, whose place a slower kernel
-// takes, these are taken for any number of atoms.
+// and read between products. benchmarks/gpu_roofline.py adds them up.
+//
+// Measured on an H200: three to four times those bounds (the time goes to multiply-adds for a half,
+// and in small parts to all that is between), and still 24 % off a step of 1,029 atoms; from some
+// 2,800 atoms on cuBLAS is faster, by 10 % at 4,000. fused_atoms() changes over below that. Without
+// cuBLAS, whose place a slower kernel takes, these are taken for any number of atoms.
 #include "cuda/device_memory.h"
 #include "cuda/fused_tile.h"
 
@@ -150,7 +152,7 @@ bool fused_fits(int num_channels, int width) {
 }
 
 int64_t fused_atoms(int num_channels) {
-  constexpr int64_t kWork = int64_t{4096} * 128 * 128;
+  constexpr int64_t kWork = int64_t{2560} * 128 * 128;
   return num_channels <= 128 ? kWork / num_channels / num_channels : 0;
 }
 
