@@ -359,9 +359,12 @@ void PairPaiNN::print_banner() {
                                    .c_str()
                              : "evaluated exactly");
   if (uncertain_ != Extrapolation::kIgnore)
-    text += format("  %s at uncertainties above %.3g %s\n",
-                   uncertain_ == Extrapolation::kStop ? "stops" : "warns", uncertainty_limit(),
-                   force_unit());
+    text += format(
+        "  %s at uncertainties above %.3g %s%s\n",
+        uncertain_ == Extrapolation::kStop ? "stops" : "warns", uncertainty_limit(), force_unit(),
+        given_limit_ != kAuto
+            ? ""
+            : format(", of all atoms together above %.3g", frame_uncertainty_limit()).c_str());
   text += format("  %d MPI rank%s x %d thread%s", comm->nprocs, comm->nprocs == 1 ? "" : "s",
                  engine_->num_threads(), engine_->num_threads() == 1 ? "" : "s");
   if (comm->nprocs > 1) {

@@ -123,7 +123,9 @@ class PairPaiNN : public Pair {
   bool wants_uncertainties() const;
   double uncertainty_limit() const;
   const char* force_unit() const;
-  double find_uncertain(std::string& found) const;
+  double frame_uncertainty_limit() const;
+  double frame_uncertainty() const;
+  double find_uncertain(double frame, std::string& found) const;
   void check_results(double energy);
   void exchange(const mlff::ExchangeRequest& request);
   void count_exchange(size_t row_bytes);

@@ -127,7 +127,8 @@ void PairPaiNN::check_results(double energy) {
   if (!problem.empty()) problem += "; check the structure, the time step and the model";
   std::string uncertain, warning;
   double largest = 0.0;
-  if (problem.empty()) largest = find_uncertain(uncertain);
+  const double frame = frame_uncertainty();
+  if (problem.empty()) largest = find_uncertain(frame, uncertain);
   if (uncertain_ == Extrapolation::kStop) {
     if (problem.empty()) problem = uncertain;
   } else if (!uncertainty_reported_) {

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 
 #include "error.h"
 #include "pair_painn.h"
@@ -49,17 +50,44 @@ double PairPaiNN::uncertainty_limit() const {
   return mlff::kUncertaintyMargin * model_.largest_uncertainty * units_.energy / units_.length;
 }
 
+// Of the root mean square over all atoms; none where a limit of an atom was given.
+double PairPaiNN::frame_uncertainty_limit() const {
+  if (given_limit_ != kAuto) return std::numeric_limits<double>::infinity();
+  return mlff::kFrameUncertaintyMargin * model_.largest_frame_uncertainty * units_.energy /
+         units_.length;
+}
+
+// That root mean square, of all ranks' atoms that the model has, force units. Collective.
+double PairPaiNN::frame_uncertainty() const {
+  if (!has_uncertainties_ || uncertain_ == Extrapolation::kIgnore) return 0.0;
+  double mine[2] = {0.0, 0.0}, all[2];
+  for (int i = 0; i < n_local_; ++i) {
+    mine[0] += uncertainties_[i] * uncertainties_[i];
+    mine[1] += uncertainties_[i] > 0.0 ? 1.0 : 0.0;
+  }
+  MPI_Allreduce(mine, all, 2, MPI_DOUBLE, MPI_SUM, world);
+  return all[1] > 0.0 ? std::sqrt(all[0] / all[1]) : 0.0;
+}
+
 const char* PairPaiNN::force_unit() const {
   if (std::strcmp(update->unit_style, "metal") == 0) return "eV/Angstrom";
   if (std::strcmp(update->unit_style, "real") == 0) return "kcal/mol/Angstrom";
   return "force units";
 }
 
-// The largest uncertainty of this rank's atoms if it exceeds the limit, else 0, and a line on it.
-double PairPaiNN::find_uncertain(std::string& found) const {
+// The largest uncertainty of this rank's atoms if it exceeds the limit, else that of the
+// frame if it does, else 0, and a line on it.
+double PairPaiNN::find_uncertain(double frame, std::string& found) const {
   if (!has_uncertainties_ || uncertain_ == Extrapolation::kIgnore) return 0.0;
   const auto largest = std::max_element(uncertainties_.begin(), uncertainties_.begin() + n_local_);
-  if (n_local_ == 0 || !(*largest > uncertainty_limit())) return 0.0;
+  if (n_local_ == 0 || !(*largest > uncertainty_limit())) {
+    if (!(frame > frame_uncertainty_limit())) return 0.0;
+    found = format(
+        "the uncertainty of the forces is %.3g %s (root mean square of all atoms) at step %lld, "
+        "above the limit of %.3g; the model extrapolates there",
+        frame, force_unit(), static_cast<long long>(update->ntimestep), frame_uncertainty_limit());
+    return frame;
+  }
   found = format(
       "the uncertainty of the force on atom %lld is %.3g %s at step %lld, above the limit of %.3g; "
       "the model extrapolates there",

@@ -14,3 +14,6 @@ MAX_THREADS = 1024
 DEFAULT_SKIN = 0.3
 #: Times the largest uncertainty of held-out atoms: where users are warned unless they set a limit.
 UNCERTAINTY_MARGIN = 3.0
+#: Likewise of the mean square over all atoms, against the largest of a held-out frame. It scatters
+#: less than a single atom, and a crystal that is pressed as a whole shows nowhere else.
+FRAME_UNCERTAINTY_MARGIN = 2.0

@@ -24,7 +24,7 @@ def uncertain(student):
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(width, width, generator=generator, dtype=torch.float64).tril()
     student.uncertainty = LastLayerUncertainty(width).double()
-    student.uncertainty.set(weight, torch.full((width,), 0.1), 0.02, 0.2)
+    student.uncertainty.set(weight, torch.full((width,), 0.1), 0.02, 0.2, 0.15)
     return student
 
 

@@ -34,7 +34,7 @@ def model(tmp_path_factory) -> tuple[Path, StudentForceField]:
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(width, width, generator=generator, dtype=torch.float64).tril()
     student.uncertainty = LastLayerUncertainty(width).double()
-    student.uncertainty.set(weight, torch.full((width,), 0.1), 0.02, LARGEST)
+    student.uncertainty.set(weight, torch.full((width,), 0.1), 0.02, LARGEST, LARGEST)
     export_student(student, path)
     return path, student
 
@@ -180,6 +180,37 @@ def test_auto_is_a_multiple_of_the_largest_held_out(model, glass, tmp_path):
     run = Run("u", glass, model[0], style=f"{EXACT} uncertainty warn auto", units="real")
     done = run_lmp(tmp_path, script_of(run, tmp_path))
     assert f"above {3 * LARGEST / UNITS['real'][1]:.3g} kcal/mol/Angstrom" in done.output
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_atoms_that_are_all_uncertain_are_told_together(model, glass, tmp_path, ranks):
+    """Where no single one is above its limit; of all ranks, and not of a limit that was given."""
+    path = tmp_path / "even.pt"
+    student, kept = model[1], model[1].uncertainty.state_dict()
+    want = expected(student, glass)
+    together = float(np.sqrt(np.square(want).mean()))
+    try:
+        student.uncertainty.largest.fill_(float(want.max()))
+        student.uncertainty.largest_frame.fill_(0.4 * together)
+        export_student(student, path)
+    finally:
+        student.uncertainty.load_state_dict(kept)
+    for units in ("metal", "real"):
+        unit, words = UNITS[units][1], "kcal/mol/Angstrom" if units == "real" else "eV/Angstrom"
+        line = (
+            f"the uncertainty of the forces is {together / unit:.3g} {words} (root mean square of all "
+            f"atoms) at step 0, above the limit of {0.8 * together / unit:.3g}"
+        )
+        warn = Run("u", glass, path, style=f"{EXACT} uncertainty warn auto", units=units,
+                   steps="run 2 post no")  # fmt: skip
+        done = run_lmp(tmp_path, script_of(warn, tmp_path), ranks)
+        assert done.returncode == 0, done.output[-2000:]
+        assert done.output.count(line) == 1, done.output[-2000:]
+        assert f"of all atoms together above {0.8 * together / unit:.3g}" in done.output
+        stop = replace(warn, style=f"{EXACT} uncertainty stop auto")
+        fails(stop, tmp_path, line, ranks=ranks)
+    given = replace(warn, style=f"{EXACT} uncertainty stop {1e3}")
+    assert run_lmp(tmp_path, script_of(given, tmp_path), ranks).returncode == 0
 
 
 def test_replaces_the_check_of_distances_unless_that_is_named(model, glass, tmp_path):

@@ -16,7 +16,12 @@ from support.systems import System
 
 from mlff_distiller import _native, lattice
 from mlff_distiller.calculator import StudentCalculator
-from mlff_distiller.constants import DEFAULT_SKIN, MAX_THREADS, UNCERTAINTY_MARGIN
+from mlff_distiller.constants import (
+    DEFAULT_SKIN,
+    FRAME_UNCERTAINTY_MARGIN,
+    MAX_THREADS,
+    UNCERTAINTY_MARGIN,
+)
 from mlff_distiller.data.structure import check_cell
 from mlff_distiller.elements import MAX_Z
 from mlff_distiller.errors import InputError
@@ -41,6 +46,7 @@ def test_python_and_cpp_have_the_same_numbers():
         "num_elements": MAX_Z,
         "default_skin": DEFAULT_SKIN,
         "uncertainty_margin": UNCERTAINTY_MARGIN,
+        "frame_uncertainty_margin": FRAME_UNCERTAINTY_MARGIN,
         "most_threads": MAX_THREADS,
     }
 

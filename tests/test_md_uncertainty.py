@@ -15,7 +15,7 @@ from support.labelled import emt_crystals
 from support.openmm import openmm_system, topology_of
 from support.students import make_student
 
-from mlff_distiller.constants import UNCERTAINTY_MARGIN
+from mlff_distiller.constants import FRAME_UNCERTAINTY_MARGIN, UNCERTAINTY_MARGIN
 from mlff_distiller.data import Structure, write_structures
 from mlff_distiller.data.structure import without_labels
 from mlff_distiller.dynamics import MDSettings, RunStoppedError, run_md
@@ -23,6 +23,7 @@ from mlff_distiller.dynamics.watch import Watch
 from mlff_distiller.errors import InputError
 from mlff_distiller.students import StudentForceField
 from mlff_distiller.students.export import export_student
+from mlff_distiller.students.file import read_metadata
 from mlff_distiller.students.monitor import UncertaintyMonitor
 from mlff_distiller.students.uncertainty import fit_uncertainty, uncertainties
 
@@ -67,8 +68,36 @@ def test_monitor(model, bare, crystal):
     largest = float(StudentForceField.load(model).uncertainty.largest)
     assert monitor.limit == pytest.approx(UNCERTAINTY_MARGIN * largest)
     assert UncertaintyMonitor(model, 0.7).limit == 0.7
+    frame = float(StudentForceField.load(model).uncertainty.largest_frame)
+    assert monitor.frame_limit == pytest.approx(FRAME_UNCERTAINTY_MARGIN * frame)
     with pytest.raises(InputError, match=r"bare.pt must have data for uncertainties"):
         UncertaintyMonitor(bare)
+
+
+def test_atoms_are_judged_one_by_one_and_then_together(model):
+    monitor = UncertaintyMonitor(model)
+    even, odd = np.full(8, 1.0), np.full(8, 1.0)
+    odd[3] = 9.0
+    monitor.limit, monitor.frame_limit = 5.0, 1.1
+    assert monitor.above(even) is None
+    assert monitor.above(odd, lambda i: f"{i} (Cu)").startswith(
+        "the uncertainty of the force on atom 3 (Cu)"
+    )
+    assert "uncertainty of the forces is 1.2 eV/Å (root mean square of all atoms)" in monitor.above(
+        1.2 * even
+    )
+    assert (
+        UncertaintyMonitor(model, 5.0).above(4.9 * even) is None
+    )  # a limit of theirs is of an atom
+
+
+def test_files_from_before_frames_were_judged(model, monkeypatch):
+    """The largest of an atom takes that place: no mean is above it."""
+    card = read_metadata(model)
+    del card["uncertainty"]["largest_frame"]
+    monkeypatch.setattr("mlff_distiller.students.monitor.read_metadata", lambda path: card)
+    monitor = UncertaintyMonitor(model)
+    assert monitor.largest_frame == monitor.largest_held_out
 
 
 def test_watch_says_it_once_and_can_stop(model, crystal):

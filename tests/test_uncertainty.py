@@ -74,6 +74,9 @@ def test_held_out_errors_have_the_predicted_size():
     values = np.concatenate(uncertainties(student, frames[30:]))
     assert values.max() == pytest.approx(calibration.largest)
     assert np.sqrt(np.mean(values**2)) == pytest.approx(calibration.rms_predicted)
+    of_frames = [np.sqrt(np.mean(u**2)) for u in uncertainties(student, frames[30:])]
+    assert max(of_frames) == pytest.approx(calibration.largest_frame)
+    assert float(student.uncertainty.largest_frame) == pytest.approx(calibration.largest_frame)
 
 
 def test_rises_outside_of_training_without_bound():
@@ -124,6 +127,15 @@ def test_a_checkpoint_keeps_them(tmp_path: Path):
     np.testing.assert_allclose(
         uncertainties(half, [frame])[0], uncertainties(student, [frame])[0], rtol=1e-3
     )
+
+
+def test_a_checkpoint_from_before_frames_were_judged(tmp_path: Path):
+    student = fitted()
+    stored = student.stored()
+    state = {k: v for k, v in stored.state.items() if not k.endswith("largest_frame")}
+    save_checkpoint(tmp_path / "best.ckpt", replace(stored, state=state), metadata={})
+    again = StudentForceField.load(tmp_path)
+    assert float(again.uncertainty.largest_frame) == float(student.uncertainty.largest)
 
 
 def test_training_on_drops_them(tmp_path: Path):
@@ -259,6 +271,7 @@ def test_the_file_says_how_they_were_calibrated_and_gives_them_back(exported, tm
     student = StudentForceField.load(exported)
     metadata = read_metadata(exported)["uncertainty"]
     assert metadata["largest"] == pytest.approx(float(student.uncertainty.largest))
+    assert metadata["largest_frame"] == pytest.approx(float(student.uncertainty.largest_frame))
     assert metadata["unit"] == "eV/Ang"
     student.uncertainty = None
     stale = {"uncertainty": metadata}

@@ -156,16 +156,11 @@ class Watch:
         return found
 
     def _check_uncertainty(self, step: int, found: np.ndarray | None) -> None:
-        if self._monitor is None or found is None or not found.max() > self._monitor.limit:
+        if self._monitor is None or found is None:
             return
-        i = int(found.argmax())
-        self._extrapolates(
-            "uncertainty",
-            f"the uncertainty of the force on atom {i} ({chemical_symbols[self._numbers[i]]}) is "
-            f"{found[i]:.3g} eV/Å, above the limit of {self._monitor.limit:.3g} (held-out atoms "
-            f"had up to {self._monitor.largest_held_out:.3g})",
-            step,
-        )
+        text = self._monitor.above(found, lambda i: f"{i} ({chemical_symbols[self._numbers[i]]})")
+        if text:
+            self._extrapolates("uncertainty", text, step)
 
     def _check_energy(self, step: int, frame: Structure) -> None:
         if self._energies is None or frame.energy is None:

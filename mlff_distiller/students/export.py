@@ -120,8 +120,12 @@ def export_student(
     }
     calibration = entries.pop(UNCERTAINTY, None) or {}
     if student.uncertainty is not None:
-        largest = float(student.uncertainty.largest)
-        entries[UNCERTAINTY] = {**calibration, "unit": "eV/Ang", "largest": largest}
+        entries[UNCERTAINTY] = {
+            **calibration,
+            "unit": "eV/Ang",
+            "largest": float(student.uncertainty.largest),
+            "largest_frame": float(student.uncertainty.largest_frame),
+        }
     if student.repulsion is not None and not student.repulsion.switched:
         entries["repulsion_step"] = student.repulsion.jump()  # eV
     exported = ExportedStudent(student).eval()

@@ -6,11 +6,12 @@ is built, without forces.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from mlff_distiller.constants import UNCERTAINTY_MARGIN
+from mlff_distiller.constants import FRAME_UNCERTAINTY_MARGIN, UNCERTAINTY_MARGIN
 from mlff_distiller.students.file import UNCERTAINTY, check_uncertainty, read_metadata
 from mlff_distiller.students.potential import native_is_built, open_potential
 
@@ -20,7 +21,8 @@ class UncertaintyMonitor:
 
     Args:
         path: the ``.pt`` file.
-        limit: eV/Å; None takes 3 times the largest uncertainty of a held-out atom.
+        limit: eV/Å, of an atom; None takes 3 times the largest uncertainty of a held-out atom, and for
+            the root mean square over all atoms twice the largest of a held-out frame.
         dtype: ``float32`` or ``float64``; None takes that of the file.
         threads: of the native engine; 0 is OpenMP's default.
 
@@ -38,8 +40,13 @@ class UncertaintyMonitor:
     ) -> None:
         metadata = read_metadata(path)
         check_uncertainty(metadata, path)
-        self.largest_held_out = float(metadata[UNCERTAINTY]["largest"])
+        fit = metadata[UNCERTAINTY]
+        self.largest_held_out = float(fit["largest"])
+        self.largest_frame = float(fit.get("largest_frame", fit["largest"]))
         self.limit = UNCERTAINTY_MARGIN * self.largest_held_out if limit is None else float(limit)
+        self.frame_limit = (
+            FRAME_UNCERTAINTY_MARGIN * self.largest_frame if limit is None else np.inf
+        )
         backend = "native" if native_is_built() else "portable"
         self._potential = open_potential(path, backend=backend, dtype=dtype, threads=threads)
         self._options = {"forces": False} if backend == "native" else {}
@@ -53,6 +60,28 @@ class UncertaintyMonitor:
         )
         found: np.ndarray = out["uncertainties"]
         return found
+
+    def above(self, found: np.ndarray, name: Callable[[int], str] = str) -> str | None:
+        """What is above a limit, in words, or None.
+
+        Args:
+            found: (n,), what a call returned.
+            name: of the atom with an index.
+        """
+        worst = int(found.argmax())
+        if found[worst] > self.limit:
+            return (
+                f"the uncertainty of the force on atom {name(worst)} is {found[worst]:.3g} eV/Å, above "
+                f"the limit of {self.limit:.3g} (held-out atoms had up to {self.largest_held_out:.3g})"
+            )
+        together = float(np.sqrt(np.square(found).mean()))
+        if together > self.frame_limit:
+            return (
+                f"the uncertainty of the forces is {together:.3g} eV/Å (root mean square of all atoms), "
+                f"above the limit of {self.frame_limit:.3g} (held-out frames had up to "
+                f"{self.largest_frame:.3g})"
+            )
+        return None
 
 
 __all__ = ["UncertaintyMonitor"]

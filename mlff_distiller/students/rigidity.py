@@ -17,6 +17,7 @@ class LastLayerUncertainty(nn.Module):
     bias: Tensor  # (width,), eV/Å: minus weight times the mean of h in training
     floor: Tensor  # (), eV/Å
     largest: Tensor  # (), eV/Å: of a held-out atom
+    largest_frame: Tensor  # (), eV/Å: root mean square of a held-out frame's atoms
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -24,12 +25,16 @@ class LastLayerUncertainty(nn.Module):
         self.register_buffer("bias", torch.zeros(width))
         self.register_buffer("floor", torch.zeros(()))
         self.register_buffer("largest", torch.zeros(()))
+        self.register_buffer("largest_frame", torch.zeros(()))
 
-    def set(self, weight: Tensor, bias: Tensor, floor: float, largest: float) -> None:
+    def set(
+        self, weight: Tensor, bias: Tensor, floor: float, largest: float, largest_frame: float
+    ) -> None:
         """Take numbers of any dtype, in float64."""
         self.weight, self.bias = weight.to(torch.float64), bias.to(torch.float64)
         self.floor = torch.tensor(floor, dtype=torch.float64)
         self.largest = torch.tensor(largest, dtype=torch.float64)
+        self.largest_frame = torch.tensor(largest_frame, dtype=torch.float64)
 
     def forward(self, features: Tensor) -> Tensor:
         """Of atoms with these features (n_atoms, width): (n_atoms,), eV/Å."""

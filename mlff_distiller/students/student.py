@@ -250,6 +250,10 @@ def load_student(path: str | Path) -> StudentForceField:
     student = StudentForceField(stored.config, stored.elements)
     if any(name.startswith("uncertainty.") for name in stored.state):
         student.uncertainty = LastLayerUncertainty(student.painn.readout_dim)
+        # Files from before it was kept: no frame's mean is above its largest atom.
+        if "uncertainty.largest" in stored.state:
+            largest = stored.state["uncertainty.largest"]
+            stored.state.setdefault("uncertainty.largest_frame", largest)
     student.to(getattr(torch, stored.dtype))
     load_state(student, stored.state, path)
     return student.eval()

@@ -56,6 +56,8 @@ class Calibration:
     """The same by u."""
     largest: float
     """Largest u of a held-out atom."""
+    largest_frame: float
+    """Largest root mean square of u over the atoms of one held-out frame."""
 
 
 def fit_uncertainty(
@@ -83,7 +85,8 @@ def fit_uncertainty(
             f"{len(train)} and {len(held_out)}; set data.valid_fraction"
         )
     known = np.concatenate(features_of(student, train))
-    found = np.concatenate(features_of(student, held_out))
+    of_frames = features_of(student, held_out)
+    found = np.concatenate(of_frames)
     squared = np.concatenate(_squared_errors(student, held_out))
     if not (np.isfinite(known).all() and np.isfinite(found).all() and np.isfinite(squared).all()):
         raise InputError(
@@ -100,6 +103,7 @@ def fit_uncertainty(
     assert best is not None
     _, floor, weight, ridge = best
     predicted = floor**2 + np.square((found - mean) @ weight.T).sum(axis=1)
+    ends = np.cumsum([len(frame) for frame in of_frames])[:-1]
     calibration = Calibration(
         floor=floor,
         ridge=ridge,
@@ -108,11 +112,16 @@ def fit_uncertainty(
         rms_error=float(np.sqrt(squared.mean())),
         rms_predicted=float(np.sqrt(predicted.mean())),
         largest=float(np.sqrt(predicted.max())),
+        largest_frame=float(np.sqrt(max(x.mean() for x in np.split(predicted, ends)))),
     )
     like = student.painn.embedding.weight
     module = LastLayerUncertainty(weight.shape[0])
     module.set(
-        torch.from_numpy(weight), torch.from_numpy(-weight @ mean), floor, calibration.largest
+        torch.from_numpy(weight),
+        torch.from_numpy(-weight @ mean),
+        floor,
+        calibration.largest,
+        calibration.largest_frame,
     )
     student.uncertainty = module.to(device=like.device, dtype=like.dtype)
     return calibration

@@ -43,7 +43,8 @@ class UncertaintyReporter:
         topology: of the Simulation.
         atoms: particles that the model sees, as in ``painn_force``; None for all.
         periodic: as in ``painn_force``; None asks the topology.
-        limit: eV/Å; None takes 3 times the largest uncertainty of a held-out atom.
+        limit: eV/Å, of an atom; None takes 3 times the largest uncertainty of a held-out atom, and for
+            the root mean square over all atoms twice the largest of a held-out frame.
         on_limit: ``warn``, once and with a Python warning, ``stop``, with an InputError, or
             ``ignore``.
         threads: of the native engine; 0 is OpenMP's default.
@@ -98,7 +99,7 @@ class UncertaintyReporter:
         """OpenMM calls this every ``interval`` steps.
 
         Raises:
-            InputError: an atom is above the limit and ``on_limit`` is ``stop``.
+            InputError: an atom, or all together, are above the limit and ``on_limit`` is ``stop``.
         """
         positions = np.asarray(state.getPositions(asNumpy=True)._value) / ANGSTROM_IN_NM
         cell = np.zeros((3, 3))
@@ -111,12 +112,12 @@ class UncertaintyReporter:
         atom = k if self._atoms is None else self._atoms[k]
         step, time = simulation.currentStep, state.getTime()._value
         print(f"{step},{time:.6g},{found[k]:.6g},{atom}", file=self._out)
-        if not found[k] > self.limit or self._on_limit == "ignore":
-            return
-        line = (
-            f"step {step}: the uncertainty of the force on atom {atom} is {found[k]:.3g} eV/Å, "
-            f"above the limit of {self.limit:.3g}; the model extrapolates there"
+        text = self._monitor.above(
+            found, lambda i: str(i if self._atoms is None else self._atoms[i])
         )
+        if text is None or self._on_limit == "ignore":
+            return
+        line = f"step {step}: {text}; the model extrapolates there"
         if self._on_limit == "stop":
             raise InputError(f"{line}: train on such frames, or raise the limit")
         if not self._warned:

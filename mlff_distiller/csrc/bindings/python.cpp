@@ -51,6 +51,7 @@ PYBIND11_MODULE(_native, m) {
   constants["num_elements"] = mlff::kNumElements;
   constants["default_skin"] = mlff::kDefaultSkin;
   constants["uncertainty_margin"] = mlff::kUncertaintyMargin;
+  constants["frame_uncertainty_margin"] = mlff::kFrameUncertaintyMargin;
   m.attr("constants") = constants;
 
   m.def("available_isas", [] {

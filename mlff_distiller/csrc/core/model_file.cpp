@@ -180,6 +180,7 @@ void check_tensors(const ModelFile& model, const std::string& label) {
     linear("uncertainty", model.readout_dim, model.readout_dim);
     check("uncertainty.floor", {});
     check("uncertainty.largest", {});
+    if (model.tensors.count("uncertainty.largest_frame")) check("uncertainty.largest_frame", {});
   }
 }
 
@@ -435,6 +436,9 @@ ModelFile parse_native(const char* data, size_t size, const std::string& label) 
   check_tensors(model, label);
   if (model.has_uncertainty) {
     model.largest_uncertainty = model.tensor("uncertainty.largest").values[0];
+    const auto frame = model.tensors.find("uncertainty.largest_frame");
+    model.largest_frame_uncertainty =
+        frame == model.tensors.end() ? model.largest_uncertainty : frame->second.values[0];
   }
   return model;
 }

@@ -44,9 +44,10 @@ struct ModelFile {
   std::vector<int> elements;  // atomic number of each species index
   double min_distance = 0.0;  // closest pair seen in training, Angstrom; 0 if unknown
   // Whether it has numbers for the uncertainty of atoms (Outputs::uncertainties), which only some
-  // files have, and the largest uncertainty of an atom held out of training, eV/Angstrom.
+  // files have, and the largest uncertainty of an atom held out of training and the largest root
+  // mean square of a frame's atoms, eV/Angstrom; the latter is that of an atom in older files.
   bool has_uncertainty = false;
-  double largest_uncertainty = 0.0;
+  double largest_uncertainty = 0.0, largest_frame_uncertainty = 0.0;
   std::map<std::string, Tensor> tensors;
 
   // Species index of an atomic number, -1 if the model does not know it.
