@@ -16,4 +16,4 @@ DEFAULT_SKIN = 0.3
 UNCERTAINTY_MARGIN = 3.0
 #: Likewise of the mean square over all atoms, against the largest of a held-out frame. It scatters
 #: less than a single atom, and a crystal that is pressed as a whole shows nowhere else.
-FRAME_UNCERTAINTY_MARGIN = 2.0
+FRAME_UNCERTAINTY_MARGIN = 1.5

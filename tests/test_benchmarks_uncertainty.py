@@ -1,4 +1,4 @@
-"""benchmarks/uncertainty.py: its tables and figure, and what it times."""
+"""benchmarks/uncertainty.py: its tables and figure, and what it times; uncertainty_limits.py."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ase.build import bulk
+from support.labelled import emt_crystals
+from support.students import make_student
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from benchmarks import uncertainty, uncertainty_report
+from benchmarks import uncertainty, uncertainty_limits, uncertainty_report
 from mlff_distiller.config import ModelConfig
+from mlff_distiller.students.export import export_student
+from mlff_distiller.students.uncertainty import fit_uncertainty
 
 
 @pytest.fixture
@@ -61,3 +66,25 @@ def test_cost_times_both(tmp_path, monkeypatch):
     (row,) = uncertainty.cost(tmp_path, seconds=0.01, rounds=3)
     assert row["atoms"] == 512
     assert 0.5 < row["ratio"] < 2.0
+
+
+def test_limits_are_asked_of_strained_crystals_and_of_dynamics(tmp_path, monkeypatch):
+    student, frames = make_student((29, 47), scale=0.1, energies=[0.0, 0.0]), emt_crystals(16)
+    fit_uncertainty(student, frames[:12], frames[12:])
+    export_student(student, tmp_path / "student.pt")
+    monkeypatch.setattr(uncertainty_limits, "SCALES", (0.5, 1.0))
+    monkeypatch.setattr(uncertainty_limits, "TEMPERATURES", (10.0,))
+    monkeypatch.setattr(uncertainty_limits, "STEPS", 20)
+    monkeypatch.setattr(uncertainty_limits, "EVERY", 10)
+    crystal = bulk("Cu", cubic=True) * (2, 2, 2)
+    report = uncertainty_limits.measure(crystal, tmp_path / "student.pt", "emt")
+    assert [(row["scale"], row["rattle"]) for row in report["rows"]] == [
+        (0.5, 0.0), (0.5, 0.05), (1.0, 0.0), (1.0, 0.05)
+    ]  # fmt: skip
+    far, near = report["rows"][0], report["rows"][2]
+    assert far["pressure_GPa"] > near["pressure_GPa"]
+    assert far["uncertainty"] == pytest.approx(far["largest"])  # all atoms are alike
+    assert far["uncertainty"] > report["frame_limit"] > near["uncertainty"]
+    text = uncertainty_limits.markdown(report)
+    assert text.count("**said**") >= 2
+    assert "| 10 |" in text

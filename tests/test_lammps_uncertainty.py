@@ -13,6 +13,7 @@ from support.lammps import EXACT, UNITS, Run, glass_of, run_lmp, script_of, writ
 from support.systems import System
 from test_lammps_errors import fails
 
+from mlff_distiller.constants import FRAME_UNCERTAINTY_MARGIN
 from mlff_distiller.data import Structure
 from mlff_distiller.students import StudentForceField
 from mlff_distiller.students.export import export_student
@@ -189,6 +190,7 @@ def test_atoms_that_are_all_uncertain_are_told_together(model, glass, tmp_path, 
     student, kept = model[1], model[1].uncertainty.state_dict()
     want = expected(student, glass)
     together = float(np.sqrt(np.square(want).mean()))
+    limit = FRAME_UNCERTAINTY_MARGIN * 0.4 * together
     try:
         student.uncertainty.largest.fill_(float(want.max()))
         student.uncertainty.largest_frame.fill_(0.4 * together)
@@ -199,14 +201,14 @@ def test_atoms_that_are_all_uncertain_are_told_together(model, glass, tmp_path, 
         unit, words = UNITS[units][1], "kcal/mol/Angstrom" if units == "real" else "eV/Angstrom"
         line = (
             f"the uncertainty of the forces is {together / unit:.3g} {words} (root mean square of all "
-            f"atoms) at step 0, above the limit of {0.8 * together / unit:.3g}"
+            f"atoms) at step 0, above the limit of {limit / unit:.3g}"
         )
         warn = Run("u", glass, path, style=f"{EXACT} uncertainty warn auto", units=units,
                    steps="run 2 post no")  # fmt: skip
         done = run_lmp(tmp_path, script_of(warn, tmp_path), ranks)
         assert done.returncode == 0, done.output[-2000:]
         assert done.output.count(line) == 1, done.output[-2000:]
-        assert f"of all atoms together above {0.8 * together / unit:.3g}" in done.output
+        assert f"of all atoms together above {limit / unit:.3g}" in done.output
         stop = replace(warn, style=f"{EXACT} uncertainty stop auto")
         fails(stop, tmp_path, line, ranks=ranks)
     given = replace(warn, style=f"{EXACT} uncertainty stop {1e3}")

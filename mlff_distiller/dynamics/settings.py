@@ -51,7 +51,7 @@ class MDSettings(Settings):
         None,
         "Of the force on an atom, at records; above it the run extrapolates. Empty: 3 times the "
         "largest of held-out atoms, where the model has uncertainties, and for the root mean square "
-        "over all atoms twice the largest of held-out frames.",
+        "over all atoms 1.5 times the largest of held-out frames.",
         unit="eV/Å",
         above=0,
         advice="use e.g. --uncertainty-limit 0.5",

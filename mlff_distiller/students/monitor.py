@@ -22,7 +22,7 @@ class UncertaintyMonitor:
     Args:
         path: the ``.pt`` file.
         limit: eV/Å, of an atom; None takes 3 times the largest uncertainty of a held-out atom, and for
-            the root mean square over all atoms twice the largest of a held-out frame.
+            the root mean square over all atoms 1.5 times the largest of a held-out frame.
         dtype: ``float32`` or ``float64``; None takes that of the file.
         threads: of the native engine; 0 is OpenMP's default.
 

@@ -44,7 +44,7 @@ class UncertaintyReporter:
         atoms: particles that the model sees, as in ``painn_force``; None for all.
         periodic: as in ``painn_force``; None asks the topology.
         limit: eV/Å, of an atom; None takes 3 times the largest uncertainty of a held-out atom, and for
-            the root mean square over all atoms twice the largest of a held-out frame.
+            the root mean square over all atoms 1.5 times the largest of a held-out frame.
         on_limit: ``warn``, once and with a Python warning, ``stop``, with an InputError, or
             ``ignore``.
         threads: of the native engine; 0 is OpenMP's default.

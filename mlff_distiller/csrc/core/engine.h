@@ -24,7 +24,7 @@ extern const char* const kNoUncertainty;
 // Times the largest uncertainty of held-out atoms: where users are warned unless they set a limit.
 constexpr double kUncertaintyMargin = 3.0;
 // Likewise of the root mean square over all atoms, against the largest of a held-out frame.
-constexpr double kFrameUncertaintyMargin = 2.0;
+constexpr double kFrameUncertaintyMargin = 1.5;
 
 struct EngineOptions {
   Precision precision = Precision::kFloat32;  // of features; positions and energies are double
