@@ -57,9 +57,11 @@ double PairPaiNN::frame_uncertainty_limit() const {
          units_.length;
 }
 
-// That root mean square, of all ranks' atoms that the model has, force units. Collective.
+// That root mean square, of all ranks' atoms that the model has, force units; 0 where nothing is
+// compared with it. Collective.
 double PairPaiNN::frame_uncertainty() const {
-  if (!has_uncertainties_ || uncertain_ == Extrapolation::kIgnore) return 0.0;
+  if (!has_uncertainties_ || uncertain_ == Extrapolation::kIgnore || given_limit_ != kAuto)
+    return 0.0;
   double mine[2] = {0.0, 0.0}, all[2];
   for (int i = 0; i < n_local_; ++i) {
     mine[0] += uncertainties_[i] * uncertainties_[i];
@@ -79,19 +81,20 @@ const char* PairPaiNN::force_unit() const {
 // frame if it does, else 0, and a line on it.
 double PairPaiNN::find_uncertain(double frame, std::string& found) const {
   if (!has_uncertainties_ || uncertain_ == Extrapolation::kIgnore) return 0.0;
+  const long long step = update->ntimestep;
   const auto largest = std::max_element(uncertainties_.begin(), uncertainties_.begin() + n_local_);
-  if (n_local_ == 0 || !(*largest > uncertainty_limit())) {
-    if (!(frame > frame_uncertainty_limit())) return 0.0;
+  if (n_local_ > 0 && *largest > uncertainty_limit()) {
     found = format(
-        "the uncertainty of the forces is %.3g %s (root mean square of all atoms) at step %lld, "
-        "above the limit of %.3g; the model extrapolates there",
-        frame, force_unit(), static_cast<long long>(update->ntimestep), frame_uncertainty_limit());
-    return frame;
+        "the uncertainty of the force on atom %lld is %.3g %s at step %lld, above the limit of "
+        "%.3g; the model extrapolates there",
+        tag_of(static_cast<int>(largest - uncertainties_.begin())), *largest, force_unit(), step,
+        uncertainty_limit());
+    return *largest;
   }
+  if (!(frame > frame_uncertainty_limit())) return 0.0;
   found = format(
-      "the uncertainty of the force on atom %lld is %.3g %s at step %lld, above the limit of %.3g; "
-      "the model extrapolates there",
-      tag_of(static_cast<int>(largest - uncertainties_.begin())), *largest, force_unit(),
-      static_cast<long long>(update->ntimestep), uncertainty_limit());
-  return *largest;
+      "the uncertainty of the forces is %.3g %s (root mean square of all atoms) at step %lld, "
+      "above the limit of %.3g; the model extrapolates there",
+      frame, force_unit(), step, frame_uncertainty_limit());
+  return frame;
 }

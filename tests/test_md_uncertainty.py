@@ -80,15 +80,12 @@ def test_atoms_are_judged_one_by_one_and_then_together(model):
     odd[3] = 9.0
     monitor.limit, monitor.frame_limit = 5.0, 1.1
     assert monitor.above(even) is None
-    assert monitor.above(odd, lambda i: f"{i} (Cu)").startswith(
-        "the uncertainty of the force on atom 3 (Cu)"
-    )
-    assert "uncertainty of the forces is 1.2 eV/Å (root mean square of all atoms)" in monitor.above(
-        1.2 * even
-    )
-    assert (
-        UncertaintyMonitor(model, 5.0).above(4.9 * even) is None
-    )  # a limit of theirs is of an atom
+    one = monitor.above(odd, lambda i: f"{i} (Cu)")
+    assert one.startswith("the uncertainty of the force on atom 3 (Cu)")
+    together = monitor.above(1.2 * even)
+    assert "uncertainty of the forces is 1.2 eV/Å (root mean square of all atoms)" in together
+    theirs = UncertaintyMonitor(model, 5.0)  # of an atom, and then the only one
+    assert theirs.above(4.9 * even) is None
 
 
 def test_files_from_before_frames_were_judged(model, monkeypatch):

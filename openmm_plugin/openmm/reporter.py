@@ -108,13 +108,11 @@ class UncertaintyReporter:
         if self._atoms is not None:
             positions = positions[self._atoms]
         found = self._monitor(self._numbers, positions, cell, self._pbc)
+        indices = range(len(found)) if self._atoms is None else self._atoms
         k = int(found.argmax())
-        atom = k if self._atoms is None else self._atoms[k]
         step, time = simulation.currentStep, state.getTime()._value
-        print(f"{step},{time:.6g},{found[k]:.6g},{atom}", file=self._out)
-        text = self._monitor.above(
-            found, lambda i: str(i if self._atoms is None else self._atoms[i])
-        )
+        print(f"{step},{time:.6g},{found[k]:.6g},{indices[k]}", file=self._out)
+        text = self._monitor.above(found, lambda i: str(indices[i]))
         if text is None or self._on_limit == "ignore":
             return
         line = f"step {step}: {text}; the model extrapolates there"
